@@ -1,0 +1,54 @@
+/* Number types of stored tensors and KV rows, and exact conversions between them. */
+#ifndef KK_BASE_DTYPE_H
+#define KK_BASE_DTYPE_H
+
+#include <stdint.h>
+#include <string.h>
+
+enum kk_dtype { KK_F32 = 0, KK_BF16 = 1, KK_F16 = 2 };
+
+static inline unsigned kk_dtype_bytes(enum kk_dtype t)
+{
+    return t == KK_F32 ? 4 : 2;
+}
+
+static inline const char *kk_dtype_name(enum kk_dtype t)
+{
+    return t == KK_F32 ? "f32" : t == KK_BF16 ? "bf16" : "f16";
+}
+
+static inline float kk_bf16_to_f32(uint16_t b)
+{
+    uint32_t u = (uint32_t)b << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+/* Round to nearest, ties to even; NaN stays NaN. */
+static inline uint16_t kk_f32_to_bf16(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    if ((u & 0x7fffffff) > 0x7f800000) return (uint16_t)(u >> 16 | 0x40);
+    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+static inline float kk_f16_to_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exp = h >> 10 & 31, man = h & 1023, u;
+    if (exp == 31)
+        u = sign | 0x7f800000 | man << 13;
+    else if (exp)
+        u = sign | (exp + 112) << 23 | man << 13;
+    else { /* subnormal: man * 2^-24, exact in f32 */
+        float f = (float)man * 0x1p-24f;
+        memcpy(&u, &f, 4);
+        u |= sign;
+    }
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+#endif

@@ -1,0 +1,123 @@
+#include "base/fs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int open_fail(struct kk_err *err, const char *path)
+{
+    int code = errno == ENOENT || errno == ENOTDIR ? KK_ENOENT : KK_EIO;
+    return kk_fail(err, code, "cannot open '%s': %s", path, strerror(errno));
+}
+
+int kk_fs_map(const char *path, struct kk_map *out, struct kk_err *err)
+{
+    struct stat st;
+    int rc = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return open_fail(err, path);
+    *out = (struct kk_map){0};
+    if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
+        rc = kk_fail(err, KK_EIO, "cannot read '%s': not a regular file", path);
+        goto out;
+    }
+    if (st.st_size == 0) goto out;
+    void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED) {
+        rc = kk_fail(err, KK_EIO, "cannot map '%s': %s", path, strerror(errno));
+        goto out;
+    }
+    *out = (struct kk_map){p, (size_t)st.st_size};
+out:
+    close(fd);
+    return rc;
+}
+
+void kk_fs_unmap(struct kk_map *m)
+{
+    if (m->data) munmap((void *)(size_t)m->data, m->len);
+    *m = (struct kk_map){0};
+}
+
+int kk_fs_read(const char *path, struct kk_buf *buf, struct kk_err *err)
+{
+    int use_stdin = strcmp(path, "-") == 0, rc = 0;
+    int fd = use_stdin ? 0 : open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return open_fail(err, path);
+    for (;;) {
+        char chunk[65536];
+        ssize_t n = read(fd, chunk, sizeof chunk);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) {
+            rc = kk_fail(err, KK_EIO, "cannot read '%s': %s", path, strerror(errno));
+            break;
+        }
+        if (n == 0) break;
+        rc = kk_buf_append(buf, chunk, (size_t)n);
+        if (rc) {
+            kk_fail(err, rc, "cannot read '%s': %s", path,
+                    rc == KK_ERANGE ? "larger than the limit for such a file" : "out of memory");
+            break;
+        }
+    }
+    if (!use_stdin) close(fd);
+    return rc;
+}
+
+static int write_all(int fd, const char *p, size_t n)
+{
+    while (n) {
+        ssize_t k = write(fd, p, n);
+        if (k < 0 && errno == EINTR) continue;
+        if (k < 0) return -1;
+        p += k;
+        n -= (size_t)k;
+    }
+    return 0;
+}
+
+/* Devices and pipes (/dev/stdout, /dev/full) cannot be renamed over: write straight into them. */
+static int is_special(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && !S_ISREG(st.st_mode);
+}
+
+int kk_fs_write(const char *path, const void *data, size_t len, struct kk_err *err)
+{
+    char tmp[4096];
+    int special = is_special(path);
+    if (snprintf(tmp, sizeof tmp, special ? "%s" : "%s.tmp", path) >= (int)sizeof tmp)
+        return kk_fail(err, KK_ERANGE, "path too long: '%.64s...'", path);
+    int fd = open(tmp, O_WRONLY | O_CREAT | O_CLOEXEC | (special ? 0 : O_TRUNC), 0644);
+    if (fd < 0) return kk_fail(err, KK_EIO, "cannot write '%s': %s", path, strerror(errno));
+    int bad = write_all(fd, data, len) || (!special && fsync(fd));
+    int saved = errno;
+    bad |= close(fd) != 0;
+    if (!bad && (special || rename(tmp, path) == 0)) return 0;
+    if (!special) unlink(tmp);
+    return kk_fail(err, KK_EIO, "cannot write '%s': %s", path, strerror(saved));
+}
+
+int kk_fs_is_dir(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+int kk_fs_exists(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0;
+}
+
+int kk_fs_join(char *out, size_t cap, const char *dir, const char *name, struct kk_err *err)
+{
+    int n = snprintf(out, cap, "%s/%s", dir, name);
+    if (n < 0 || (size_t)n >= cap) return kk_fail(err, KK_ERANGE, "path too long: '%.64s...'", dir);
+    return 0;
+}
