@@ -1,0 +1,317 @@
+/* The device seam: memory with accounts, weights in the device's own layout, and about twenty typed
+ * stage ops. A model is straight-line C over these ops; fusion is named at the call site; there is
+ * no graph.
+ *
+ * Owns: where numbers live and how they are computed. Refuses to know: sessions, policies,
+ * architectures.
+ *
+ * Shape letters (all tensors row-major, last dimension fastest):
+ *   B sequences in a step   T rows (tokens) in a step, all sequences packed   C model width
+ *   H query heads   G KV heads   D head dim   R rotary pairs of a head (R <= D/2)
+ *   F feed-forward width   E experts   A active experts   V vocabulary   S keys per attention split
+ *
+ * Law 2 (bit-identity): the bits of a row's result depend on the model, on that row and on the rows
+ * it may see, never on T, B, threads, or how the history was cut. Every op below keeps it. Law 3:
+ * the scalar CPU table is the oracle of every other implementation. Law 4: ops do not allocate;
+ * scratch is sized once by kk_ops.reserve.
+ *
+ * Errors: ops return void; a device failure latches and kk_ops.step_end returns it once, with the
+ * op's name. */
+#ifndef KK_DEV_DEV_H
+#define KK_DEV_DEV_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/dtype.h"
+#include "base/err.h"
+
+/* ---- memory
+ * --------------------------------------------------------------------------------------- */
+
+/* What a block of memory is for. Every byte belongs to exactly one account (law 1). */
+struct kk_account {
+    const char *name; /* static */
+    _Atomic int64_t bytes, peak;
+};
+
+/* A matrix (or n_mats of one shape) in the device's own layout. Filled by weight_load. */
+struct kk_weight {
+    enum kk_dtype dtype;
+    int n_mats;         /* experts, or 1 */
+    int64_t rows, cols; /* of one matrix: outputs, inputs (y = W x) */
+    void *data;         /* device memory, layout private to the device */
+    size_t mat_bytes;   /* stride between matrices in data */
+    struct kk_account *account;
+};
+
+/* Where weight_load reads from: element i of the row-major [n_mats, rows, cols] source. */
+struct kk_weight_src {
+    enum kk_dtype dtype;
+    int n_mats;
+    int64_t rows, cols;
+    const void *data; /* mapped source, or NULL: then read() makes elements [first, first + n) */
+    const void *ctx;
+    void (*read)(const void *ctx, uint64_t first, uint64_t n, void *dst); /* thread-safe */
+};
+
+/* ---- the rows a query may see
+ * --------------------------------------------------------------------- */
+
+/* Row j is visible to a query at position t iff
+ *     0 <= t - j < window  and  (t - j < near  or  j < sinks).
+ * "No bound" is KK_NO_BOUND. native: near = KK_NO_BOUND. */
+#define KK_NO_BOUND INT32_MAX
+struct kk_mask {
+    int32_t window, near, sinks;
+};
+
+/* One sequence's rows of one layer, as an op sees them. Row j (an absolute position) is
+ *   j <  committed: stored in slot(j) = ring == 0 ? j : j < sinks ? j : sinks + (j - sinks) % ring;
+ *                   slot s is at blocks[s / block_rows] + (s % block_rows) * row_bytes;
+ *   j >= committed: a row of the running step, at step + (j - committed) * row_bytes. */
+struct kk_kv_seq {
+    void *const *blocks;
+    void *step;
+    int32_t committed, n_step;
+    int32_t block_rows;
+    int32_t sinks, ring;
+};
+
+static inline void *kk_kv_slot(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
+{
+    int32_t slot = !s->ring || j < s->sinks ? j : s->sinks + (j - s->sinks) % s->ring;
+    return (char *)s->blocks[slot / s->block_rows] + (size_t)(slot % s->block_rows) * row_bytes;
+}
+
+static inline void *kk_kv_row(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
+{
+    if (j >= s->committed) return (char *)s->step + (size_t)(j - s->committed) * row_bytes;
+    return kk_kv_slot(s, j, row_bytes);
+}
+
+/* ---- op arguments
+ * --------------------------------------------------------------------------------- `act` buffers
+ * hold the input of a matrix product in the device's activation type (struct kk_dev.act: f32 on the
+ * CPU, bf16 on CUDA). Everything else is f32 or int32. All pointers are device pointers. */
+
+/* h[T, C] = table[ids] * scale */
+struct kk_embed_args {
+    int T;
+    const int32_t *ids; /* [T], each in [0, table->rows) */
+    const struct kk_weight *table;
+    float scale;
+    float *h;
+};
+
+/* y[T, C] = x / sqrt(mean(x^2) + eps) * w   (w NULL: no weight) */
+struct kk_norm_args {
+    int T, C;
+    const float *x;
+    const float *w;
+    float eps;
+    void *y; /* act */
+};
+
+/* y[i][T, w[i]->rows] = x[T, cols] w[i]^T for up to three matrices that share x.
+ * softcap > 0: y = softcap * tanh(y / softcap). */
+struct kk_linear_args {
+    int T, n;
+    const void *x; /* act */
+    const struct kk_weight *w[3];
+    float *y[3];
+    float softcap;
+};
+
+/* Per head: q = rope(rms(q) * q_norm); the stored row of each token is written:
+ *   value_only 0: K = rope(rms(k) * k_norm), V = rms(v)         row = K[G*D] then V[G*D]
+ *   value_only 1: V = rms(k)                                    row = V[G*D]; ops derive K = rope(V
+ * * k_norm) rope: pair r < R rotates elements r and r + D/2 by the angle of `rope[pos][r] = {cos,
+ * sin}`; other pairs are left as they are. rms has no weight of its own here. */
+struct kk_qkv_args {
+    int T, H, G, D, R, value_only;
+    float *q;                     /* [T, H*D] in and out */
+    const float *k;               /* [T, G*D] */
+    const float *v;               /* [T, G*D]; unused when value_only */
+    const float *q_norm, *k_norm; /* [D] */
+    float eps;
+    const int32_t *pos; /* [T] */
+    const float *rope;  /* [positions, R, 2] */
+    enum kk_dtype kv_dtype;
+    void *rows; /* [T, row_bytes] */
+};
+
+/* o[T, H*D] = softmax(scale * q K^T, over visible rows) V.
+ * Order (law 2): keys go in splits [i*S, (i+1)*S) of absolute positions, S = kk_dev.attn_split;
+ * within a split maximum, weights and sums start from zero; splits are merged in ascending order in
+ * f32. A split with no visible key is skipped. One call covers splits [first_split, end_split): a
+ * host tier feeds rows piece by piece. `state` [T, H, D + 2] carries the running merge between
+ * calls: a call with first set starts it, one with last set writes o. */
+struct kk_attn_args {
+    int T, B, H, G, D, R, value_only;
+    const float *q;     /* [T, H*D] */
+    const int32_t *pos; /* [T] */
+    const int32_t
+        *seq; /* [T] index into seqs; the rows of one sequence are consecutive and ascending */
+    const struct kk_kv_seq *seqs; /* [B] */
+    struct kk_mask mask;
+    float scale;
+    const float *k_norm; /* [D]; used when value_only */
+    const float *rope;   /* [positions, R, 2]; used when value_only */
+    enum kk_dtype kv_dtype;
+    int32_t first_split, end_split; /* end_split = KK_NO_BOUND: to the end */
+    int first, last;
+    float *state;
+    void *o; /* act */
+};
+
+/* The residual stream takes a sublayer's output, and up to three normed copies leave it:
+ *   x = n_in == 1 ? a[0] : rms(a[0]) * w_in[0] + rms(a[1]) * w_in[1]
+ *   h = (h + rms(x) * w_post) * scale
+ *   y[i] = rms(h) * w_out[i]            for i < n_out */
+struct kk_residual_args {
+    int T, C, n_in, n_out;
+    float *h;
+    const float *a[2];
+    const float *w_in[2];
+    const float *w_post;
+    float scale, eps;
+    const float *w_out[3];
+    void *y[3]; /* act */
+};
+
+enum kk_activation { KK_GELU_TANH, KK_SILU };
+
+/* y[T, F] = act(gate x) * (up x) */
+struct kk_glu_args {
+    int T;
+    enum kk_activation act;
+    const void *x; /* act [T, C] */
+    const struct kk_weight *gate, *up;
+    void *y; /* act [T, F] */
+};
+
+/* p = softmax(x w^T over all E); the A largest (ties: lowest index), in descending order;
+ * weight[i] = p[i] / sum of the A * expert_scale[idx[i]] */
+struct kk_route_args {
+    int T, E, A;
+    const void *x; /* act [T, C] */
+    const struct kk_weight *w;
+    const float *expert_scale; /* [E] */
+    int32_t *idx;              /* [T, A] */
+    float *weight;             /* [T, A] */
+};
+
+/* y[T, C] = sum over the row's experts, in ascending expert index, of
+ *     weight * down_e (act(gate_e x) * (up_e x));  gate_e = rows 0..F-1 of gate_up_e, up_e =
+ * F..2F-1 */
+struct kk_moe_args {
+    int T, E, A;
+    enum kk_activation act;
+    const void *x; /* act [T, C] */
+    const int32_t *idx;
+    const float *weight;
+    const struct kk_weight *gate_up; /* E x [2F, C] */
+    const struct kk_weight *down;    /* E x [C, F] */
+    float *y;
+};
+
+/* dst[i] = src[rows[i]] for i < n; rows of C floats */
+struct kk_gather_args {
+    int n, C;
+    const int32_t *rows;
+    const float *src;
+    float *dst;
+};
+
+/* out[i] = index of the largest of x[i, 0..n), lowest index on ties, i < T */
+struct kk_argmax_args {
+    int T;
+    int64_t n;
+    const float *x;
+    int32_t *out;
+};
+
+/* Copy the first keep[b] step rows of every sequence into their slots (ring slots overwrite). Of
+ * more rows than a ring holds, the newest win. */
+struct kk_kv_store_args {
+    int B;
+    const struct kk_kv_seq *seqs;
+    const int32_t *keep; /* [B], each <= n_step */
+    size_t row_bytes;
+};
+
+/* Upper bounds of what ops will be called with: sizes the device's scratch, once. */
+struct kk_limits {
+    int max_rows;         /* T */
+    int max_width;        /* largest of C, H*D, G*D, F, E*... of any op input or output but V */
+    int max_head_dim;     /* D */
+    int max_heads;        /* H */
+    int max_active;       /* A, 0 if dense */
+    int max_expert_width; /* F of an expert */
+};
+
+struct kk_dev;
+
+/* The vtable. Every slot is required; kk_dev_check (called at open) refuses a device with a hole.
+ */
+struct kk_ops {
+    /* memory: 0-filled device memory, NULL when out of it */
+    void *(*alloc)(struct kk_dev *, size_t bytes);
+    void (*free)(struct kk_dev *, void *p, size_t bytes);
+    void (*upload)(struct kk_dev *, void *dst, const void *src, size_t bytes);
+    void (*download)(struct kk_dev *, void *dst, const void *src, size_t bytes);
+    int (*weight_load)(struct kk_dev *, const struct kk_weight_src *, struct kk_account *,
+                       struct kk_weight *out, struct kk_err *);
+    size_t (*weight_bytes)(const struct kk_dev *, const struct kk_weight_src *); /* for plan */
+    int (*reserve)(struct kk_dev *, const struct kk_limits *, struct kk_account *, struct kk_err *);
+    size_t (*reserve_bytes)(const struct kk_dev *, const struct kk_limits *); /* for plan */
+    void (*close)(struct kk_dev *);
+    /* a step: ops between begin and end run in order; end waits and returns the latched error */
+    void (*step_begin)(struct kk_dev *);
+    int (*step_end)(struct kk_dev *, struct kk_err *);
+    /* stages */
+    void (*embed)(struct kk_dev *, const struct kk_embed_args *);
+    void (*norm)(struct kk_dev *, const struct kk_norm_args *);
+    void (*linear)(struct kk_dev *, const struct kk_linear_args *);
+    void (*qkv)(struct kk_dev *, const struct kk_qkv_args *);
+    void (*attn)(struct kk_dev *, const struct kk_attn_args *);
+    void (*residual)(struct kk_dev *, const struct kk_residual_args *);
+    void (*glu)(struct kk_dev *, const struct kk_glu_args *);
+    void (*route)(struct kk_dev *, const struct kk_route_args *);
+    void (*moe)(struct kk_dev *, const struct kk_moe_args *);
+    void (*gather)(struct kk_dev *, const struct kk_gather_args *);
+    void (*argmax)(struct kk_dev *, const struct kk_argmax_args *);
+    void (*kv_store)(struct kk_dev *, const struct kk_kv_store_args *);
+};
+
+struct kk_dev {
+    const struct kk_ops *ops;
+    char name[96];  /* "cpu avx512, 2 threads" */
+    char isa[16];   /* what a snapshot records: "scalar", "avx2", "avx512", "cuda" */
+    int n_threads;  /* 0 on a GPU */
+    int attn_split; /* S */
+    enum kk_dtype act;
+    struct kk_account tables; /* memory of the device itself: scratch and constant tables */
+};
+
+/* isa: "auto" (best the machine has), "scalar", "avx2", "avx512". threads: 0 = all cores this
+ * process may use. An instruction set the machine lacks is KK_EUNSUPPORTED, naming those it has. */
+int kk_dev_open_cpu(const char *isa, int threads, struct kk_dev **out, struct kk_err *err);
+void kk_dev_close(struct kk_dev *dev); /* NULL is fine */
+
+/* Aborts on a NULL slot, naming it. Called by every open. */
+void kk_dev_check(const struct kk_dev *dev);
+
+/* Counted allocation; KK_ENOMEM says how many bytes, and for what account. Size 0 gives NULL, no
+ * error. */
+int kk_dev_alloc(struct kk_dev *dev, struct kk_account *acc, size_t bytes, void **out,
+                 struct kk_err *err);
+void kk_dev_free(struct kk_dev *dev, struct kk_account *acc, void *p, size_t bytes);
+void kk_account_add(struct kk_account *acc, int64_t bytes);
+
+/* Frees a weight's memory (NULL data is fine). */
+void kk_weight_free(struct kk_dev *dev, struct kk_weight *w);
+
+#endif
