@@ -1,0 +1,442 @@
+/* The pool, sessions and the two-phase step. */
+#include "kv/kv.h"
+
+#include <string.h>
+
+#include "base/mem.h"
+
+/* One layer of one session. */
+struct layer_rows {
+    void **blocks; /* host array of device pointers; a ring has one block */
+    int32_t n_blocks, cap_blocks;
+    int64_t stored; /* rows ever stored: what INV-1 compares with kv->rows */
+};
+
+struct kk_kv {
+    struct kk_kv_pool *pool;
+    struct kk_account device;
+    struct layer_rows *layer;
+    int64_t rows;
+    int broken;
+};
+
+struct kk_kv_pool {
+    struct kk_dev *dev;
+    struct kk_kv_layout layout;
+    struct kk_kv_rule *rule;
+    struct kk_kv_limits limits;
+    struct kk_account staging;
+    size_t *hold_offset; /* [n_layers] of a layer's rows in scratch, per held row */
+    size_t scratch_bytes;
+    void *scratch;          /* device */
+    struct kk_kv_seq *seqs; /* device [n_layers, max_seqs] */
+    int32_t *pos, *seq, *keep;
+    /* host twins of the device tables, filled by begin */
+    struct kk_kv_seq *h_seqs;
+    int32_t *h_pos, *h_seq, *h_keep;
+    /* the running step */
+    enum kk_step_kind kind;
+    int active, T, B;
+    struct kk_kv **step_kv;
+    int32_t *step_n;
+};
+
+/* ---- pool
+ * ----------------------------------------------------------------------------------------- */
+
+static int max_int(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+static size_t scratch_size(struct kk_kv_pool *p)
+{
+    size_t all = 0, widest = 0;
+    for (int l = 0; l < p->layout.n_layers; l++) {
+        p->hold_offset[l] = all * (size_t)p->limits.max_hold_rows;
+        all += p->rule[l].row_bytes;
+        if (p->rule[l].row_bytes > widest) widest = p->rule[l].row_bytes;
+    }
+    size_t hold = all * (size_t)p->limits.max_hold_rows;
+    size_t chunk = widest * (size_t)p->limits.max_chunk_rows;
+    return hold > chunk ? hold : chunk;
+}
+
+static int alloc_host(struct kk_kv_pool *p, struct kk_err *err)
+{
+    size_t N = (size_t)p->layout.n_layers, B = (size_t)p->limits.max_seqs;
+    size_t T = (size_t)max_int(p->limits.max_chunk_rows, p->limits.max_hold_rows);
+    p->rule = kk_calloc(N, sizeof *p->rule);
+    p->hold_offset = kk_calloc(N, sizeof *p->hold_offset);
+    p->h_seqs = kk_calloc(N * B, sizeof *p->h_seqs);
+    p->h_pos = kk_calloc(T, sizeof *p->h_pos);
+    p->h_seq = kk_calloc(T, sizeof *p->h_seq);
+    p->h_keep = kk_calloc(B, sizeof *p->h_keep);
+    p->step_kv = kk_calloc(B, sizeof *p->step_kv);
+    p->step_n = kk_calloc(B, sizeof *p->step_n);
+    if (p->rule && p->hold_offset && p->h_seqs && p->h_pos && p->h_seq && p->h_keep && p->step_kv &&
+        p->step_n)
+        return 0;
+    return kk_fail(err, KK_ENOMEM, "out of memory for the KV pool");
+}
+
+static int alloc_device(struct kk_kv_pool *p, struct kk_err *err)
+{
+    size_t N = (size_t)p->layout.n_layers, B = (size_t)p->limits.max_seqs;
+    size_t T = (size_t)max_int(p->limits.max_chunk_rows, p->limits.max_hold_rows);
+    struct kk_account *a = &p->staging;
+    int rc = kk_dev_alloc(p->dev, a, p->scratch_bytes, &p->scratch, err);
+    if (!rc) rc = kk_dev_alloc(p->dev, a, N * B * sizeof *p->seqs, (void **)&p->seqs, err);
+    if (!rc) rc = kk_dev_alloc(p->dev, a, T * sizeof *p->pos, (void **)&p->pos, err);
+    if (!rc) rc = kk_dev_alloc(p->dev, a, T * sizeof *p->seq, (void **)&p->seq, err);
+    if (!rc) rc = kk_dev_alloc(p->dev, a, B * sizeof *p->keep, (void **)&p->keep, err);
+    return rc;
+}
+
+int kk_kv_pool_open(struct kk_dev *dev, const struct kk_kv_layout *layout,
+                    const struct kk_kv_options *opt, const struct kk_kv_limits *limits,
+                    struct kk_kv_pool **out, struct kk_err *err)
+{
+    KK_BUG_ON(KK_KV_BLOCK_ROWS % dev->attn_split);
+    struct kk_kv_pool *p = kk_calloc(1, sizeof *p);
+    if (!p) return kk_fail(err, KK_ENOMEM, "out of memory for the KV pool");
+    p->dev = dev;
+    p->layout = *layout;
+    p->limits = *limits;
+    p->staging.name = "KV staging";
+    int rc = alloc_host(p, err);
+    if (!rc) rc = kk_kv_rules(layout, opt, p->rule, err);
+    if (!rc) {
+        p->scratch_bytes = scratch_size(p);
+        rc = alloc_device(p, err);
+    }
+    if (rc) {
+        kk_kv_pool_close(p);
+        return rc;
+    }
+    *out = p;
+    return 0;
+}
+
+void kk_kv_pool_close(struct kk_kv_pool *p)
+{
+    if (!p) return;
+    size_t N = (size_t)p->layout.n_layers, B = (size_t)p->limits.max_seqs;
+    size_t T = (size_t)max_int(p->limits.max_chunk_rows, p->limits.max_hold_rows);
+    kk_dev_free(p->dev, &p->staging, p->scratch, p->scratch_bytes);
+    kk_dev_free(p->dev, &p->staging, p->seqs, N * B * sizeof *p->seqs);
+    kk_dev_free(p->dev, &p->staging, p->pos, T * sizeof *p->pos);
+    kk_dev_free(p->dev, &p->staging, p->seq, T * sizeof *p->seq);
+    kk_dev_free(p->dev, &p->staging, p->keep, B * sizeof *p->keep);
+    kk_free(p->rule);
+    kk_free(p->hold_offset);
+    kk_free(p->h_seqs);
+    kk_free(p->h_pos);
+    kk_free(p->h_seq);
+    kk_free(p->h_keep);
+    kk_free(p->step_kv);
+    kk_free(p->step_n);
+    kk_free(p);
+}
+
+int64_t kk_kv_staging_bytes(const struct kk_kv_pool *p)
+{
+    return atomic_load(&p->staging.bytes);
+}
+
+/* ---- sessions
+ * ------------------------------------------------------------------------------------- */
+
+static size_t block_bytes(const struct kk_kv_rule *r)
+{
+    size_t rows = r->ring ? (size_t)(r->sinks + r->ring) : KK_KV_BLOCK_ROWS;
+    return rows * r->row_bytes;
+}
+
+/* Make layer l hold at least `n` blocks. */
+static int grow_blocks(struct kk_kv *kv, int l, int32_t n, struct kk_err *err)
+{
+    struct layer_rows *y = &kv->layer[l];
+    if (n > y->cap_blocks) {
+        int32_t cap = y->cap_blocks ? y->cap_blocks : 4;
+        while (cap < n) cap *= 2;
+        void **p = kk_realloc(y->blocks, (size_t)cap, sizeof *p);
+        if (!p) return kk_fail(err, KK_ENOMEM, "out of memory for a KV block table");
+        y->blocks = p;
+        y->cap_blocks = cap;
+    }
+    while (y->n_blocks < n) {
+        int rc = kk_dev_alloc(kv->pool->dev, &kv->device, block_bytes(&kv->pool->rule[l]),
+                              &y->blocks[y->n_blocks], err);
+        if (rc) return rc;
+        y->n_blocks++;
+    }
+    return 0;
+}
+
+/* Give back blocks beyond n (a begin that failed half-way). */
+static void shrink_blocks(struct kk_kv *kv, int l, int32_t n)
+{
+    struct layer_rows *y = &kv->layer[l];
+    while (y->n_blocks > n)
+        kk_dev_free(kv->pool->dev, &kv->device, y->blocks[--y->n_blocks],
+                    block_bytes(&kv->pool->rule[l]));
+}
+
+int kk_kv_open(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
+{
+    struct kk_kv *kv = kk_calloc(1, sizeof *kv);
+    if (!kv) return kk_fail(err, KK_ENOMEM, "out of memory for a session");
+    kv->pool = pool;
+    kv->device.name = "session KV";
+    kv->layer = kk_calloc((size_t)pool->layout.n_layers, sizeof *kv->layer);
+    int rc = kv->layer ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for a session");
+    for (int l = 0; !rc && l < pool->layout.n_layers; l++)
+        if (pool->rule[l].ring) rc = grow_blocks(kv, l, 1, err);
+    if (rc) {
+        kk_kv_close(kv);
+        return rc;
+    }
+    *out = kv;
+    return 0;
+}
+
+void kk_kv_close(struct kk_kv *kv)
+{
+    if (!kv) return;
+    for (int l = 0; kv->layer && l < kv->pool->layout.n_layers; l++) {
+        shrink_blocks(kv, l, 0);
+        kk_free(kv->layer[l].blocks);
+    }
+    KK_BUG_ON(atomic_load(&kv->device.bytes) != 0);
+    kk_free(kv->layer);
+    kk_free(kv);
+}
+
+int64_t kk_kv_rows(const struct kk_kv *kv)
+{
+    return kv->rows;
+}
+
+int64_t kk_kv_device_bytes(const struct kk_kv *kv)
+{
+    return atomic_load(&kv->device.bytes);
+}
+
+static int64_t resident(const struct kk_kv_rule *r, int64_t rows)
+{
+    int64_t cap = (int64_t)r->sinks + r->ring;
+    return r->ring && rows > cap ? cap : rows;
+}
+
+int64_t kk_kv_resident_rows(const struct kk_kv *kv)
+{
+    int64_t n = 0;
+    for (int l = 0; l < kv->pool->layout.n_layers; l++)
+        n += resident(&kv->pool->rule[l], kv->layer[l].stored);
+    return n;
+}
+
+int64_t kk_kv_dropped(const struct kk_kv *kv)
+{
+    int64_t least = INT64_MAX;
+    for (int l = 0; l < kv->pool->layout.n_layers; l++) {
+        int64_t gone = kv->rows - resident(&kv->pool->rule[l], kv->rows);
+        if (gone < least) least = gone;
+    }
+    return least;
+}
+
+int kk_kv_check(const struct kk_kv *kv, struct kk_err *err)
+{
+    if (kv->broken) return kk_fail(err, KK_EINVARIANT, "INV-1: a step of this session was aborted");
+    for (int l = 0; l < kv->pool->layout.n_layers; l++) {
+        const struct layer_rows *y = &kv->layer[l];
+        const struct kk_kv_rule *r = &kv->pool->rule[l];
+        if (y->stored != kv->rows)
+            return kk_fail(err, KK_EINVARIANT, "INV-1: layer %d stored %lld rows, session has %lld",
+                           l, (long long)y->stored, (long long)kv->rows);
+        int64_t room = r->ring ? (y->n_blocks == 1 ? resident(r, kv->rows) : -1)
+                               : (int64_t)y->n_blocks * KK_KV_BLOCK_ROWS;
+        if (room < resident(r, kv->rows))
+            return kk_fail(err, KK_EINVARIANT, "INV-1: layer %d has room for %lld rows of %lld", l,
+                           (long long)room, (long long)kv->rows);
+    }
+    return 0;
+}
+
+static void describe(const struct kk_kv *kv, int l, struct kk_kv_seq *s)
+{
+    const struct kk_kv_rule *r = &kv->pool->rule[l];
+    s->blocks = kv->layer[l].blocks;
+    s->step = NULL;
+    s->committed = (int32_t)kv->rows;
+    s->n_step = 0;
+    s->block_rows = r->ring ? r->sinks + r->ring : KK_KV_BLOCK_ROWS;
+    s->sinks = r->sinks;
+    s->ring = r->ring;
+}
+
+int kk_kv_read_row(const struct kk_kv *kv, int layer, int64_t j, void *dst, struct kk_err *err)
+{
+    const struct kk_kv_rule *r = &kv->pool->rule[layer];
+    struct kk_kv_seq s;
+    describe(kv, layer, &s);
+    int gone = r->ring && j >= r->sinks && j < kv->rows - r->ring;
+    if (j < 0 || j >= kv->rows || gone)
+        return kk_fail(err, KK_ENOENT, "row %lld of layer %d is not stored", (long long)j, layer);
+    kv->pool->dev->ops->download(kv->pool->dev, dst, kk_kv_slot(&s, (int32_t)j, r->row_bytes),
+                                 r->row_bytes);
+    return 0;
+}
+
+/* ---- a step
+ * --------------------------------------------------------------------------------------- */
+
+/* Room for rows + n in every layer that keeps all; undone on failure. */
+static int reserve_rows(struct kk_kv *kv, int32_t n, struct kk_err *err)
+{
+    const struct kk_kv_pool *p = kv->pool;
+    int64_t total = kv->rows + n;
+    int32_t before = (int32_t)((kv->rows + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS);
+    int32_t need = (int32_t)((total + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS);
+    if (total >= KK_NO_BOUND) return kk_fail(err, KK_ERANGE, "a session is limited to 2^31 tokens");
+    int rc = 0, l;
+    for (l = 0; !rc && l < p->layout.n_layers; l++)
+        if (!p->rule[l].ring) rc = grow_blocks(kv, l, need, err);
+    while (rc && l-- > 0)
+        if (!p->rule[l].ring) shrink_blocks(kv, l, before);
+    return rc;
+}
+
+static void fill_tables(struct kk_kv_pool *p)
+{
+    int t = 0;
+    for (int b = 0; b < p->B; b++)
+        for (int i = 0; i < p->step_n[b]; i++, t++) {
+            p->h_pos[t] = (int32_t)p->step_kv[b]->rows + i;
+            p->h_seq[t] = b;
+        }
+    for (int l = 0; l < p->layout.n_layers; l++) {
+        char *rows = (char *)p->scratch + (p->kind == KK_STEP_HOLD ? p->hold_offset[l] : 0);
+        for (int b = 0; b < p->B; b++) {
+            struct kk_kv_seq *s = &p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
+            describe(p->step_kv[b], l, s);
+            s->step = rows;
+            s->n_step = p->step_n[b];
+            rows += (size_t)p->step_n[b] * p->rule[l].row_bytes;
+        }
+    }
+}
+
+int kk_kv_begin(struct kk_kv_pool *p, enum kk_step_kind kind, int B, struct kk_kv *const *kv,
+                const int32_t *n, struct kk_err *err)
+{
+    KK_BUG_ON(p->active || B < 1 || B > p->limits.max_seqs);
+    int T = 0, rc = 0, b;
+    for (b = 0; b < B; b++) {
+        KK_BUG_ON(n[b] < 1 || kv[b]->pool != p);
+        T += n[b];
+    }
+    KK_BUG_ON(T > (kind == KK_STEP_HOLD ? p->limits.max_hold_rows : p->limits.max_chunk_rows));
+    for (b = 0; !rc && b < B; b++) {
+        rc = kk_kv_check(kv[b], err);
+        if (!rc) rc = reserve_rows(kv[b], n[b], err);
+    }
+    if (rc) return rc;
+    p->kind = kind;
+    p->T = T;
+    p->B = B;
+    memcpy(p->step_kv, kv, (size_t)B * sizeof(struct kk_kv *));
+    memcpy(p->step_n, n, (size_t)B * sizeof *n);
+    fill_tables(p);
+    struct kk_dev *d = p->dev;
+    size_t N = (size_t)p->layout.n_layers, M = (size_t)p->limits.max_seqs;
+    d->ops->upload(d, p->pos, p->h_pos, (size_t)T * sizeof *p->pos);
+    d->ops->upload(d, p->seq, p->h_seq, (size_t)T * sizeof *p->seq);
+    d->ops->upload(d, p->seqs, p->h_seqs, N * M * sizeof *p->seqs);
+    p->active = 1;
+    return 0;
+}
+
+int kk_kv_step_T(const struct kk_kv_pool *p)
+{
+    return p->T;
+}
+int kk_kv_step_B(const struct kk_kv_pool *p)
+{
+    return p->B;
+}
+const int32_t *kk_kv_step_pos(const struct kk_kv_pool *p)
+{
+    return p->pos;
+}
+const int32_t *kk_kv_step_seq(const struct kk_kv_pool *p)
+{
+    return p->seq;
+}
+const int32_t *kk_kv_step_pos_host(const struct kk_kv_pool *p)
+{
+    return p->h_pos;
+}
+
+struct kk_kv_view kk_kv_layer(const struct kk_kv_pool *p, int l)
+{
+    size_t first = (size_t)l * (size_t)p->limits.max_seqs;
+    return (struct kk_kv_view){
+        .rows = p->h_seqs[first].step,
+        .seqs = p->seqs + first,
+        .mask = p->rule[l].mask,
+        .row_bytes = p->rule[l].row_bytes,
+    };
+}
+
+/* Copy the first keep[b] rows of layer l into place and count them. */
+static void store_layer(struct kk_kv_pool *p, int l, const int32_t *keep)
+{
+    struct kk_kv_store_args a = {
+        .B = p->B,
+        .seqs = p->seqs + (size_t)l * (size_t)p->limits.max_seqs,
+        .keep = p->keep,
+        .row_bytes = p->rule[l].row_bytes,
+    };
+    p->dev->ops->kv_store(p->dev, &a);
+    for (int b = 0; b < p->B; b++) p->step_kv[b]->layer[l].stored += keep[b];
+}
+
+static void upload_keep(struct kk_kv_pool *p, const int32_t *keep)
+{
+    memcpy(p->h_keep, keep, (size_t)p->B * sizeof *keep);
+    p->dev->ops->upload(p->dev, p->keep, p->h_keep, (size_t)p->B * sizeof *keep);
+}
+
+void kk_kv_layer_done(struct kk_kv_pool *p, int l)
+{
+    if (p->kind != KK_STEP_CHUNK) return;
+    if (l == 0) upload_keep(p, p->step_n);
+    store_layer(p, l, p->step_n);
+}
+
+void kk_kv_commit(struct kk_kv_pool *p, const int32_t *keep)
+{
+    KK_BUG_ON(!p->active);
+    if (!keep) keep = p->step_n;
+    for (int b = 0; b < p->B; b++) {
+        KK_BUG_ON(keep[b] < 0 || keep[b] > p->step_n[b]);
+        KK_BUG_ON(p->kind == KK_STEP_CHUNK && keep[b] != p->step_n[b]);
+    }
+    if (p->kind == KK_STEP_HOLD) {
+        upload_keep(p, keep);
+        for (int l = 0; l < p->layout.n_layers; l++) store_layer(p, l, keep);
+    }
+    for (int b = 0; b < p->B; b++) p->step_kv[b]->rows += keep[b];
+    p->active = 0;
+}
+
+void kk_kv_abort(struct kk_kv_pool *p)
+{
+    for (int b = 0; p->active && b < p->B; b++)
+        for (int l = 0; l < p->layout.n_layers; l++)
+            if (p->step_kv[b]->layer[l].stored != p->step_kv[b]->rows) p->step_kv[b]->broken = 1;
+    p->active = 0;
+}

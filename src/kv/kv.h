@@ -1,0 +1,137 @@
+/* The KV cache: which rows of which layer a query may see (policy), where their bytes live (store),
+ * and the two-phase step that makes speculation cheap (begin / commit).
+ *
+ * Owns: every session's rows, the step scratch, and the bytes of both, counted. Refuses to know:
+ * architectures, tokens, sessions' histories.
+ *
+ * Invariants
+ *   K1  visibility is a function of absolute positions only (struct kk_mask); so is eviction
+ *   K2  a row is immutable once written; a ring slot is overwritten only by a committed row
+ *   K3  rows of the running step live in the pool's step scratch, never in a ring; commit(k) copies
+ * the first k of them. Nothing stored is ever undone, so a ring holds exactly sinks + window rows
+ *   K4  a layer that stores every row grows by blocks of KK_KV_BLOCK_ROWS; rings are allocated
+ * whole K5  every byte is in an account: the session's `device`, or the pool's `staging`
+ *
+ * A step:  kk_kv_begin -> for each layer: model writes rows at kk_kv_layer().rows, attends over
+ * .seqs, calls kk_kv_layer_done -> kk_kv_commit (or kk_kv_abort). Two kinds of step: KK_STEP_HOLD
+ * keeps all layers' new rows in scratch until commit(k), k <= n chosen after the forward (decode,
+ * verification). KK_STEP_CHUNK keeps all n rows by promise, stores them layer by layer and needs
+ * scratch for one layer only (prefill). */
+#ifndef KK_KV_KV_H
+#define KK_KV_KV_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "dev/dev.h"
+
+#define KK_KV_BLOCK_ROWS 128 /* rows in a block; a multiple of every device's attn_split */
+
+/* What the model tells the cache about one of its layers. */
+struct kk_kv_layer {
+    int sliding;    /* else full attention */
+    int G, D;       /* KV heads, head dim */
+    int value_only; /* keys are derived from values: half the row */
+    int32_t window; /* the model's own window W (sliding layers) */
+};
+
+struct kk_kv_layout {
+    int n_layers;
+    const struct kk_kv_layer *layer; /* borrowed for the pool's life */
+    enum kk_dtype dtype;             /* of stored rows: KK_F32 or KK_BF16 */
+};
+
+/* A named configuration (DESIGN §4); sinks and window are its two numbers. */
+struct kk_kv_options {
+    const char *policy;    /* "full", "native", "s5", "sinkwin" */
+    int32_t sinks, window; /* of near rows; s5 and sinkwin only */
+};
+
+enum kk_kv_keep { KK_KEEP_ALL, KK_KEEP_WINDOW, KK_KEEP_NEAR };
+
+/* How one layer is treated under a policy: derived once at open. */
+struct kk_kv_rule {
+    enum kk_kv_keep keep;
+    int32_t sinks, ring; /* physical ring: sinks + ring rows; ring 0 = every row, in blocks */
+    struct kk_mask mask;
+    size_t row_bytes;
+};
+
+/* Fill rule[n_layers]. KK_EINVAL names the unknown policy (and lists the known), or a negative
+ * sink/window count, or a window over the model's. */
+int kk_kv_rules(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
+                struct kk_kv_rule *rule, struct kk_err *err);
+
+/* Device bytes of a session that holds `rows` rows: the formula of `plan`, held by a test against
+ * the allocator (law 1). */
+size_t kk_kv_plan_bytes(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
+                        int64_t rows);
+
+struct kk_kv_pool; /* one per model: step scratch, tables */
+struct kk_kv;      /* one per session */
+
+struct kk_kv_limits {
+    int max_seqs;       /* B of a step */
+    int max_chunk_rows; /* T of a KK_STEP_CHUNK */
+    int max_hold_rows;  /* T of a KK_STEP_HOLD */
+};
+
+int kk_kv_pool_open(struct kk_dev *dev, const struct kk_kv_layout *layout,
+                    const struct kk_kv_options *opt, const struct kk_kv_limits *limits,
+                    struct kk_kv_pool **out, struct kk_err *err);
+void kk_kv_pool_close(struct kk_kv_pool *pool); /* after every session of it; NULL is fine */
+int64_t kk_kv_staging_bytes(const struct kk_kv_pool *pool);
+
+int kk_kv_open(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err);
+void kk_kv_close(struct kk_kv *kv); /* NULL is fine */
+
+int64_t kk_kv_rows(const struct kk_kv *kv);          /* rows committed */
+int64_t kk_kv_device_bytes(const struct kk_kv *kv);  /* from the allocator */
+int64_t kk_kv_resident_rows(const struct kk_kv *kv); /* physical rows, summed over layers */
+int64_t kk_kv_dropped(const struct kk_kv *kv);       /* positions no layer can see any more */
+
+/* INV-1 on the physical side: every layer has stored exactly the rows the bookkeeping says, and
+ * holds the number its rule says. 0, or KK_EINVARIANT naming the layer and both numbers. */
+int kk_kv_check(const struct kk_kv *kv, struct kk_err *err);
+
+/* Copy row j of a layer to dst (row_bytes of its rule): tests, snapshots. KK_ENOENT if it is not
+ * stored. */
+int kk_kv_read_row(const struct kk_kv *kv, int layer, int64_t j, void *dst, struct kk_err *err);
+
+/* ---- a step
+ * --------------------------------------------------------------------------------------- */
+
+enum kk_step_kind { KK_STEP_HOLD, KK_STEP_CHUNK };
+
+/* What an op needs of one layer of the running step; device pointers, valid until commit or abort.
+ */
+struct kk_kv_view {
+    void *rows;                   /* [T, row_bytes]: where this layer's new rows go */
+    const struct kk_kv_seq *seqs; /* [B] */
+    struct kk_mask mask;
+    size_t row_bytes;
+};
+
+/* Reserve n[b] new rows for each of B sessions (each session at most once; n >= 1). Allocates
+ * blocks where needed: KK_ENOMEM leaves every session as it was. */
+int kk_kv_begin(struct kk_kv_pool *pool, enum kk_step_kind kind, int B, struct kk_kv *const *kv,
+                const int32_t *n, struct kk_err *err);
+
+int kk_kv_step_T(const struct kk_kv_pool *pool);
+int kk_kv_step_B(const struct kk_kv_pool *pool);
+const int32_t *kk_kv_step_pos(const struct kk_kv_pool *pool);      /* device [T] */
+const int32_t *kk_kv_step_seq(const struct kk_kv_pool *pool);      /* device [T] */
+const int32_t *kk_kv_step_pos_host(const struct kk_kv_pool *pool); /* host [T] */
+
+struct kk_kv_view kk_kv_layer(const struct kk_kv_pool *pool, int layer);
+void kk_kv_layer_done(struct kk_kv_pool *pool, int layer);
+
+/* Keep the first keep[b] rows of every session (NULL: all; KK_STEP_CHUNK: all by promise) and end
+ * the step. */
+void kk_kv_commit(struct kk_kv_pool *pool, const int32_t *keep);
+/* End the step and keep nothing. A session whose chunk had begun to be stored is left broken: check
+ * fails. */
+void kk_kv_abort(struct kk_kv_pool *pool);
+
+#endif

@@ -1,0 +1,80 @@
+/* The table of named configurations, and what each means for one layer. */
+#include <stdio.h>
+#include <string.h>
+
+#include "kv/kv.h"
+
+/* For sliding and for full layers: what is visible besides the model's own mask, and what is
+ * stored. */
+static const struct {
+    const char *name;
+    int near_sliding, near_full; /* 1: visible only if near */
+    enum kk_kv_keep sliding, full;
+} policies[] = {
+    {"full", 0, 0, KK_KEEP_ALL, KK_KEEP_ALL},
+    {"native", 0, 0, KK_KEEP_WINDOW, KK_KEEP_ALL},
+    {"s5", 1, 0, KK_KEEP_NEAR, KK_KEEP_ALL},
+    {"sinkwin", 1, 1, KK_KEEP_NEAR, KK_KEEP_NEAR},
+};
+enum { N_POLICIES = sizeof policies / sizeof policies[0] };
+
+static int find_policy(const char *name)
+{
+    for (int i = 0; i < N_POLICIES; i++)
+        if (!strcmp(policies[i].name, name)) return i;
+    return -1;
+}
+
+static int check_near(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
+                      struct kk_err *err)
+{
+    if (opt->sinks < 0 || opt->window < 1)
+        return kk_fail(err, KK_EINVAL, "sinks %d and window %d: sinks must be >= 0, window >= 1",
+                       opt->sinks, opt->window);
+    for (int l = 0; l < layout->n_layers; l++)
+        if (layout->layer[l].sliding && opt->window > layout->layer[l].window)
+            return kk_fail(err, KK_EINVAL, "window %d is over the model's own window %d",
+                           opt->window, layout->layer[l].window);
+    return 0;
+}
+
+int kk_kv_rules(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
+                struct kk_kv_rule *rule, struct kk_err *err)
+{
+    int p = find_policy(opt->policy);
+    if (p < 0)
+        return kk_fail(err, KK_EINVAL, "unknown KV policy '%s' (known: full, native, s5, sinkwin)",
+                       opt->policy);
+    int uses_near = policies[p].near_sliding || policies[p].near_full;
+    if (uses_near) {
+        int rc = check_near(layout, opt, err);
+        if (rc) return rc;
+    }
+    for (int l = 0; l < layout->n_layers; l++) {
+        const struct kk_kv_layer *y = &layout->layer[l];
+        int near = y->sliding ? policies[p].near_sliding : policies[p].near_full;
+        struct kk_kv_rule *r = &rule[l];
+        r->keep = y->sliding ? policies[p].sliding : policies[p].full;
+        r->mask.window = y->sliding ? y->window : KK_NO_BOUND;
+        r->mask.near = near ? opt->window : KK_NO_BOUND;
+        r->mask.sinks = near ? opt->sinks : 0;
+        r->sinks = r->keep == KK_KEEP_NEAR ? opt->sinks : 0;
+        r->ring = r->keep == KK_KEEP_ALL ? 0 : r->keep == KK_KEEP_NEAR ? opt->window : y->window;
+        r->row_bytes =
+            (size_t)y->G * (size_t)y->D * (y->value_only ? 1 : 2) * kk_dtype_bytes(layout->dtype);
+    }
+    return 0;
+}
+
+size_t kk_kv_plan_bytes(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
+                        int64_t rows)
+{
+    size_t total = 0;
+    for (int l = 0; l < layout->n_layers; l++) {
+        size_t n = rule[l].ring ? (size_t)(rule[l].sinks + rule[l].ring)
+                                : (size_t)((rows + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS) *
+                                      KK_KV_BLOCK_ROWS;
+        total += n * rule[l].row_bytes;
+    }
+    return total;
+}
