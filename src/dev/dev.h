@@ -217,7 +217,7 @@ struct kk_moe_args {
     float *y;
 };
 
-/* dst[i] = src[rows[i]] for i < n; rows of C floats */
+/* dst[i] = src[rows[i]] for i < n; rows of C floats; rows NULL: the first n rows */
 struct kk_gather_args {
     int n, C;
     const int32_t *rows;

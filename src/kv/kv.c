@@ -26,7 +26,7 @@ struct kk_kv_pool {
     struct kk_kv_rule *rule;
     struct kk_kv_limits limits;
     struct kk_account staging;
-    size_t *hold_offset; /* [n_layers] of a layer's rows in scratch, per held row */
+    size_t *hold_offset; /* [n_layers]: where a layer's held rows start in scratch */
     size_t scratch_bytes;
     void *scratch;          /* device */
     struct kk_kv_seq *seqs; /* device [n_layers, max_seqs] */
@@ -49,17 +49,26 @@ static int max_int(int a, int b)
     return a > b ? a : b;
 }
 
-static size_t scratch_size(struct kk_kv_pool *p)
+/* Scratch holds every layer of the held rows, or one layer of a chunk. */
+static size_t scratch_size(int n_layers, const struct kk_kv_rule *rule,
+                           const struct kk_kv_limits *lim)
 {
     size_t all = 0, widest = 0;
-    for (int l = 0; l < p->layout.n_layers; l++) {
-        p->hold_offset[l] = all * (size_t)p->limits.max_hold_rows;
-        all += p->rule[l].row_bytes;
-        if (p->rule[l].row_bytes > widest) widest = p->rule[l].row_bytes;
+    for (int l = 0; l < n_layers; l++) {
+        all += rule[l].row_bytes;
+        if (rule[l].row_bytes > widest) widest = rule[l].row_bytes;
     }
-    size_t hold = all * (size_t)p->limits.max_hold_rows;
-    size_t chunk = widest * (size_t)p->limits.max_chunk_rows;
+    size_t hold = all * (size_t)lim->max_hold_rows, chunk = widest * (size_t)lim->max_chunk_rows;
     return hold > chunk ? hold : chunk;
+}
+
+size_t kk_kv_plan_staging(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
+                          const struct kk_kv_limits *limits)
+{
+    size_t N = (size_t)layout->n_layers, B = (size_t)limits->max_seqs;
+    size_t T = (size_t)max_int(limits->max_chunk_rows, limits->max_hold_rows);
+    return scratch_size(layout->n_layers, rule, limits) + N * B * sizeof(struct kk_kv_seq) +
+           (2 * T + B) * sizeof(int32_t);
 }
 
 static int alloc_host(struct kk_kv_pool *p, struct kk_err *err)
@@ -107,7 +116,12 @@ int kk_kv_pool_open(struct kk_dev *dev, const struct kk_kv_layout *layout,
     int rc = alloc_host(p, err);
     if (!rc) rc = kk_kv_rules(layout, opt, p->rule, err);
     if (!rc) {
-        p->scratch_bytes = scratch_size(p);
+        size_t offset = 0;
+        for (int l = 0; l < layout->n_layers; l++) {
+            p->hold_offset[l] = offset;
+            offset += p->rule[l].row_bytes * (size_t)limits->max_hold_rows;
+        }
+        p->scratch_bytes = scratch_size(layout->n_layers, p->rule, limits);
         rc = alloc_device(p, err);
     }
     if (rc) {
@@ -359,6 +373,10 @@ int kk_kv_begin(struct kk_kv_pool *p, enum kk_step_kind kind, int B, struct kk_k
     return 0;
 }
 
+enum kk_dtype kk_kv_dtype(const struct kk_kv_pool *p)
+{
+    return p->layout.dtype;
+}
 int kk_kv_step_T(const struct kk_kv_pool *p)
 {
     return p->T;

@@ -77,6 +77,10 @@ struct kk_kv_limits {
     int max_hold_rows;  /* T of a KK_STEP_HOLD */
 };
 
+/* Bytes of the pool itself (staging), likewise. */
+size_t kk_kv_plan_staging(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
+                          const struct kk_kv_limits *limits);
+
 int kk_kv_pool_open(struct kk_dev *dev, const struct kk_kv_layout *layout,
                     const struct kk_kv_options *opt, const struct kk_kv_limits *limits,
                     struct kk_kv_pool **out, struct kk_err *err);
@@ -118,6 +122,7 @@ struct kk_kv_view {
 int kk_kv_begin(struct kk_kv_pool *pool, enum kk_step_kind kind, int B, struct kk_kv *const *kv,
                 const int32_t *n, struct kk_err *err);
 
+enum kk_dtype kk_kv_dtype(const struct kk_kv_pool *pool); /* of stored rows */
 int kk_kv_step_T(const struct kk_kv_pool *pool);
 int kk_kv_step_B(const struct kk_kv_pool *pool);
 const int32_t *kk_kv_step_pos(const struct kk_kv_pool *pool);      /* device [T] */

@@ -1,0 +1,85 @@
+/* Binding names to device weights. The same walk plans (adds up bytes) and loads. */
+#include <string.h>
+
+#include "base/mem.h"
+#include "model/model_int.h"
+
+static void read_tensor(const void *ctx, uint64_t first, uint64_t n, void *dst)
+{
+    kk_tensor_read(ctx, first, n, dst);
+}
+
+static void progress(struct kk_loader *ld, const struct kk_tensor *t)
+{
+    ld->done += t->count * kk_dtype_bytes(t->dtype);
+    if (ld->progress && ld->progress->fn)
+        ld->progress->fn(ld->progress->arg, "loading", ld->done, ld->total);
+}
+
+int kk__load_matrix(struct kk_loader *ld, const char *name, int n_mats, int64_t rows, int64_t cols,
+                    struct kk_weight *w, struct kk_err *err)
+{
+    const uint64_t shape3[3] = {(uint64_t)n_mats, (uint64_t)rows, (uint64_t)cols};
+    struct kk_tensor t;
+    int rank = strstr(name, ".experts.") ? 3 : 2;
+    int rc = kk_model_file_get(ld->mf, name, rank, shape3 + (3 - rank), &t, err);
+    if (rc) return rc;
+    struct kk_weight_src src = {t.dtype, n_mats, rows, cols, t.data, &t, read_tensor};
+    if (ld->plan) {
+        ld->planned += ld->m->dev->ops->weight_bytes(ld->m->dev, &src);
+        ld->total += t.count * kk_dtype_bytes(t.dtype);
+        return 0;
+    }
+    rc = ld->m->dev->ops->weight_load(ld->m->dev, &src, &ld->m->weights, w, err);
+    if (rc) return kk_wrap(err, rc, "tensor '%s'", name);
+    progress(ld, &t);
+    return 0;
+}
+
+/* n elements of any dtype as f32. */
+static int read_f32(const struct kk_tensor *t, float *dst, struct kk_err *err)
+{
+    void *raw = kk_array(t->count, kk_dtype_bytes(t->dtype));
+    if (!raw) return kk_fail(err, KK_ENOMEM, "out of memory reading tensor '%s'", t->name);
+    kk_tensor_read(t, 0, t->count, raw);
+    const uint16_t *h = raw;
+    for (uint64_t i = 0; i < t->count; i++)
+        dst[i] = t->dtype == KK_F32    ? ((const float *)raw)[i]
+                 : t->dtype == KK_BF16 ? kk_bf16_to_f32(h[i])
+                                       : kk_f16_to_f32(h[i]);
+    kk_free(raw);
+    return 0;
+}
+
+int kk__load_vector(struct kk_loader *ld, const char *name, int64_t n, float scale, float **out,
+                    struct kk_err *err)
+{
+    struct kk_tensor t;
+    size_t bytes = (size_t)n * sizeof(float);
+    int rc = kk_model_file_get(ld->mf, name, 1, (uint64_t[]){(uint64_t)n}, &t, err);
+    if (rc) return rc;
+    if (ld->plan) {
+        ld->planned += bytes;
+        ld->total += t.count * kk_dtype_bytes(t.dtype);
+        return 0;
+    }
+    float *host = kk_array((size_t)n, sizeof *host);
+    if (!host) return kk_fail(err, KK_ENOMEM, "out of memory reading tensor '%s'", name);
+    rc = read_f32(&t, host, err);
+    if (!rc) rc = kk_dev_alloc(ld->m->dev, &ld->m->weights, bytes, (void **)out, err);
+    if (!rc) {
+        for (int64_t i = 0; i < n; i++) host[i] *= scale;
+        ld->m->dev->ops->upload(ld->m->dev, *out, host, bytes);
+        progress(ld, &t);
+    }
+    kk_free(host);
+    return rc;
+}
+
+int kk__load_scalar(struct kk_loader *ld, const char *name, float *out, struct kk_err *err)
+{
+    struct kk_tensor t;
+    int rc = kk_model_file_get(ld->mf, name, 1, (uint64_t[]){1}, &t, err);
+    if (rc || ld->plan) return rc;
+    return read_f32(&t, out, err);
+}

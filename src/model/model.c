@@ -1,0 +1,342 @@
+/* Opening, planning and running a model; the architecture's own part is in gemma4.c. */
+#include "model/model.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "model/model_int.h"
+
+/* ---- buffers
+ * -------------------------------------------------------------------------------------- */
+
+/* One activation buffer: where its pointer goes and its size. */
+struct buffer_spec {
+    void **ptr;
+    size_t bytes;
+};
+enum { N_BUFFERS = 18 };
+
+static void buffer_specs(struct kk_model *m, struct buffer_spec s[static N_BUFFERS])
+{
+    struct kk_buffers *b = &m->buf;
+    const struct kk_model_info *i = &m->config.info;
+    size_t T = (size_t)m->limits.max_rows, L = (size_t)m->limits.max_logit_rows;
+    size_t act = kk_dtype_bytes(m->dev->act), f = sizeof(float), C = (size_t)i->C;
+    size_t D = 0, GD = 0, H = (size_t)i->H, A = (size_t)i->A;
+    for (int l = 0; l < i->n_layers; l++) {
+        const struct kk_layer_config *y = &m->config.layer[l];
+        if ((size_t)y->D > D) D = (size_t)y->D;
+        if ((size_t)(y->G * y->D) > GD) GD = (size_t)(y->G * y->D);
+    }
+    size_t rows_x = T > L ? T : L;
+    const struct buffer_spec all[N_BUFFERS] = {
+        {(void **)&b->ids, T * 4},
+        {(void **)&b->logit_rows, L * 4},
+        {(void **)&b->choice, L * 4},
+        {(void **)&b->h, T * C * f},
+        {(void **)&b->h_last, L * C * f},
+        {(void **)&b->x, rows_x * C * act},
+        {(void **)&b->x_moe, m->config.moe ? T * C * act : 0},
+        {(void **)&b->x_router, m->config.moe ? T * C * act : 0},
+        {(void **)&b->q, T * H * D * f},
+        {(void **)&b->k, T * GD * f},
+        {(void **)&b->v, T * GD * f},
+        {(void **)&b->o, T * H * D * act},
+        {(void **)&b->state, T * H * (D + 2) * f},
+        {(void **)&b->f, T * (size_t)i->F * act},
+        {(void **)&b->a, T * C * f},
+        {(void **)&b->b, m->config.moe ? T * C * f : 0},
+        {(void **)&b->logits, L * (size_t)i->V * f},
+        {(void **)&b->expert_idx, T * A * 4},
+    };
+    memcpy(s, all, sizeof all);
+}
+
+static struct kk_limits device_limits(const struct kk_model *m)
+{
+    const struct kk_model_info *i = &m->config.info;
+    struct kk_limits d = {.max_rows = m->limits.max_rows,
+                          .max_heads = i->H,
+                          .max_active = i->A,
+                          .max_expert_width = i->expert_F};
+    if (m->limits.max_logit_rows > d.max_rows) d.max_rows = m->limits.max_logit_rows;
+    d.max_width = i->C > i->F ? i->C : i->F;
+    for (int l = 0; l < i->n_layers; l++) {
+        int D = m->config.layer[l].D;
+        if (D > d.max_head_dim) d.max_head_dim = D;
+        if (i->H * D > d.max_width) d.max_width = i->H * D;
+    }
+    return d;
+}
+
+static size_t plan_buffers(struct kk_model *m)
+{
+    struct buffer_spec s[N_BUFFERS];
+    struct kk_limits d = device_limits(m);
+    size_t total = m->dev->ops->reserve_bytes(m->dev, &d);
+    buffer_specs(m, s);
+    for (int k = 0; k < N_BUFFERS; k++) total += s[k].bytes;
+    total += kk__rope_bytes(&m->rope_sliding, m->limits.positions);
+    total += kk__rope_bytes(&m->rope_full, m->limits.positions);
+    return total + (size_t)m->limits.max_rows * (size_t)m->config.info.A * sizeof(float);
+}
+
+static int alloc_buffers(struct kk_model *m, struct kk_err *err)
+{
+    struct buffer_spec s[N_BUFFERS];
+    struct kk_limits d = device_limits(m);
+    buffer_specs(m, s);
+    int rc = m->dev->ops->reserve(m->dev, &d, &m->dev->tables, err);
+    for (int k = 0; !rc && k < N_BUFFERS; k++)
+        rc = kk_dev_alloc(m->dev, &m->scratch, s[k].bytes, s[k].ptr, err);
+    if (rc) return rc;
+    size_t w = (size_t)m->limits.max_rows * (size_t)m->config.info.A * sizeof(float);
+    return kk_dev_alloc(m->dev, &m->scratch, w, (void **)&m->buf.expert_weight, err);
+}
+
+static void free_buffers(struct kk_model *m)
+{
+    struct buffer_spec s[N_BUFFERS];
+    buffer_specs(m, s);
+    for (int k = 0; k < N_BUFFERS; k++) kk_dev_free(m->dev, &m->scratch, *s[k].ptr, s[k].bytes);
+    size_t w = (size_t)m->limits.max_rows * (size_t)m->config.info.A * sizeof(float);
+    kk_dev_free(m->dev, &m->scratch, m->buf.expert_weight, w);
+}
+
+/* ---- open
+ * ----------------------------------------------------------------------------------------- */
+
+/* Config and empty weights; nothing on the device yet. */
+static int new_model(const struct kk_model_file *mf, struct kk_dev *dev,
+                     const struct kk_model_limits *limits, struct kk_model **out,
+                     struct kk_err *err)
+{
+    struct kk_model *m = kk_calloc(1, sizeof *m);
+    if (!m) return kk_fail(err, KK_ENOMEM, "out of memory for a model");
+    m->dev = dev;
+    m->limits = *limits;
+    m->weights.name = "weights";
+    m->scratch.name = "scratch";
+    int rc = kk__config_parse(mf, &m->config, err);
+    if (rc) {
+        kk_free(m);
+        return rc;
+    }
+    const struct kk_model_config *c = &m->config;
+    m->rope_sliding =
+        (struct kk_rope_table){c->theta_sliding, 1.0, c->D_sliding, c->R_sliding, 0, NULL};
+    m->rope_full =
+        (struct kk_rope_table){c->theta_full, c->factor_full, c->D_full, c->R_full, 0, NULL};
+    m->layer = kk_calloc((size_t)c->info.n_layers, sizeof *m->layer);
+    if (!m->layer) {
+        kk_model_close(m);
+        return kk_fail(err, KK_ENOMEM, "out of memory for a model");
+    }
+    *out = m;
+    return 0;
+}
+
+/* The embedding scale is sqrt(C) rounded to the type of the embedding
+ * (Gemma4TextScaledWordEmbedding). */
+static int set_embed_scale(struct kk_model *m, const struct kk_model_file *mf, struct kk_err *err)
+{
+    struct kk_tensor t;
+    const uint64_t shape[2] = {(uint64_t)m->config.info.V, (uint64_t)m->config.info.C};
+    int nested = kk_model_file_has(mf, "model.language_model.norm.weight");
+    int rc = kk_model_file_get(
+        mf, nested ? "model.language_model.embed_tokens.weight" : "model.embed_tokens.weight", 2,
+        shape, &t, err);
+    if (rc) return rc;
+    float s = (float)sqrt((double)m->config.info.C);
+    m->config.embed_scale = t.dtype == KK_BF16 ? kk_bf16_to_f32(kk_f32_to_bf16(s)) : s;
+    m->config.info.dtype = t.dtype;
+    return 0;
+}
+
+static int ensure_positions(struct kk_model *m, int64_t n, struct kk_err *err)
+{
+    int rc = kk__rope_ensure(m->dev, &m->scratch, &m->rope_sliding, n, err);
+    return rc ? rc : kk__rope_ensure(m->dev, &m->scratch, &m->rope_full, n, err);
+}
+
+static int plan_weights(struct kk_loader *ld, struct kk_err *err)
+{
+    ld->plan = 1;
+    int rc = kk__gemma4_bind(ld, err);
+    ld->plan = 0;
+    return rc;
+}
+
+int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
+                  const struct kk_model_limits *limits, struct kk_model_plan *out,
+                  struct kk_err *err)
+{
+    struct kk_model *m;
+    int rc = new_model(mf, dev, limits, &m, err);
+    if (rc) return rc;
+    struct kk_loader ld = {.mf = mf, .m = m};
+    rc = plan_weights(&ld, err);
+    if (!rc) *out = (struct kk_model_plan){ld.planned, plan_buffers(m)};
+    kk_model_close(m);
+    return rc;
+}
+
+int kk_model_open(const struct kk_model_file *mf, struct kk_dev *dev,
+                  const struct kk_model_limits *limits, const struct kk_progress_fn *progress,
+                  struct kk_model **out, struct kk_err *err)
+{
+    struct kk_model *m;
+    int rc = new_model(mf, dev, limits, &m, err);
+    if (rc) return rc;
+    struct kk_loader ld = {.mf = mf, .m = m, .progress = progress};
+    rc = set_embed_scale(m, mf, err);
+    if (!rc) rc = plan_weights(&ld, err);
+    if (!rc) {
+        rc = kk__gemma4_bind(&ld, err);
+        if (rc == KK_ENOMEM) kk_wrap(err, rc, "loading needs %zu bytes", ld.planned);
+    }
+    if (!rc) rc = alloc_buffers(m, err);
+    if (!rc) rc = ensure_positions(m, limits->positions, err);
+    if (rc) {
+        kk_model_close(m);
+        return rc;
+    }
+    *out = m;
+    return 0;
+}
+
+static void free_layer(struct kk_model *m, const struct kk_layer_config *y,
+                       struct kk_layer_weights *w)
+{
+    const struct kk_model_info *i = &m->config.info;
+    const size_t C = (size_t)i->C * sizeof(float), D = (size_t)y->D * sizeof(float);
+    float *const vec[] = {w->input_norm,     w->post_attn_norm, w->pre_ff_norm,   w->post_ff_norm,
+                          w->post_ff_norm_1, w->post_ff_norm_2, w->pre_ff_norm_2, w->router_scale};
+    struct kk_weight *const mat[] = {&w->wq, &w->wk,   &w->wv,     &w->wo,      &w->gate,
+                                     &w->up, &w->down, &w->router, &w->gate_up, &w->expert_down};
+    for (size_t k = 0; k < sizeof vec / sizeof *vec; k++)
+        kk_dev_free(m->dev, &m->weights, vec[k], C);
+    kk_dev_free(m->dev, &m->weights, w->q_norm, D);
+    kk_dev_free(m->dev, &m->weights, w->k_norm, D);
+    kk_dev_free(m->dev, &m->weights, w->expert_scale, (size_t)i->E * sizeof(float));
+    for (size_t k = 0; k < sizeof mat / sizeof *mat; k++) kk_weight_free(m->dev, mat[k]);
+}
+
+void kk_model_close(struct kk_model *m)
+{
+    if (!m) return;
+    for (int l = 0; m->layer && l < m->config.info.n_layers; l++)
+        free_layer(m, &m->config.layer[l], &m->layer[l]);
+    kk_weight_free(m->dev, &m->embed);
+    kk_weight_free(m->dev, &m->head);
+    kk_dev_free(m->dev, &m->weights, m->final_norm, (size_t)m->config.info.C * sizeof(float));
+    free_buffers(m);
+    kk__rope_free(m->dev, &m->scratch, &m->rope_sliding);
+    kk__rope_free(m->dev, &m->scratch, &m->rope_full);
+    kk__config_release(&m->config);
+    kk_free(m->layer);
+    kk_free(m);
+}
+
+/* ---- facts
+ * ---------------------------------------------------------------------------------------- */
+
+int kk_model_describe(const struct kk_model_file *mf, struct kk_model_info *out, struct kk_err *err)
+{
+    struct kk_model_config c;
+    int rc = kk__config_parse(mf, &c, err);
+    if (rc) return rc;
+    *out = c.info;
+    kk__config_release(&c);
+    return 0;
+}
+
+int kk_model_kv_layout(const struct kk_model_file *mf, enum kk_dtype kv_type,
+                       struct kk_kv_layout *out, struct kk_err *err)
+{
+    struct kk_model_config c;
+    int rc = kk__config_parse(mf, &c, err);
+    if (rc) return rc;
+    struct kk_kv_layer *layer = kk_calloc((size_t)c.info.n_layers, sizeof *layer);
+    if (!layer) {
+        kk__config_release(&c);
+        return kk_fail(err, KK_ENOMEM, "out of memory for the KV layout");
+    }
+    for (int l = 0; l < c.info.n_layers; l++) {
+        const struct kk_layer_config *y = &c.layer[l];
+        layer[l] = (struct kk_kv_layer){y->sliding, y->G, y->D, y->value_only, c.info.window};
+    }
+    *out = (struct kk_kv_layout){c.info.n_layers, layer, kv_type};
+    kk__config_release(&c);
+    return 0;
+}
+
+const struct kk_model_info *kk_model_info(const struct kk_model *m)
+{
+    return &m->config.info;
+}
+int64_t kk_model_weight_bytes(const struct kk_model *m)
+{
+    return atomic_load(&m->weights.bytes);
+}
+int64_t kk_model_scratch_bytes(const struct kk_model *m)
+{
+    return atomic_load(&m->scratch.bytes);
+}
+float *kk_model_logits(const struct kk_model *m)
+{
+    return m->buf.logits;
+}
+
+/* ---- forward
+ * -------------------------------------------------------------------------------------- */
+
+static int check_forward(const struct kk_model *m, const struct kk_kv_pool *pool,
+                         const struct kk_forward *fwd, struct kk_err *err)
+{
+    int T = kk_kv_step_T(pool);
+    KK_BUG_ON(T > m->limits.max_rows || fwd->n_logits > m->limits.max_logit_rows);
+    for (int t = 0; t < T; t++)
+        if (fwd->ids[t] < 0 || fwd->ids[t] >= m->config.info.V)
+            return kk_fail(err, KK_ERANGE, "token id %d (row %d) is outside the vocabulary of %d",
+                           fwd->ids[t], t, m->config.info.V);
+    for (int i = 0; i < fwd->n_logits; i++)
+        KK_BUG_ON(fwd->logit_rows[i] < 0 || fwd->logit_rows[i] >= T);
+    return 0;
+}
+
+int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_forward *fwd,
+                     struct kk_err *err)
+{
+    struct kk_dev *d = m->dev;
+    int T = kk_kv_step_T(pool);
+    const int32_t *pos = kk_kv_step_pos_host(pool);
+    int64_t last = 0;
+    int rc = check_forward(m, pool, fwd, err);
+    for (int t = 0; t < T; t++)
+        if (pos[t] > last) last = pos[t];
+    if (!rc) rc = ensure_positions(m, last + 1, err);
+    if (rc) return rc;
+    d->ops->upload(d, m->buf.ids, fwd->ids, (size_t)T * sizeof(int32_t));
+    if (fwd->n_logits)
+        d->ops->upload(d, m->buf.logit_rows, fwd->logit_rows,
+                       (size_t)fwd->n_logits * sizeof(int32_t));
+    kk_mem_guard_enter("forward");
+    d->ops->step_begin(d);
+    kk__gemma4_forward(m, pool, fwd);
+    rc = d->ops->step_end(d, err);
+    kk_mem_guard_leave();
+    return rc;
+}
+
+int kk_model_argmax(struct kk_model *m, int n, int32_t *out, struct kk_err *err)
+{
+    struct kk_dev *d = m->dev;
+    d->ops->step_begin(d);
+    d->ops->argmax(d, &(struct kk_argmax_args){
+                          .T = n, .n = m->config.info.V, .x = m->buf.logits, .out = m->buf.choice});
+    int rc = d->ops->step_end(d, err);
+    if (!rc) d->ops->download(d, out, m->buf.choice, (size_t)n * sizeof(int32_t));
+    return rc;
+}
