@@ -1,0 +1,155 @@
+/* libkakeya: an LLM inference engine for long-lived sessions.
+ *
+ *     struct kk_engine *e;  struct kk_session *s;  struct kk_err err;
+ *     struct kk_engine_options o = kk_engine_defaults();
+ *     o.model = "models/tiny";
+ *     kk_engine_open(&o, &e, &err);
+ *     kk_session_open(e, &s, &err);
+ *     kk_session_append(s, ids, n, &err);                      any split of the same ids: same
+ * result kk_session_generate(s, &sampling, 128, on_token, arg, &result, &err); kk_session_close(s);
+ * kk_engine_close(e);
+ *
+ * Rules
+ *   - One thread at a time uses an engine and its sessions.
+ *   - Between calls the last token of a session's history is pending: it has been emitted or
+ * appended, and is fed to the model by the next step. So rows in the KV cache = history - 1.
+ *   - Tokens depend on the model, the history, the sampling options and the seed; never on threads,
+ * batch company, or how the history was cut into appends.
+ *   - Functions return 0 or a negative KK_E* code and fill err (may be NULL). A failed append or
+ * generate leaves the session with the tokens it had committed. */
+#ifndef KAKEYA_H
+#define KAKEYA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define KAKEYA_VERSION "0.1.0"
+
+struct kk_engine;
+struct kk_session;
+
+/* Called while weights load and during long prefills: `done` of `total` bytes or tokens. */
+typedef void kk_progress_cb(void *arg, const char *what, uint64_t done, uint64_t total);
+
+struct kk_engine_options {
+    const char *model;        /* snapshot directory, or "synth:CONFIG.json[:SEED]" */
+    const char *cpu_isa;      /* "auto", "scalar", "avx2", "avx512" */
+    int threads;              /* 0: all cores this process may use */
+    const char *kv;           /* "full", "native", "s5", "sinkwin" */
+    int kv_sinks, kv_window;  /* of s5 and sinkwin */
+    const char *kv_type;      /* "auto" (f32 where the weights are f32, else bf16), "f32", "bf16" */
+    int64_t ctx;              /* most tokens of a session; 0: what the model was made for */
+    int prefill_chunk;        /* rows of a prefill step */
+    int max_batch;            /* sessions of one decode step */
+    kk_progress_cb *progress; /* may be NULL */
+    void *progress_arg;
+};
+
+/* model NULL, native, auto, 4 sinks + 64, chunks of 512, batches of 16. */
+struct kk_engine_options kk_engine_defaults(void);
+
+/* Bytes before loading, from the code that allocates them. Needs no weights in memory. */
+struct kk_plan {
+    int64_t weight_bytes;     /* on the device */
+    int64_t scratch_bytes;    /* activations and tables, one per process */
+    int64_t kv_staging_bytes; /* KV step scratch, one per process */
+    int64_t session_kv_bytes; /* device bytes of a session of `ctx` tokens */
+    int64_t sessions, ctx;
+    int64_t total_bytes; /* all of it for `sessions` sessions */
+};
+int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t sessions,
+                 struct kk_plan *out, struct kk_err *err);
+
+int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, struct kk_err *err);
+void kk_engine_close(struct kk_engine *e); /* after its sessions; NULL is fine */
+
+struct kk_engine_info {
+    const char *device;       /* "cpu avx512, 2 threads" */
+    const char *architecture; /* borrowed */
+    const char *kv, *kv_type;
+    int n_layers, vocabulary, hidden;
+    int64_t n_params, n_active_params, ctx;
+    int64_t bos;         /* -1: none */
+    const uint32_t *eos; /* borrowed */
+    int n_eos;
+    int64_t weight_bytes, scratch_bytes, kv_staging_bytes; /* from the allocator */
+    int64_t step_weight_bytes; /* weight bytes one decode step of one session reads */
+};
+void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out);
+
+int kk_session_open(struct kk_engine *e, struct kk_session **out, struct kk_err *err);
+void kk_session_close(struct kk_session *s); /* NULL is fine */
+
+/* Append n ids to the history and run all but the last through the model. KK_ERANGE, before
+ * anything is touched, for an id outside the vocabulary or a history longer than ctx. n = 0 does
+ * nothing. */
+int kk_session_append(struct kk_session *s, const uint32_t *ids, size_t n, struct kk_err *err);
+
+struct kk_sampling {
+    float temperature;    /* 0: greedy, and the rest but repeat_penalty is ignored */
+    int top_k;            /* 0: off */
+    float top_p;          /* 1: off */
+    float min_p;          /* 0: off */
+    float repeat_penalty; /* 1: off; > 0 */
+    int repeat_last_n;    /* tokens of history it looks at; 0: all */
+    uint64_t seed;        /* noise is keyed by (seed, position): same seed, same tokens */
+    int ignore_eos;
+};
+struct kk_sampling kk_sampling_defaults(void); /* greedy */
+
+enum kk_stop { KK_STOP_MAX_TOKENS, KK_STOP_EOS, KK_STOP_CALLER, KK_STOP_CTX };
+
+/* Return non-zero to stop after this token (it stays in the history). */
+typedef int kk_token_cb(void *arg, uint32_t id);
+
+struct kk_generated {
+    enum kk_stop stop;
+    int64_t tokens; /* emitted, an end-of-sequence token included */
+    double seconds; /* in all */
+    double first_s; /* to the first token */
+};
+
+/* Emit up to max_tokens (>= 1). KK_EINVAL for a session without history or options out of range. */
+int kk_session_generate(struct kk_session *s, const struct kk_sampling *p, int64_t max_tokens,
+                        kk_token_cb *on_token, void *arg, struct kk_generated *out,
+                        struct kk_err *err);
+
+/* One decode step of n different sessions together (n <= max_batch): ids[i] is session i's next
+ * token, now pending. Each session's tokens are those it would have made alone. p: one for all. */
+int kk_sessions_step(struct kk_session *const *s, int n, const struct kk_sampling *p, uint32_t *ids,
+                     struct kk_err *err);
+
+struct kk_session_info {
+    int64_t history, rows;                                        /* rows = history - 1, or 0 */
+    int64_t kv_device_bytes, kv_host_bytes, drafter_device_bytes; /* from the allocator */
+    int64_t resident_rows; /* physical rows, summed over layers */
+    int64_t dropped;       /* positions that no layer can see any more */
+};
+void kk_session_describe(const struct kk_session *s, struct kk_session_info *out);
+
+/* The ids so far; borrowed until the session changes. */
+const uint32_t *kk_session_history(const struct kk_session *s, size_t *n);
+
+/* INV-1: bookkeeping against the physical rows of every layer. 0 or KK_EINVARIANT. */
+int kk_session_check(const struct kk_session *s, struct kk_err *err);
+
+/* Called once for each position of a logits run, in order; logits [vocabulary], valid during the
+ * call. Return non-zero to stop with KK_ECANCELLED. */
+typedef int kk_logits_cb(void *arg, int64_t position, const float *logits);
+
+/* Append n ids and hand out the logits of every one of them (position = index in the history). The
+ * session then has no pending token: it can only be closed or described. */
+int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_logits_cb *on_row,
+                      void *arg, struct kk_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

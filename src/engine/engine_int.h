@@ -1,0 +1,60 @@
+/* Private to engine/. */
+#ifndef KK_ENGINE_ENGINE_INT_H
+#define KK_ENGINE_ENGINE_INT_H
+
+#include "dev/dev.h"
+#include "file/file.h"
+#include "kakeya.h"
+#include "kv/kv.h"
+#include "model/model.h"
+
+struct kk_engine {
+    struct kk_engine_options options;
+    struct kk_dev *dev;
+    struct kk_model *model;
+    struct kk_kv_layout layout; /* layer owned */
+    struct kk_kv_pool *pool;
+    struct kk_kv_limits kv_limits;
+    int max_logit_rows;
+    int64_t ctx;
+    int32_t *ids, *rows_n, *logit_rows, *choice; /* host arrays of a step */
+    float *logits;                               /* host [max_logit_rows, V] */
+    struct kk_kv **kv;                           /* [max_batch] */
+    struct kk_candidate *candidates;             /* [V], sampler scratch */
+};
+
+struct kk_session {
+    struct kk_engine *e;
+    struct kk_kv *kv;
+    uint32_t *history;
+    size_t n, cap;
+    int closed_for_steps; /* after kk_session_logits */
+};
+
+/* Rows [rows, rows + n) of each session's history go through the model in one step. */
+struct kk_step_item {
+    struct kk_session *s;
+    int32_t n;
+};
+
+/* Run a step of B items. want: which logits rows. The step is left open for kk_kv_commit / abort when it
+ * succeeds; on failure it is already aborted. */
+enum kk_want_logits { KK_WANT_NONE, KK_WANT_LAST, KK_WANT_ALL };
+int kk__step(struct kk_engine *e, enum kk_step_kind kind, const struct kk_step_item *item, int B,
+             enum kk_want_logits want, struct kk_err *err);
+
+/* ---- sampler.c ------------------------------------------------------------------------------------ */
+
+struct kk_candidate {
+    float logit;
+    uint32_t id;
+};
+
+int kk__sampling_check(const struct kk_sampling *p, struct kk_err *err);
+
+/* The token for position `pos` (the one it will have in the history). logits [V] are modified. scratch: V
+ * candidates. Ties go to the lowest id. */
+uint32_t kk__sample(const struct kk_sampling *p, float *logits, int V, const uint32_t *history,
+                    size_t n_history, uint64_t pos, struct kk_candidate *scratch);
+
+#endif
