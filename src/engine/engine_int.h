@@ -37,13 +37,14 @@ struct kk_step_item {
     int32_t n;
 };
 
-/* Run a step of B items. want: which logits rows. The step is left open for kk_kv_commit / abort when it
- * succeeds; on failure it is already aborted. */
+/* Run a step of B items. want: which logits rows. The step is left open for kk_kv_commit / abort
+ * when it succeeds; on failure it is already aborted. */
 enum kk_want_logits { KK_WANT_NONE, KK_WANT_LAST, KK_WANT_ALL };
 int kk__step(struct kk_engine *e, enum kk_step_kind kind, const struct kk_step_item *item, int B,
              enum kk_want_logits want, struct kk_err *err);
 
-/* ---- sampler.c ------------------------------------------------------------------------------------ */
+/* ---- sampler.c
+ * ------------------------------------------------------------------------------------ */
 
 struct kk_candidate {
     float logit;
@@ -52,8 +53,8 @@ struct kk_candidate {
 
 int kk__sampling_check(const struct kk_sampling *p, struct kk_err *err);
 
-/* The token for position `pos` (the one it will have in the history). logits [V] are modified. scratch: V
- * candidates. Ties go to the lowest id. */
+/* The token for position `pos` (the one it will have in the history). logits [V] are modified.
+ * scratch: V candidates. Ties go to the lowest id. */
 uint32_t kk__sample(const struct kk_sampling *p, float *logits, int V, const uint32_t *history,
                     size_t n_history, uint64_t pos, struct kk_candidate *scratch);
 

@@ -1,0 +1,267 @@
+/* Opening an engine, and the one function that runs a step. */
+#include <string.h>
+
+#include "base/mem.h"
+#include "engine/engine_int.h"
+
+enum { LOGITS_BUFFER_BYTES = 32 << 20, MIN_LOGIT_ROWS = 16, MAX_LOGIT_ROWS = 128 };
+
+struct kk_engine_options kk_engine_defaults(void)
+{
+    return (struct kk_engine_options){.cpu_isa = "auto",
+                                      .kv = "native",
+                                      .kv_sinks = 4,
+                                      .kv_window = 64,
+                                      .kv_type = "auto",
+                                      .prefill_chunk = 512,
+                                      .max_batch = 16};
+}
+
+/* ---- what plan and open share
+ * --------------------------------------------------------------------- */
+
+/* Everything derived from options and files before memory is taken. */
+struct setup {
+    struct kk_model_file *mf;
+    struct kk_dev *dev;
+    struct kk_model_info info;
+    struct kk_kv_layout layout; /* layer owned */
+    struct kk_kv_options kv;
+    struct kk_kv_limits kv_limits;
+    struct kk_model_limits limits;
+    int64_t ctx;
+};
+
+static void setup_release(struct setup *s)
+{
+    kk_free((void *)(size_t)s->layout.layer);
+    kk_dev_close(s->dev);
+    kk_model_file_close(s->mf);
+    *s = (struct setup){0};
+}
+
+static int embed_dtype(const struct setup *s, enum kk_dtype *out, struct kk_err *err)
+{
+    struct kk_tensor t;
+    const uint64_t shape[2] = {(uint64_t)s->info.V, (uint64_t)s->info.C};
+    int nested = kk_model_file_has(s->mf, "model.language_model.norm.weight");
+    int rc = kk_model_file_get(
+        s->mf, nested ? "model.language_model.embed_tokens.weight" : "model.embed_tokens.weight", 2,
+        shape, &t, err);
+    if (!rc) *out = t.dtype;
+    return rc;
+}
+
+static int choose_kv_type(const struct kk_engine_options *o, const struct setup *s,
+                          enum kk_dtype *out, struct kk_err *err)
+{
+    if (!strcmp(o->kv_type, "f32")) {
+        *out = KK_F32;
+    } else if (!strcmp(o->kv_type, "bf16")) {
+        *out = KK_BF16;
+    } else if (!strcmp(o->kv_type, "auto")) {
+        int rc = embed_dtype(s, out, err);
+        if (rc) return rc;
+        if (*out != KK_F32) *out = KK_BF16;
+    } else {
+        return kk_fail(err, KK_EINVAL, "unknown KV type '%s' (known: auto, f32, bf16)", o->kv_type);
+    }
+    return 0;
+}
+
+static int choose_limits(const struct kk_engine_options *o, struct setup *s, struct kk_err *err)
+{
+    if (o->prefill_chunk < 1 || o->prefill_chunk > 65536)
+        return kk_fail(err, KK_EINVAL, "prefill chunk %d: must be 1 to 65536", o->prefill_chunk);
+    if (o->max_batch < 1 || o->max_batch > 4096)
+        return kk_fail(err, KK_EINVAL, "batch of %d: must be 1 to 4096", o->max_batch);
+    if (o->ctx < 0 || o->ctx > s->info.max_positions)
+        return kk_fail(err, KK_EINVAL, "context of %lld tokens: the model was made for %lld",
+                       (long long)o->ctx, (long long)s->info.max_positions);
+    s->ctx = o->ctx ? o->ctx : s->info.max_positions;
+    int64_t rows = LOGITS_BUFFER_BYTES / ((int64_t)s->info.V * (int64_t)sizeof(float));
+    if (rows < MIN_LOGIT_ROWS) rows = MIN_LOGIT_ROWS;
+    if (rows > MAX_LOGIT_ROWS) rows = MAX_LOGIT_ROWS;
+    if (rows < o->max_batch) rows = o->max_batch;
+    s->kv_limits = (struct kk_kv_limits){o->max_batch, o->prefill_chunk, o->max_batch};
+    s->limits.max_logit_rows = (int)rows;
+    s->limits.max_rows = o->prefill_chunk > o->max_batch ? o->prefill_chunk : o->max_batch;
+    s->limits.positions = s->ctx < 16384 ? s->ctx : 16384;
+    return 0;
+}
+
+static int setup_make(const struct kk_engine_options *o, struct setup *s, struct kk_err *err)
+{
+    enum kk_dtype kv_type = KK_F32;
+    *s = (struct setup){0};
+    if (!o->model) return kk_fail(err, KK_EINVAL, "no model given");
+    s->kv = (struct kk_kv_options){o->kv, o->kv_sinks, o->kv_window};
+    int rc = kk_model_file_open(o->model, &s->mf, err);
+    if (!rc) rc = kk_model_describe(s->mf, &s->info, err);
+    if (!rc) rc = kk_dev_open_cpu(o->cpu_isa, o->threads, &s->dev, err);
+    if (!rc) rc = choose_kv_type(o, s, &kv_type, err);
+    if (!rc) rc = kk_model_kv_layout(s->mf, kv_type, &s->layout, err);
+    if (!rc) rc = choose_limits(o, s, err);
+    if (rc) setup_release(s);
+    return rc;
+}
+
+int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t sessions,
+                 struct kk_plan *out, struct kk_err *err)
+{
+    struct setup s;
+    struct kk_model_plan mp;
+    int rc = setup_make(o, &s, err);
+    if (rc) return rc;
+    struct kk_kv_rule *rule = kk_calloc((size_t)s.layout.n_layers, sizeof *rule);
+    if (!ctx) ctx = s.ctx;
+    if (!rule) rc = kk_fail(err, KK_ENOMEM, "out of memory for a plan");
+    if (!rc && (ctx < 1 || ctx > s.info.max_positions || sessions < 1))
+        rc = kk_fail(err, KK_EINVAL,
+                     "plan for %lld sessions of %lld tokens: the model was made for %lld",
+                     (long long)sessions, (long long)ctx, (long long)s.info.max_positions);
+    if (!rc) rc = kk_kv_rules(&s.layout, &s.kv, rule, err);
+    if (!rc) rc = kk_model_plan(s.mf, s.dev, &s.limits, &mp, err);
+    if (!rc) {
+        *out = (struct kk_plan){
+            .weight_bytes = (int64_t)mp.weight_bytes,
+            .scratch_bytes = (int64_t)mp.scratch_bytes,
+            .kv_staging_bytes = (int64_t)kk_kv_plan_staging(&s.layout, rule, &s.kv_limits),
+            .session_kv_bytes = (int64_t)kk_kv_plan_bytes(&s.layout, rule, ctx - 1),
+            .sessions = sessions,
+            .ctx = ctx,
+        };
+        out->total_bytes = out->weight_bytes + out->scratch_bytes + out->kv_staging_bytes +
+                           sessions * out->session_kv_bytes;
+    }
+    kk_free(rule);
+    setup_release(&s);
+    return rc;
+}
+
+/* ---- open
+ * ----------------------------------------------------------------------------------------- */
+
+static int alloc_step_arrays(struct kk_engine *e, struct kk_err *err)
+{
+    size_t V = (size_t)kk_model_info(e->model)->V, B = (size_t)e->kv_limits.max_seqs;
+    size_t T = (size_t)(e->kv_limits.max_chunk_rows > e->kv_limits.max_hold_rows
+                            ? e->kv_limits.max_chunk_rows
+                            : e->kv_limits.max_hold_rows);
+    e->ids = kk_calloc(T, sizeof *e->ids);
+    e->rows_n = kk_calloc(B, sizeof *e->rows_n);
+    e->logit_rows = kk_calloc((size_t)e->max_logit_rows, sizeof *e->logit_rows);
+    e->choice = kk_calloc((size_t)e->max_logit_rows, sizeof *e->choice);
+    e->logits = kk_calloc((size_t)e->max_logit_rows * V, sizeof *e->logits);
+    e->kv = kk_calloc(B, sizeof(struct kk_kv *));
+    e->candidates = kk_calloc(V, sizeof *e->candidates);
+    if (e->ids && e->rows_n && e->logit_rows && e->choice && e->logits && e->kv && e->candidates)
+        return 0;
+    return kk_fail(err, KK_ENOMEM, "out of memory for an engine");
+}
+
+int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, struct kk_err *err)
+{
+    struct setup s;
+    int rc = setup_make(o, &s, err);
+    if (rc) return rc;
+    struct kk_engine *e = kk_calloc(1, sizeof *e);
+    if (!e) {
+        setup_release(&s);
+        return kk_fail(err, KK_ENOMEM, "out of memory for an engine");
+    }
+    struct kk_progress_fn progress = {o->progress, o->progress_arg};
+    e->options = *o;
+    e->dev = s.dev;
+    e->layout = s.layout;
+    e->kv_limits = s.kv_limits;
+    e->max_logit_rows = s.limits.max_logit_rows;
+    e->ctx = s.ctx;
+    rc = kk_model_open(s.mf, e->dev, &s.limits, &progress, &e->model, err);
+    if (!rc) rc = kk_kv_pool_open(e->dev, &e->layout, &s.kv, &s.kv_limits, &e->pool, err);
+    if (!rc) rc = alloc_step_arrays(e, err);
+    kk_model_file_close(s.mf);
+    if (rc) {
+        kk_engine_close(e);
+        return rc;
+    }
+    *out = e;
+    return 0;
+}
+
+void kk_engine_close(struct kk_engine *e)
+{
+    if (!e) return;
+    kk_kv_pool_close(e->pool);
+    kk_model_close(e->model);
+    kk_dev_close(e->dev);
+    kk_free((void *)(size_t)e->layout.layer);
+    kk_free(e->ids);
+    kk_free(e->rows_n);
+    kk_free(e->logit_rows);
+    kk_free(e->choice);
+    kk_free(e->logits);
+    kk_free(e->kv);
+    kk_free(e->candidates);
+    kk_free(e);
+}
+
+void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
+{
+    const struct kk_model_info *i = kk_model_info(e->model);
+    int64_t weights = kk_model_weight_bytes(e->model);
+    *out = (struct kk_engine_info){
+        .device = e->dev->name,
+        .architecture = i->architecture,
+        .kv = e->options.kv,
+        .kv_type = kk_dtype_name(e->layout.dtype),
+        .n_layers = i->n_layers,
+        .vocabulary = i->V,
+        .hidden = i->C,
+        .n_params = i->n_params,
+        .n_active_params = i->n_active_params,
+        .ctx = e->ctx,
+        .bos = i->bos,
+        .eos = i->eos,
+        .n_eos = i->n_eos,
+        .weight_bytes = weights,
+        .scratch_bytes = kk_model_scratch_bytes(e->model),
+        .kv_staging_bytes = kk_kv_staging_bytes(e->pool),
+        .step_weight_bytes = i->n_active_params * (int64_t)kk_dtype_bytes(i->dtype),
+    };
+}
+
+/* ---- a step
+ * --------------------------------------------------------------------------------------- */
+
+/* Pack the rows of all items; returns T. */
+static int pack(struct kk_engine *e, const struct kk_step_item *item, int B,
+                enum kk_want_logits want, int *n_logits)
+{
+    int T = 0;
+    *n_logits = 0;
+    for (int b = 0; b < B; b++) {
+        struct kk_session *s = item[b].s;
+        const uint32_t *from = s->history + kk_kv_rows(s->kv);
+        e->kv[b] = s->kv;
+        e->rows_n[b] = item[b].n;
+        for (int i = 0; i < item[b].n; i++, T++) {
+            e->ids[T] = (int32_t)from[i];
+            if (want == KK_WANT_ALL || (want == KK_WANT_LAST && i == item[b].n - 1))
+                e->logit_rows[(*n_logits)++] = T;
+        }
+    }
+    return T;
+}
+
+int kk__step(struct kk_engine *e, enum kk_step_kind kind, const struct kk_step_item *item, int B,
+             enum kk_want_logits want, struct kk_err *err)
+{
+    struct kk_forward fwd = {.ids = e->ids, .logit_rows = e->logit_rows};
+    pack(e, item, B, want, &fwd.n_logits);
+    int rc = kk_kv_begin(e->pool, kind, B, e->kv, e->rows_n, err);
+    if (rc) return rc;
+    rc = kk_model_forward(e->model, e->pool, &fwd, err);
+    if (rc) kk_kv_abort(e->pool);
+    return rc;
+}

@@ -1,0 +1,267 @@
+/* Sessions: token histories over the KV cache, with one pending token between calls. */
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "engine/engine_int.h"
+
+int kk_session_open(struct kk_engine *e, struct kk_session **out, struct kk_err *err)
+{
+    struct kk_session *s = kk_calloc(1, sizeof *s);
+    if (!s) return kk_fail(err, KK_ENOMEM, "out of memory for a session");
+    s->e = e;
+    int rc = kk_kv_open(e->pool, &s->kv, err);
+    if (rc) {
+        kk_free(s);
+        return rc;
+    }
+    *out = s;
+    return 0;
+}
+
+void kk_session_close(struct kk_session *s)
+{
+    if (!s) return;
+    kk_kv_close(s->kv);
+    kk_free(s->history);
+    kk_free(s);
+}
+
+/* Room for n more ids. */
+static int reserve_history(struct kk_session *s, size_t n, struct kk_err *err)
+{
+    if (s->n + n <= s->cap) return 0;
+    size_t cap = s->cap ? s->cap : 256;
+    while (cap < s->n + n) cap *= 2;
+    uint32_t *p = kk_realloc(s->history, cap, sizeof *p);
+    if (!p) return kk_fail(err, KK_ENOMEM, "out of memory for a history of %zu tokens", s->n + n);
+    s->history = p;
+    s->cap = cap;
+    return 0;
+}
+
+static int check_append(const struct kk_session *s, const uint32_t *ids, size_t n,
+                        struct kk_err *err)
+{
+    int V = kk_model_info(s->e->model)->V;
+    if (s->closed_for_steps)
+        return kk_fail(err, KK_EINVAL, "the session was used for logits and takes no more tokens");
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] >= (uint32_t)V)
+            return kk_fail(err, KK_ERANGE,
+                           "token id %u (index %zu) is outside the vocabulary of %d", ids[i], i, V);
+    if ((uint64_t)s->n + n > (uint64_t)s->e->ctx)
+        return kk_fail(err, KK_ERANGE,
+                       "%zu tokens do not fit: the context is %lld and %zu are used", n,
+                       (long long)s->e->ctx, s->n);
+    return 0;
+}
+
+/* Feed history rows up to `end` in chunks. */
+static int prefill(struct kk_session *s, size_t end, struct kk_err *err)
+{
+    struct kk_engine *e = s->e;
+    size_t start = (size_t)kk_kv_rows(s->kv), at;
+    while ((at = (size_t)kk_kv_rows(s->kv)) < end) {
+        size_t n = end - at, most = (size_t)e->kv_limits.max_chunk_rows;
+        struct kk_step_item item = {s, (int32_t)(n < most ? n : most)};
+        int rc = kk__step(e, KK_STEP_CHUNK, &item, 1, KK_WANT_NONE, err);
+        if (rc) return rc;
+        kk_kv_commit(e->pool, NULL);
+        if (e->options.progress && end - start > most)
+            e->options.progress(e->options.progress_arg, "reading",
+                                (uint64_t)kk_kv_rows(s->kv) - start, end - start);
+    }
+    return 0;
+}
+
+int kk_session_append(struct kk_session *s, const uint32_t *ids, size_t n, struct kk_err *err)
+{
+    if (!n) return 0;
+    int rc = check_append(s, ids, n, err);
+    if (!rc) rc = reserve_history(s, n, err);
+    if (rc) return rc;
+    memcpy(s->history + s->n, ids, n * sizeof *ids);
+    s->n += n;
+    rc = prefill(s, s->n - 1, err);
+    if (rc) { /* keep what was committed, and one pending token after it */
+        size_t had = s->n - n, rows = (size_t)kk_kv_rows(s->kv);
+        s->n = rows + 1 > had ? rows + 1 : had;
+    }
+    return rc;
+}
+
+/* ---- generate
+ * ------------------------------------------------------------------------------------- */
+
+static int is_eos(const struct kk_engine *e, uint32_t id)
+{
+    const struct kk_model_info *i = kk_model_info(e->model);
+    for (int k = 0; k < i->n_eos; k++)
+        if (i->eos[k] == id) return 1;
+    return 0;
+}
+
+/* Next token of each of n sessions from the logits of the open step, to ids. */
+static int choose(struct kk_engine *e, struct kk_session *const *s, int n,
+                  const struct kk_sampling *p, uint32_t *ids, struct kk_err *err)
+{
+    int V = kk_model_info(e->model)->V;
+    if (p->temperature == 0 && p->repeat_penalty == 1.0f) {
+        int rc = kk_model_argmax(e->model, n, e->choice, err);
+        for (int i = 0; !rc && i < n; i++) ids[i] = (uint32_t)e->choice[i];
+        return rc;
+    }
+    size_t bytes = (size_t)n * (size_t)V * sizeof(float);
+    e->dev->ops->download(e->dev, e->logits, kk_model_logits(e->model), bytes);
+    for (int i = 0; i < n; i++)
+        ids[i] = kk__sample(p, e->logits + (size_t)i * (size_t)V, V, s[i]->history, s[i]->n,
+                            s[i]->n, e->candidates);
+    return 0;
+}
+
+static int check_step(const struct kk_session *s, struct kk_err *err)
+{
+    if (!s->n) return kk_fail(err, KK_EINVAL, "the session has no history: append tokens first");
+    if (s->closed_for_steps)
+        return kk_fail(err, KK_EINVAL, "the session was used for logits and takes no more tokens");
+    if ((int64_t)s->n >= s->e->ctx)
+        return kk_fail(err, KK_ERANGE, "the context of %lld tokens is full", (long long)s->e->ctx);
+    return 0;
+}
+
+/* One step over checked sessions. */
+static int step_sessions(struct kk_engine *e, struct kk_session *const *s, int n,
+                         const struct kk_sampling *p, uint32_t *ids, struct kk_err *err)
+{
+    struct kk_step_item item[64], *items = item;
+    int rc = 0;
+    if (n > 64) items = kk_array((size_t)n, sizeof *items);
+    if (!items) return kk_fail(err, KK_ENOMEM, "out of memory for a step");
+    for (int i = 0; !rc && i < n; i++) {
+        items[i] = (struct kk_step_item){s[i], 1};
+        rc = reserve_history(s[i], 1, err);
+    }
+    if (!rc) rc = kk__step(e, KK_STEP_HOLD, items, n, KK_WANT_LAST, err);
+    if (!rc) {
+        rc = choose(e, s, n, p, ids, err);
+        if (rc) kk_kv_abort(e->pool);
+    }
+    if (!rc) {
+        kk_kv_commit(e->pool, NULL);
+        for (int i = 0; i < n; i++) s[i]->history[s[i]->n++] = ids[i];
+    }
+    if (items != item) kk_free(items);
+    return rc;
+}
+
+int kk_sessions_step(struct kk_session *const *s, int n, const struct kk_sampling *p, uint32_t *ids,
+                     struct kk_err *err)
+{
+    if (n < 1) return kk_fail(err, KK_EINVAL, "a step of %d sessions", n);
+    struct kk_engine *e = s[0]->e;
+    int rc = kk__sampling_check(p, err);
+    if (!rc && n > e->kv_limits.max_seqs)
+        rc = kk_fail(err, KK_EINVAL, "a step of %d sessions: at most %d", n, e->kv_limits.max_seqs);
+    for (int i = 0; !rc && i < n; i++) {
+        rc = check_step(s[i], err);
+        for (int j = 0; !rc && j < i; j++)
+            if (s[i] == s[j]) rc = kk_fail(err, KK_EINVAL, "a session is twice in one step");
+    }
+    return rc ? rc : step_sessions(e, s, n, p, ids, err);
+}
+
+int kk_session_generate(struct kk_session *s, const struct kk_sampling *p, int64_t max_tokens,
+                        kk_token_cb *on_token, void *arg, struct kk_generated *out,
+                        struct kk_err *err)
+{
+    struct kk_generated g = {.stop = KK_STOP_MAX_TOKENS};
+    uint64_t t0 = kk_now_ns();
+    int rc = kk__sampling_check(p, err);
+    if (!rc && max_tokens < 1) rc = kk_fail(err, KK_EINVAL, "max tokens must be at least 1");
+    if (!rc) rc = check_step(s, err);
+    if (rc) return rc;
+    while (g.tokens < max_tokens) {
+        uint32_t id;
+        if ((int64_t)s->n >= s->e->ctx) {
+            g.stop = KK_STOP_CTX;
+            break;
+        }
+        rc = step_sessions(s->e, &s, 1, p, &id, err);
+        if (rc) break;
+        if (!g.tokens++) g.first_s = kk_seconds_since(t0);
+        int stop = on_token && on_token(arg, id);
+        if (is_eos(s->e, id) && !p->ignore_eos) {
+            g.stop = KK_STOP_EOS;
+            break;
+        }
+        if (stop) {
+            g.stop = KK_STOP_CALLER;
+            break;
+        }
+    }
+    g.seconds = kk_seconds_since(t0);
+    if (out) *out = g;
+    return rc;
+}
+
+/* ---- logits of every position
+ * --------------------------------------------------------------------- */
+
+int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_logits_cb *on_row,
+                      void *arg, struct kk_err *err)
+{
+    struct kk_engine *e = s->e;
+    size_t V = (size_t)kk_model_info(e->model)->V;
+    int rc = check_append(s, ids, n, err);
+    if (!rc) rc = reserve_history(s, n, err);
+    if (!rc && s->n) rc = prefill(s, s->n, err); /* the pending token first */
+    if (rc) return rc;
+    memcpy(s->history + s->n, ids, n * sizeof *ids);
+    s->n += n;
+    s->closed_for_steps = 1;
+    size_t most = (size_t)e->kv_limits.max_chunk_rows, at;
+    if (most > (size_t)e->max_logit_rows) most = (size_t)e->max_logit_rows;
+    while (!rc && (at = (size_t)kk_kv_rows(s->kv)) < s->n) {
+        size_t k = s->n - at < most ? s->n - at : most;
+        struct kk_step_item item = {s, (int32_t)k};
+        rc = kk__step(e, KK_STEP_CHUNK, &item, 1, KK_WANT_ALL, err);
+        if (rc) break;
+        kk_kv_commit(e->pool, NULL);
+        e->dev->ops->download(e->dev, e->logits, kk_model_logits(e->model), k * V * sizeof(float));
+        for (size_t i = 0; !rc && i < k; i++)
+            if (on_row(arg, (int64_t)(at + i), e->logits + i * V))
+                rc = kk_fail(err, KK_ECANCELLED, "stopped by the caller");
+    }
+    return rc;
+}
+
+/* ---- facts
+ * ---------------------------------------------------------------------------------------- */
+
+void kk_session_describe(const struct kk_session *s, struct kk_session_info *out)
+{
+    *out = (struct kk_session_info){
+        .history = (int64_t)s->n,
+        .rows = kk_kv_rows(s->kv),
+        .kv_device_bytes = kk_kv_device_bytes(s->kv),
+        .resident_rows = kk_kv_resident_rows(s->kv),
+        .dropped = kk_kv_dropped(s->kv),
+    };
+}
+
+const uint32_t *kk_session_history(const struct kk_session *s, size_t *n)
+{
+    *n = s->n;
+    return s->history;
+}
+
+int kk_session_check(const struct kk_session *s, struct kk_err *err)
+{
+    int64_t rows = kk_kv_rows(s->kv), want = s->n ? (int64_t)s->n - 1 : 0;
+    if (s->closed_for_steps) want = (int64_t)s->n;
+    if (rows != want)
+        return kk_fail(err, KK_EINVARIANT, "INV-1: %lld rows for a history of %zu", (long long)rows,
+                       s->n);
+    return kk_kv_check(s->kv, err);
+}
