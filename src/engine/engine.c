@@ -154,8 +154,10 @@ static int alloc_step_arrays(struct kk_engine *e, struct kk_err *err)
     e->choice = kk_calloc((size_t)e->max_logit_rows, sizeof *e->choice);
     e->logits = kk_calloc((size_t)e->max_logit_rows * V, sizeof *e->logits);
     e->kv = kk_calloc(B, sizeof(struct kk_kv *));
+    e->items = kk_calloc(B, sizeof *e->items);
     e->candidates = kk_calloc(V, sizeof *e->candidates);
-    if (e->ids && e->rows_n && e->logit_rows && e->choice && e->logits && e->kv && e->candidates)
+    if (e->ids && e->rows_n && e->logit_rows && e->choice && e->logits && e->kv && e->items &&
+        e->candidates)
         return 0;
     return kk_fail(err, KK_ENOMEM, "out of memory for an engine");
 }
@@ -202,6 +204,7 @@ void kk_engine_close(struct kk_engine *e)
     kk_free(e->choice);
     kk_free(e->logits);
     kk_free(e->kv);
+    kk_free(e->items);
     kk_free(e->candidates);
     kk_free(e);
 }

@@ -8,6 +8,12 @@
 #include "kv/kv.h"
 #include "model/model.h"
 
+/* Rows [rows, rows + n) of each session's history go through the model in one step. */
+struct kk_step_item {
+    struct kk_session *s;
+    int32_t n;
+};
+
 struct kk_engine {
     struct kk_engine_options options;
     struct kk_dev *dev;
@@ -20,6 +26,7 @@ struct kk_engine {
     int32_t *ids, *rows_n, *logit_rows, *choice; /* host arrays of a step */
     float *logits;                               /* host [max_logit_rows, V] */
     struct kk_kv **kv;                           /* [max_batch] */
+    struct kk_step_item *items;                  /* [max_batch] */
     struct kk_candidate *candidates;             /* [V], sampler scratch */
 };
 
@@ -29,12 +36,6 @@ struct kk_session {
     uint32_t *history;
     size_t n, cap;
     int closed_for_steps; /* after kk_session_logits */
-};
-
-/* Rows [rows, rows + n) of each session's history go through the model in one step. */
-struct kk_step_item {
-    struct kk_session *s;
-    int32_t n;
 };
 
 /* Run a step of B items. want: which logits rows. The step is left open for kk_kv_commit / abort

@@ -134,10 +134,8 @@ static int check_step(const struct kk_session *s, struct kk_err *err)
 static int step_sessions(struct kk_engine *e, struct kk_session *const *s, int n,
                          const struct kk_sampling *p, uint32_t *ids, struct kk_err *err)
 {
-    struct kk_step_item item[64], *items = item;
+    struct kk_step_item *items = e->items;
     int rc = 0;
-    if (n > 64) items = kk_array((size_t)n, sizeof *items);
-    if (!items) return kk_fail(err, KK_ENOMEM, "out of memory for a step");
     for (int i = 0; !rc && i < n; i++) {
         items[i] = (struct kk_step_item){s[i], 1};
         rc = reserve_history(s[i], 1, err);
@@ -151,7 +149,6 @@ static int step_sessions(struct kk_engine *e, struct kk_session *const *s, int n
         kk_kv_commit(e->pool, NULL);
         for (int i = 0; i < n; i++) s[i]->history[s[i]->n++] = ids[i];
     }
-    if (items != item) kk_free(items);
     return rc;
 }
 
