@@ -1,0 +1,518 @@
+/* The laws, as properties over seeded random cases: bit-identity under any cut of the history, any
+ * company, any thread count and instruction set; two-phase steps; policies; plan against the
+ * allocator. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/mem.h"
+#include "base/rng.h"
+#include "engine/engine_int.h"
+
+#define MODEL "synth:tests/data/mini.json:5"
+enum { V = 160, WINDOW = 24 };
+
+static uint64_t rng_state = 20261123;
+static uint32_t rnd(uint32_t n)
+{
+    return (uint32_t)(kk_rng_at(7, rng_state++) % n);
+}
+
+static struct kk_engine *open_engine(struct kk_engine_options o)
+{
+    struct kk_engine *e = NULL;
+    struct kk_err err = {0};
+    if (!o.model) o.model = MODEL;
+    if (kk_engine_open(&o, &e, &err)) fail_msg("%s", err.msg);
+    return e;
+}
+
+static struct kk_session *open_session(struct kk_engine *e)
+{
+    struct kk_session *s = NULL;
+    struct kk_err err = {0};
+    if (kk_session_open(e, &s, &err)) fail_msg("%s", err.msg);
+    return s;
+}
+
+static void ok(int rc, const struct kk_err *err)
+{
+    if (rc) fail_msg("%s", err->msg);
+}
+
+static void random_ids(uint32_t *ids, size_t n)
+{
+    for (size_t i = 0; i < n; i++) ids[i] = rnd(V);
+}
+
+struct capture {
+    float *out;
+};
+static int on_row(void *arg, int64_t position, const float *logits)
+{
+    struct capture *c = arg;
+    (void)position;
+    memcpy(c->out, logits, V * sizeof(float));
+    c->out += V;
+    return 0;
+}
+
+/* Append ids[0, n - tail) in random pieces, then take the logits of the last `tail`. */
+static void logits_of(struct kk_engine *e, const uint32_t *ids, size_t n, size_t tail, int split,
+                      float *out)
+{
+    struct kk_session *s = open_session(e);
+    struct kk_err err = {0};
+    struct capture c = {out};
+    size_t at = 0, head = n - tail;
+    while (at < head) {
+        size_t k = split ? 1 + rnd((uint32_t)(rnd(3) ? 9 : 70)) : head;
+        if (k > head - at) k = head - at;
+        ok(kk_session_append(s, ids + at, k, &err), &err);
+        ok(kk_session_check(s, &err), &err);
+        at += k;
+    }
+    ok(kk_session_logits(s, ids + head, tail, on_row, &c, &err), &err);
+    ok(kk_session_check(s, &err), &err);
+    kk_session_close(s);
+}
+
+static const char *const policies[] = {"full", "native", "s5", "sinkwin"};
+
+/* Any split of appends, any chunk size: the same bits, well past the window, under every policy. */
+static void splits_do_not_matter(void **state)
+{
+    (void)state;
+    enum { N = 5 * WINDOW + 9, TAIL = 3 };
+    uint32_t ids[N];
+    float a[TAIL * V], b[TAIL * V];
+    random_ids(ids, N);
+    for (size_t p = 0; p < 4; p++) {
+        struct kk_engine_options o = kk_engine_defaults();
+        o.kv = policies[p];
+        o.kv_sinks = 3;
+        o.kv_window = 7;
+        o.threads = 1;
+        struct kk_engine *e = open_engine(o);
+        logits_of(e, ids, N, TAIL, 0, a);
+        for (int k = 0; k < 12; k++) {
+            logits_of(e, ids, N, TAIL, 1, b);
+            assert_memory_equal(a, b, sizeof a);
+        }
+        kk_engine_close(e);
+        o.prefill_chunk = 5;
+        e = open_engine(o);
+        logits_of(e, ids, N, TAIL, 1, b);
+        assert_memory_equal(a, b, sizeof a);
+        kk_engine_close(e);
+    }
+}
+
+/* full and native see the same rows; sinkwin does not. */
+static void native_is_full(void **state)
+{
+    (void)state;
+    enum { N = 6 * WINDOW + 5, TAIL = 40 };
+    uint32_t ids[N];
+    static float out[4][TAIL * V];
+    random_ids(ids, N);
+    for (size_t p = 0; p < 4; p++) {
+        struct kk_engine_options o = kk_engine_defaults();
+        o.kv = policies[p];
+        o.kv_window = 7;
+        struct kk_engine *e = open_engine(o);
+        logits_of(e, ids, N, TAIL, 0, out[p]);
+        kk_engine_close(e);
+    }
+    assert_memory_equal(out[0], out[1], sizeof out[0]);
+    assert_memory_not_equal(out[1], out[2], sizeof out[0]);
+    assert_memory_not_equal(out[2], out[3], sizeof out[0]);
+}
+
+static void threads_and_isa_do_not_matter(void **state)
+{
+    (void)state;
+    enum { N = 4 * WINDOW + 3, TAIL = 30 };
+    static const char *const isas[] = {"scalar", "avx2", "avx512"};
+    uint32_t ids[N];
+    static float a[TAIL * V], b[TAIL * V];
+    random_ids(ids, N);
+    int have = 0;
+    for (size_t i = 0; i < 3; i++)
+        for (int threads = 1; threads <= 4; threads++) {
+            struct kk_engine_options o = kk_engine_defaults();
+            struct kk_engine *e = NULL;
+            struct kk_err err = {0};
+            o.model = MODEL;
+            o.cpu_isa = isas[i];
+            o.threads = threads;
+            int rc = kk_engine_open(&o, &e, &err);
+            if (rc == KK_EUNSUPPORTED) continue; /* this machine has no such instruction set */
+            ok(rc, &err);
+            logits_of(e, ids, N, TAIL, 1, have ? b : a);
+            if (have) assert_memory_equal(a, b, sizeof a);
+            have = 1;
+            kk_engine_close(e);
+        }
+}
+
+/* ---- company
+ * -------------------------------------------------------------------------------------- */
+
+/* Put ids into a session's history without running them (the rows of a hand-made step). */
+static void push_history(struct kk_session *s, const uint32_t *ids, size_t n)
+{
+    s->history = kk_realloc(s->history, s->n + n, sizeof *s->history);
+    memcpy(s->history + s->n, ids, n * sizeof *ids);
+    s->n += n;
+    s->cap = s->n;
+}
+
+/* Steps of several sessions with different row counts give each row the bits it has alone. */
+static void company_does_not_matter(void **state)
+{
+    (void)state;
+    enum { B = 4, ROUNDS = 30 };
+    struct kk_engine_options o = kk_engine_defaults();
+    o.threads = 2;
+    struct kk_engine *e = open_engine(o), *alone = open_engine(o);
+    struct kk_session *s[B], *t[B];
+    struct kk_err err = {0};
+    static float together[16 * V], single[16 * V];
+    for (int b = 0; b < B; b++) {
+        s[b] = open_session(e);
+        t[b] = open_session(alone);
+    }
+    for (int r = 0; r < ROUNDS; r++) {
+        struct kk_step_item item[B];
+        int total = 0;
+        for (int b = 0; b < B; b++) {
+            uint32_t ids[4];
+            int n = 1 + (int)rnd(4);
+            random_ids(ids, 4);
+            push_history(s[b], ids, (size_t)n);
+            push_history(t[b], ids, (size_t)n);
+            item[b] = (struct kk_step_item){s[b], n};
+            total += n;
+        }
+        ok(kk__step(e, KK_STEP_HOLD, item, B, KK_WANT_ALL, &err), &err);
+        memcpy(together, kk_model_logits(e->model), (size_t)total * V * sizeof(float));
+        kk_kv_commit(e->pool, NULL);
+        float *row = together;
+        for (int b = 0; b < B; b++) {
+            struct kk_step_item one = {t[b], item[b].n};
+            size_t bytes = (size_t)item[b].n * V * sizeof(float);
+            ok(kk__step(alone, r & 1 ? KK_STEP_CHUNK : KK_STEP_HOLD, &one, 1, KK_WANT_ALL, &err),
+               &err);
+            memcpy(single, kk_model_logits(alone->model), bytes);
+            kk_kv_commit(alone->pool, NULL);
+            assert_memory_equal(single, row, bytes);
+            row += (size_t)item[b].n * V;
+        }
+    }
+    for (int b = 0; b < B; b++) {
+        kk_session_close(s[b]);
+        kk_session_close(t[b]);
+    }
+    kk_engine_close(e);
+    kk_engine_close(alone);
+}
+
+/* A step begun with n rows and committed with k leaves what k rows alone would have left. */
+static void commit_keeps_a_prefix(void **state)
+{
+    (void)state;
+    for (size_t p = 0; p < 4; p++) {
+        struct kk_engine_options o = kk_engine_defaults();
+        struct kk_err err = {0};
+        o.kv = policies[p];
+        o.kv_sinks = 2;
+        o.kv_window = 9;
+        struct kk_engine *e = open_engine(o);
+        struct kk_session *s = open_session(e), *t = open_session(e);
+        for (int r = 0; r < 40; r++) {
+            uint32_t ids[16];
+            int n = 1 + (int)rnd(16);
+            int32_t k = (int32_t)rnd((uint32_t)n + 1);
+            random_ids(ids, 16);
+            push_history(s, ids, (size_t)n);
+            struct kk_step_item item = {s, n};
+            ok(kk__step(e, KK_STEP_HOLD, &item, 1, KK_WANT_NONE, &err), &err);
+            kk_kv_commit(e->pool, &k);
+            s->n -= (size_t)(n - k);
+            if (k) {
+                push_history(t, ids, (size_t)k);
+                item = (struct kk_step_item){t, k};
+                ok(kk__step(e, KK_STEP_CHUNK, &item, 1, KK_WANT_NONE, &err), &err);
+                kk_kv_commit(e->pool, NULL);
+            }
+            ok(kk_kv_check(s->kv, &err), &err);
+        }
+        assert_int_equal(kk_kv_rows(s->kv), kk_kv_rows(t->kv));
+        for (int l = 0; l < e->layout.n_layers; l++)
+            for (int64_t j = 0; j < kk_kv_rows(s->kv); j++) {
+                char a[1024], b[1024];
+                memset(a, 0, sizeof a);
+                memset(b, 0, sizeof b);
+                int ra = kk_kv_read_row(s->kv, l, j, a, &err),
+                    rb = kk_kv_read_row(t->kv, l, j, b, &err);
+                assert_int_equal(ra, rb);
+                assert_memory_equal(a, b, sizeof a);
+            }
+        kk_session_close(s);
+        kk_session_close(t);
+        kk_engine_close(e);
+    }
+}
+
+/* ---- generation
+ * ----------------------------------------------------------------------------------- */
+
+struct tokens {
+    uint32_t id[64];
+    int n;
+};
+static int on_token(void *arg, uint32_t id)
+{
+    struct tokens *t = arg;
+    t->id[t->n++] = id;
+    return 0;
+}
+
+static struct tokens generate(struct kk_engine *e, const uint32_t *ids, size_t n, int pieces,
+                              const struct kk_sampling *p)
+{
+    struct tokens t = {.n = 0};
+    struct kk_err err = {0};
+    struct kk_session *s = open_session(e);
+    for (int i = 0; i < pieces; i++) {
+        size_t a = n * (size_t)i / (size_t)pieces, b = n * (size_t)(i + 1) / (size_t)pieces;
+        ok(kk_session_append(s, ids + a, b - a, &err), &err);
+    }
+    for (int i = 0; i < pieces; i++)
+        ok(kk_session_generate(s, p, 48 / pieces, on_token, &t, NULL, &err), &err);
+    ok(kk_session_check(s, &err), &err);
+    kk_session_close(s);
+    return t;
+}
+
+/* Same seed, same tokens, however the history was cut; another seed, other tokens; alone or in a
+ * batch. */
+static void sampling_is_keyed_by_position(void **state)
+{
+    (void)state;
+    struct kk_engine *e = open_engine(kk_engine_defaults());
+    uint32_t ids[50];
+    random_ids(ids, 50);
+    const struct kk_sampling kinds[] = {
+        {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = 9, .ignore_eos = 1},
+        {.temperature = 0.8f,
+         .top_k = 20,
+         .top_p = 0.9f,
+         .min_p = 0.02f,
+         .repeat_penalty = 1.1f,
+         .repeat_last_n = 64,
+         .seed = 9,
+         .ignore_eos = 1},
+        {.temperature = 0, .top_p = 1, .repeat_penalty = 1.2f, .ignore_eos = 1},
+        {.temperature = 0, .top_p = 1, .repeat_penalty = 1, .ignore_eos = 1},
+    };
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+        struct tokens a = generate(e, ids, 50, 1, &kinds[k]);
+        struct tokens b = generate(e, ids, 50, 4, &kinds[k]);
+        assert_int_equal(a.n, 48);
+        assert_int_equal(b.n, 48);
+        assert_memory_equal(a.id, b.id, 48 * sizeof *a.id);
+        struct kk_sampling other = kinds[k];
+        other.seed = 10;
+        b = generate(e, ids, 50, 1, &other);
+        if (kinds[k].temperature > 0) assert_memory_not_equal(a.id, b.id, 48 * sizeof *a.id);
+    }
+    kk_engine_close(e);
+}
+
+static void batched_decode_is_single_decode(void **state)
+{
+    (void)state;
+    enum { B = 5, N = 30 };
+    struct kk_engine *e = open_engine(kk_engine_defaults());
+    struct kk_sampling p = kk_sampling_defaults();
+    struct kk_session *s[B], *t[B];
+    struct kk_err err = {0};
+    p.temperature = 1;
+    p.seed = 3;
+    for (int b = 0; b < B; b++) {
+        uint32_t ids[90];
+        size_t n = 5 + rnd(80);
+        random_ids(ids, n);
+        s[b] = open_session(e);
+        t[b] = open_session(e);
+        ok(kk_session_append(s[b], ids, n, &err), &err);
+        ok(kk_session_append(t[b], ids, n, &err), &err);
+    }
+    for (int i = 0; i < N; i++) {
+        uint32_t ids[B], one;
+        ok(kk_sessions_step(s, B, &p, ids, &err), &err);
+        for (int b = 0; b < B; b++) {
+            ok(kk_sessions_step(&t[b], 1, &p, &one, &err), &err);
+            assert_int_equal(one, ids[b]);
+        }
+    }
+    for (int b = 0; b < B; b++) {
+        kk_session_close(s[b]);
+        kk_session_close(t[b]);
+    }
+    kk_engine_close(e);
+}
+
+/* ---- bytes
+ * ---------------------------------------------------------------------------------------- */
+
+/* plan says before loading what the allocator says after. */
+static void plan_is_what_is_allocated(void **state)
+{
+    (void)state;
+    for (size_t p = 0; p < 4; p++)
+        for (int64_t n = 1; n < 700; n = n * 3 + 1) {
+            struct kk_engine_options o = kk_engine_defaults();
+            struct kk_engine_info info;
+            struct kk_session_info si;
+            struct kk_plan plan;
+            struct kk_err err = {0};
+            o.model = MODEL;
+            o.kv = policies[p];
+            o.kv_window = 8;
+            ok(kk_plan_make(&o, n, 1, &plan, &err), &err);
+            struct kk_engine *e = open_engine(o);
+            struct kk_session *s = open_session(e);
+            uint32_t ids[1024];
+            random_ids(ids, (size_t)n);
+            ok(kk_session_append(s, ids, (size_t)n, &err), &err);
+            kk_engine_describe(e, &info);
+            kk_session_describe(s, &si);
+            assert_int_equal(plan.weight_bytes, info.weight_bytes);
+            assert_int_equal(plan.scratch_bytes, info.scratch_bytes);
+            assert_int_equal(plan.kv_staging_bytes, info.kv_staging_bytes);
+            assert_int_equal(plan.session_kv_bytes, si.kv_device_bytes);
+            kk_session_close(s);
+            kk_engine_close(e);
+        }
+}
+
+/* A ring holds exactly its rows and not a byte more, however long the session grows. */
+static void rings_are_bounded(void **state)
+{
+    (void)state;
+    struct kk_engine_options o = kk_engine_defaults();
+    struct kk_session_info a, b;
+    struct kk_err err = {0};
+    uint32_t ids[1000];
+    o.kv = "sinkwin";
+    o.kv_sinks = 4;
+    o.kv_window = 16;
+    struct kk_engine *e = open_engine(o);
+    struct kk_session *s = open_session(e);
+    random_ids(ids, 1000);
+    ok(kk_session_append(s, ids, 40, &err), &err);
+    kk_session_describe(s, &a);
+    ok(kk_session_append(s, ids, 1000, &err), &err);
+    kk_session_describe(s, &b);
+    assert_int_equal(a.kv_device_bytes, b.kv_device_bytes);
+    assert_int_equal(b.resident_rows, 4 * 20);
+    assert_int_equal(b.dropped, 1039 - 20);
+    /* two sliding layers K + V [2, 16], two full layers V [1, 24], bf16, 20 rows */
+    assert_int_equal(b.kv_device_bytes, 20 * 2 * (2 * 2 * 2 * 16 + 2 * 24));
+    kk_session_close(s);
+    kk_engine_close(e);
+}
+
+/* ---- misuse
+ * --------------------------------------------------------------------------------------- */
+
+static void mistakes_change_nothing(void **state)
+{
+    (void)state;
+    struct kk_engine_options o = kk_engine_defaults();
+    o.ctx = 64;
+    struct kk_engine *e = open_engine(o);
+    struct kk_session *s = open_session(e);
+    struct kk_sampling p = kk_sampling_defaults();
+    struct kk_err err = {0};
+    uint32_t ids[100] = {0}, bad[3] = {1, V, 2};
+    size_t n;
+    assert_int_equal(kk_session_generate(s, &p, 1, NULL, NULL, NULL, &err), KK_EINVAL);
+    assert_int_equal(kk_session_append(s, bad, 3, &err), KK_ERANGE);
+    assert_non_null(strstr(err.msg, "160"));
+    assert_int_equal(kk_session_append(s, ids, 65, &err), KK_ERANGE);
+    kk_session_history(s, &n);
+    assert_int_equal(n, 0);
+    ok(kk_session_append(s, ids, 60, &err), &err);
+    struct kk_generated g;
+    p.ignore_eos = 1;
+    ok(kk_session_generate(s, &p, 100, NULL, NULL, &g, &err), &err);
+    assert_int_equal(g.stop, KK_STOP_CTX);
+    assert_int_equal(g.tokens, 4);
+    assert_int_equal(kk_session_generate(s, &p, 1, NULL, NULL, NULL, &err), KK_ERANGE);
+    p.top_p = 0;
+    assert_int_equal(kk_session_generate(s, &p, 1, NULL, NULL, NULL, &err), KK_EINVAL);
+    ok(kk_session_check(s, &err), &err);
+    kk_session_close(s);
+    kk_engine_close(e);
+}
+
+/* Every allocation of open, append and generate fails once: an error, never a crash or a leak. */
+static void survives_every_failed_allocation(void **state)
+{
+    (void)state;
+    uint32_t ids[40];
+    random_ids(ids, 40);
+    for (int64_t k = 1; k < 5000; k++) {
+        struct kk_engine_options o = kk_engine_defaults();
+        struct kk_sampling p = kk_sampling_defaults();
+        struct kk_engine *e = NULL;
+        struct kk_session *s = NULL;
+        struct kk_err err = {0};
+        o.model = MODEL;
+        o.threads = 1;
+        kk_mem_fail_after(k);
+        int rc = kk_engine_open(&o, &e, &err);
+        if (!rc) rc = kk_session_open(e, &s, &err);
+        if (!rc) rc = kk_session_append(s, ids, 40, &err);
+        if (!rc) rc = kk_session_generate(s, &p, 4, NULL, NULL, NULL, &err);
+        int hit = kk_mem_fail_hit();
+        kk_mem_fail_after(0);
+        if (rc) assert_true(err.msg[0] != 0);
+        kk_session_close(s);
+        kk_engine_close(e);
+        if (!hit) {
+            assert_int_equal(rc, 0);
+            assert_true(k > 20);
+            return;
+        }
+    }
+    fail_msg("more than 5000 allocations");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(splits_do_not_matter),
+        cmocka_unit_test(native_is_full),
+        cmocka_unit_test(threads_and_isa_do_not_matter),
+        cmocka_unit_test(company_does_not_matter),
+        cmocka_unit_test(commit_keeps_a_prefix),
+        cmocka_unit_test(sampling_is_keyed_by_position),
+        cmocka_unit_test(batched_decode_is_single_decode),
+        cmocka_unit_test(plan_is_what_is_allocated),
+        cmocka_unit_test(rings_are_bounded),
+        cmocka_unit_test(mistakes_change_nothing),
+        cmocka_unit_test(survives_every_failed_allocation),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
