@@ -1,9 +1,9 @@
 /* Model files: named, typed, bounds-checked tensors, and the config that describes them.
  *
- * Owns: Hugging Face snapshot directories (config.json, model.safetensors or shards with an index) and
- * `synth:` models (random weights of any geometry, made on demand: docs/formats/synth.md).
- * Refuses to know: what a tensor is for. The model layer asks for each tensor by name, with the shape it
- * expects, and gets the bytes or one sentence about what is wrong.
+ * Owns: Hugging Face snapshot directories (config.json, model.safetensors or shards with an index)
+ * and `synth:` models (random weights of any geometry, made on demand: docs/formats/synth.md).
+ * Refuses to know: what a tensor is for. The model layer asks for each tensor by name, with the
+ * shape it expects, and gets the bytes or one sentence about what is wrong.
  *
  *     struct kk_model_file *mf;
  *     struct kk_tensor t;
@@ -28,20 +28,21 @@ struct kk_tensor {
     enum kk_dtype dtype;
     int rank;
     uint64_t shape[KK_MAX_RANK];
-    uint64_t count;   /* product of shape */
-    const void *data; /* the mapped bytes, at least dtype-aligned; NULL for synth (use kk_tensor_read) */
+    uint64_t count; /* product of shape */
+    const void
+        *data; /* the mapped bytes, at least dtype-aligned; NULL for synth (use kk_tensor_read) */
     uint64_t synth_key, synth_kind; /* private to file/ */
 };
 
 struct kk_model_file;
 
-/* Open a snapshot directory, or "synth:CONFIG.json[:SEED]" (seed 0 if left out). Every header field is
- * checked here: offsets, overlaps, overflow, dtypes, names. The caller closes it. */
+/* Open a snapshot directory, or "synth:CONFIG.json[:SEED]" (seed 0 if left out). Every header field
+ * is checked here: offsets, overlaps, overflow, dtypes, names. The caller closes it. */
 int kk_model_file_open(const char *spec, struct kk_model_file **out, struct kk_err *err);
 void kk_model_file_close(struct kk_model_file *mf);
 
-/* The model's config.json object (with a nested text_config already chosen: the object returned is the
- * text model's own). Borrowed until close. */
+/* The model's config.json object (with a nested text_config already chosen: the object returned is
+ * the text model's own). Borrowed until close. */
 const json_t *kk_model_file_config(const struct kk_model_file *mf);
 
 /* The top-level "architectures"[0] and the text config's "model_type"; borrowed. */
@@ -52,8 +53,9 @@ const char *kk_model_file_model_type(const struct kk_model_file *mf);
 const char *kk_model_file_dir(const struct kk_model_file *mf);
 int kk_model_file_is_synth(const struct kk_model_file *mf);
 
-/* Find tensor `name` and check its shape: KK_ENOENT "tensor 'x' is missing", KK_EFORMAT "tensor 'x' has
- * shape [a, b], expected [c, d]". For synth any name of any shape exists, with the config's dtype. */
+/* Find tensor `name` and check its shape: KK_ENOENT "tensor 'x' is missing", KK_EFORMAT "tensor 'x'
+ * has shape [a, b], expected [c, d]". For synth any name of any shape exists, with the config's
+ * dtype. */
 int kk_model_file_get(const struct kk_model_file *mf, const char *name, int rank,
                       const uint64_t *shape, struct kk_tensor *out, struct kk_err *err);
 

@@ -75,6 +75,7 @@ CASES = {  # name: (config, number of tokens)
 def build(c, seed):
     hf = Gemma4TextConfig(**{k: v for k, v in c.items() if k not in ("architectures", "model_type", "dtype")})
     hf._attn_implementation = "eager"
+    hf._experts_implementation = "eager"
     model = Gemma4ForCausalLM(hf).float().eval()
     dtype = getattr(torch, c["dtype"])
     synth.synth_state_dict(model, seed, dtype)
@@ -117,7 +118,7 @@ def tiny_case(out):
     folder = os.path.join(out, "tiny")
     os.makedirs(folder, exist_ok=True)
     model = Gemma4ForCausalLM.from_pretrained(os.path.join(ROOT, "models/tiny"), dtype=torch.float32,
-                                              attn_implementation="eager").eval()
+                                              attn_implementation="eager", experts_implementation="eager").eval()
     r = random.Random(7)
     ids = [2] + [r.randrange(7, 2048) for _ in range(60)]
     from tokenizers import Tokenizer
