@@ -1,0 +1,537 @@
+/* Bodies of the leaf kernels over a vector of 16 floats. Included once by each k_<isa>.c, which
+ * first defines v16, its operations and its tile sizes; everything here is static.
+ *
+ * Arrays of v16 indexed by loops of constant bounds are registers: the tiles are always inlined
+ * with constant sizes and their loops unrolled whole. */
+#ifndef KK_DEV_CPU_KERN_VEC_INT_H
+#define KK_DEV_CPU_KERN_VEC_INT_H
+
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* ---- gemm ---- */
+
+struct gemm_block {
+    int64_t k0, k1; /* inputs of this call: k0 is even; acc starts from y unless k0 is 0 */
+    const float *x;
+    int64_t ldx;
+    const char *w;
+    size_t panel;     /* bytes of a panel */
+    const char *next; /* the panels that are read after these */
+    float *y;
+    int64_t ldy, n; /* outputs left from y on */
+};
+
+/* Weights of inputs k and k + 1 of 16 outputs. pair points at k's. */
+V void w_pair(enum kk_dtype t, const char *pair, v16 *w0, v16 *w1)
+{
+    if (t == KK_BF16) {
+        v_ld_bf16_pairs(pair, w0, w1);
+    } else if (t == KK_F16) {
+        *w0 = v_ld_f16((const uint16_t *)pair);
+        *w1 = v_ld_f16((const uint16_t *)pair + 16);
+    } else {
+        *w0 = v_ld((const float *)pair);
+        *w1 = v_ld((const float *)pair + 16);
+    }
+}
+
+V v16 w_one(enum kk_dtype t, const char *pair)
+{
+    v16 w0, w1;
+    if (t == KK_F16) return v_ld_f16((const uint16_t *)pair);
+    if (t == KK_F32) return v_ld((const float *)pair);
+    v_ld_bf16_pairs(pair, &w0, &w1);
+    return w0;
+}
+
+V void gemm_tile(const enum kk_dtype t, const int rows, const int panels,
+                 const struct gemm_block *b)
+{
+    const int64_t step = t == KK_F32 ? 128 : 64, pairs = (b->k1 - b->k0) / 2, ldx = b->ldx;
+    const size_t panel = b->panel;
+    const char *w = b->w + b->k0 / 2 * step, *next = b->next + b->k0 / 2 * step;
+    const float *x = b->x + b->k0;
+    v16 acc[8][4];
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        UNROLL for (int p = 0; p < panels; p++)
+        {
+            acc[r][p] = b->k0 ? v_ld_n(b->y + r * b->ldy + p * 16, b->n - p * 16) : v_zero();
+        }
+    }
+    for (int64_t i = 0; i < pairs; i++, w += step, next += step, x += 2) {
+        v16 w0[4], w1[4];
+        UNROLL for (int p = 0; p < panels; p++)
+        {
+            w_pair(t, w + p * panel, &w0[p], &w1[p]);
+            _mm_prefetch(next + p * panel, _MM_HINT_T1);
+        }
+        UNROLL for (int r = 0; r < rows; r++)
+        {
+            v16 a = v_set(x[r * ldx]), c = v_set(x[r * ldx + 1]);
+            UNROLL for (int p = 0; p < panels; p++) acc[r][p] = v_fma(a, w0[p], acc[r][p]);
+            UNROLL for (int p = 0; p < panels; p++) acc[r][p] = v_fma(c, w1[p], acc[r][p]);
+        }
+    }
+    if (b->k1 & 1) {
+        UNROLL for (int p = 0; p < panels; p++)
+        {
+            v16 w0 = w_one(t, w + p * panel);
+            UNROLL for (int r = 0; r < rows; r++)
+            {
+                acc[r][p] = v_fma(v_set(x[r * ldx]), w0, acc[r][p]);
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        UNROLL for (int p = 0; p < panels; p++)
+        {
+            v_st_n(b->y + r * b->ldy + p * 16, b->n - p * 16, acc[r][p]);
+        }
+    }
+}
+
+typedef void gemm_fn(const struct gemm_block *b);
+#define GEMM_F32(r, p)                                                                             \
+    static void gemm_f32_##r##x##p(const struct gemm_block *b)                                     \
+    {                                                                                              \
+        gemm_tile(KK_F32, r, p, b);                                                                \
+    }
+#define GEMM_BF16(r, p)                                                                            \
+    static void gemm_bf16_##r##x##p(const struct gemm_block *b)                                    \
+    {                                                                                              \
+        gemm_tile(KK_BF16, r, p, b);                                                               \
+    }
+#define GEMM_F16(r, p)                                                                             \
+    static void gemm_f16_##r##x##p(const struct gemm_block *b)                                     \
+    {                                                                                              \
+        gemm_tile(KK_F16, r, p, b);                                                                \
+    }
+#define GEMM_F32_SLOT(r, p)  [r][p] = gemm_f32_##r##x##p,
+#define GEMM_BF16_SLOT(r, p) [r][p] = gemm_bf16_##r##x##p,
+#define GEMM_F16_SLOT(r, p)  [r][p] = gemm_f16_##r##x##p,
+GEMM_TILES(GEMM_F32)
+GEMM_TILES(GEMM_BF16)
+GEMM_TILES(GEMM_F16)
+static gemm_fn *const gemm_tiles[3][GEMM_ROWS + 1][5] = {
+    [KK_F32] = {GEMM_TILES(GEMM_F32_SLOT)},
+    [KK_BF16] = {GEMM_TILES(GEMM_BF16_SLOT)},
+    [KK_F16] = {GEMM_TILES(GEMM_F16_SLOT)},
+};
+
+#define GEMM_KB 512 /* inputs of a pass over many rows: a block of weights stays in L2 */
+
+static void gemm_any(enum kk_dtype t, int M, int64_t N, int64_t K, const float *x, int64_t ldx,
+                     const void *w, float *y, int64_t ldy)
+{
+    const int tiles = (M + GEMM_ROWS - 1) / GEMM_ROWS, most = (M + tiles - 1) / tiles;
+    const int64_t kb = tiles > 2 ? GEMM_KB : K, n_panels = (N + 15) / 16;
+    struct gemm_block b = {.ldx = ldx, .panel = kk_panel_bytes(t, K), .ldy = ldy};
+    for (b.k0 = 0; b.k0 < K || b.k0 == 0; b.k0 = b.k1) {
+        b.k1 = K - b.k0 < kb ? K : b.k0 + kb;
+        for (int64_t p = 0, step; p < n_panels; p += step) {
+            step = gemm_panels[most];
+            while (step > n_panels - p) step /= 2;
+            b.w = (const char *)w + (size_t)p * b.panel;
+            b.next = b.w + (size_t)step * b.panel;
+            b.n = N - p * 16;
+            for (int i = 0, r = 0, m; i < tiles; i++, r += m) {
+                m = (M - r + tiles - i - 1) / (tiles - i);
+                b.x = x + r * ldx;
+                b.y = y + r * ldy + p * 16;
+                gemm_tiles[t][m][step](&b);
+            }
+        }
+        if (K == 0) break;
+    }
+}
+
+static void gemm_f32(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
+                     float *y, int64_t ldy)
+{
+    gemm_any(KK_F32, M, N, K, x, ldx, w, y, ldy);
+}
+
+static void gemm_bf16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
+                      float *y, int64_t ldy)
+{
+    gemm_any(KK_BF16, M, N, K, x, ldx, w, y, ldy);
+}
+
+static void gemm_f16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
+                     float *y, int64_t ldy)
+{
+    gemm_any(KK_F16, M, N, K, x, ldx, w, y, ldy);
+}
+
+/* ---- attention ---- */
+
+V v16 ld_row(enum kk_dtype t, const void *row, int64_t i)
+{
+    return t == KK_F32 ? v_ld((const float *)row + i) : v_ld_bf16((const uint16_t *)row + i);
+}
+
+V v16 ld_row_n(enum kk_dtype t, const void *row, int64_t i, int64_t n)
+{
+    if (t == KK_F32) return v_ld_n((const float *)row + i, n);
+    return v_ld_bf16_n((const uint16_t *)row + i, n);
+}
+
+/* queries x keys = DOTS; the keys from nk on repeat the last and are not stored */
+V void score_tile(const enum kk_dtype t, const int nq, const int keys, int nk, int D,
+                  const float *q, int64_t ldq, const void *const *rows, float scale, float *s,
+                  int64_t lds)
+{
+    v16 acc[DOTS];
+    const void *row[16];
+    UNROLL for (int i = 0; i < DOTS; i++) acc[i] = v_zero();
+    UNROLL for (int j = 0; j < keys; j++) row[j] = rows[j < nk ? j : nk - 1];
+    int d = 0;
+    for (; d + 16 <= D; d += 16) {
+        v16 a[4];
+        UNROLL for (int i = 0; i < nq; i++) a[i] = v_ld(q + i * ldq + d);
+        UNROLL for (int j = 0; j < keys; j++)
+        {
+            v16 k = ld_row(t, row[j], d);
+            UNROLL for (int i = 0; i < nq; i++)
+            {
+                acc[i * keys + j] = v_fma(a[i], k, acc[i * keys + j]);
+            }
+        }
+    }
+    if (d < D) {
+        UNROLL for (int j = 0; j < keys; j++)
+        {
+            v16 k = ld_row_n(t, row[j], d, D - d);
+            UNROLL for (int i = 0; i < nq; i++)
+            {
+                v16 a = v_ld_n(q + i * ldq + d, D - d);
+                acc[i * keys + j] = v_fma(a, k, acc[i * keys + j]);
+            }
+        }
+    }
+    float out[16];
+    v_st(out, v_mul(v_dots(acc), v_set(scale)));
+    for (int i = 0; i < nq; i++) {
+        if (nk >= keys)
+            memcpy(s + i * lds, out + i * keys, (size_t)keys * 4);
+        else
+            memcpy(s + i * lds, out + i * keys, (size_t)nk * 4);
+    }
+}
+
+#define SCORE_FN(n, k)                                                                             \
+    static void score_f32_##n(int nk, int D, const float *q, int64_t ldq, const void *const *rows, \
+                              float scale, float *s, int64_t lds)                                  \
+    {                                                                                              \
+        score_tile(KK_F32, n, k, nk, D, q, ldq, rows, scale, s, lds);                              \
+    }                                                                                              \
+    static void score_bf16_##n(int nk, int D, const float *q, int64_t ldq,                         \
+                               const void *const *rows, float scale, float *s, int64_t lds)        \
+    {                                                                                              \
+        score_tile(KK_BF16, n, k, nk, D, q, ldq, rows, scale, s, lds);                             \
+    }
+SCORE_TILES(SCORE_FN)
+
+#define SCORE_CASE(n, k)                                                                           \
+    for (; nq - i >= (n); i += (n))                                                                \
+        for (int j = 0; j < nk; j += (k))                                                          \
+            (t == KK_F32 ? score_f32_##n : score_bf16_##n)(nk - j, D, q + i * ldq, ldq, rows + j,  \
+                                                           scale, s + i * lds + j, lds);
+
+static void scores_any(enum kk_dtype t, int nq, int nk, int D, const float *q, int64_t ldq,
+                       const void *const *rows, float scale, float *s, int64_t lds)
+{
+    int i = 0;
+    SCORE_TILES(SCORE_CASE)
+}
+
+static void scores_f32(int nq, int nk, int D, const float *q, int64_t ldq, const void *const *rows,
+                       float scale, float *s, int64_t lds)
+{
+    scores_any(KK_F32, nq, nk, D, q, ldq, rows, scale, s, lds);
+}
+
+static void scores_bf16(int nq, int nk, int D, const float *q, int64_t ldq, const void *const *rows,
+                        float scale, float *s, int64_t lds)
+{
+    scores_any(KK_BF16, nq, nk, D, q, ldq, rows, scale, s, lds);
+}
+
+/* nq queries x vecs vectors of D from d on; n < 16 only when vecs is 1 */
+V void pv_tile(const enum kk_dtype t, const int nq, const int vecs, int nk, int n, const float *p,
+               int64_t ldp, const void *const *rows, int d, float *o, int64_t ldo)
+{
+    v16 acc[4][4];
+    UNROLL for (int i = 0; i < nq; i++)
+    {
+        UNROLL for (int v = 0; v < vecs; v++) acc[i][v] = v_zero();
+    }
+    for (int j = 0; j < nk; j++) {
+        v16 r[4];
+        UNROLL for (int v = 0; v < vecs; v++)
+        {
+            r[v] = n < 16 ? ld_row_n(t, rows[j], d, n) : ld_row(t, rows[j], d + v * 16);
+        }
+        UNROLL for (int i = 0; i < nq; i++)
+        {
+            v16 a = v_set(p[i * ldp + j]);
+            UNROLL for (int v = 0; v < vecs; v++) acc[i][v] = v_fma(a, r[v], acc[i][v]);
+        }
+    }
+    UNROLL for (int i = 0; i < nq; i++)
+    {
+        UNROLL for (int v = 0; v < vecs; v++)
+            v_st_n(o + i * ldo + d + v * 16, n - v * 16, acc[i][v]);
+    }
+}
+
+typedef void pv_fn(int nk, int n, const float *p, int64_t ldp, const void *const *rows, int d,
+                   float *o, int64_t ldo);
+#define PV_FN(q, v)                                                                                \
+    static void pv_f32_##q##x##v(int nk, int n, const float *p, int64_t ldp,                       \
+                                 const void *const *rows, int d, float *o, int64_t ldo)            \
+    {                                                                                              \
+        pv_tile(KK_F32, q, v, nk, n, p, ldp, rows, d, o, ldo);                                     \
+    }                                                                                              \
+    static void pv_bf16_##q##x##v(int nk, int n, const float *p, int64_t ldp,                      \
+                                  const void *const *rows, int d, float *o, int64_t ldo)           \
+    {                                                                                              \
+        pv_tile(KK_BF16, q, v, nk, n, p, ldp, rows, d, o, ldo);                                    \
+    }
+#define PV_F32_SLOT(q, v)  [q][v] = pv_f32_##q##x##v,
+#define PV_BF16_SLOT(q, v) [q][v] = pv_bf16_##q##x##v,
+PV_TILES(PV_FN)
+static pv_fn *const pv_tiles[2][5][5] = {
+    [KK_F32] = {PV_TILES(PV_F32_SLOT)},
+    [KK_BF16] = {PV_TILES(PV_BF16_SLOT)},
+};
+
+static void pv_any(enum kk_dtype t, int nq, int nk, int D, const float *p, int64_t ldp,
+                   const void *const *rows, float *o, int64_t ldo)
+{
+    for (int i = 0, m; i < nq; i += m) {
+        m = nq - i >= 4 ? 4 : nq - i >= 2 ? 2 : 1;
+        for (int d = 0, v, n; d < D; d += v * 16) {
+            v = pv_vecs[m];
+            while (v > 1 && d + v * 16 > D) v /= 2;
+            n = D - d < v * 16 ? D - d : v * 16;
+            pv_tiles[t][m][v](nk, n, p + i * ldp, ldp, rows, d, o + i * ldo, ldo);
+        }
+    }
+}
+
+static void pv_f32(int nq, int nk, int D, const float *p, int64_t ldp, const void *const *rows,
+                   float *o, int64_t ldo)
+{
+    pv_any(KK_F32, nq, nk, D, p, ldp, rows, o, ldo);
+}
+
+static void pv_bf16(int nq, int nk, int D, const float *p, int64_t ldp, const void *const *rows,
+                    float *o, int64_t ldo)
+{
+    pv_any(KK_BF16, nq, nk, D, p, ldp, rows, o, ldo);
+}
+
+V void derive_scale(const enum kk_dtype t, int from, int to, const void *row, const float *w,
+                    float *k)
+{
+    for (int i = from; i < to; i += 16)
+        v_st_n(k + i, to - i, v_mul(ld_row_n(t, row, i, to - i), v_ld_n(w + i, to - i)));
+}
+
+V void derive_any(const enum kk_dtype t, int nk, int D, int R, const void *const *rows,
+                  const float *w, const float *const *cs, float *k)
+{
+    const int h = D / 2;
+    for (int j = 0; j < nk; j++, k += D) {
+        for (int r = 0; r < R; r += 16) {
+            v16 a = v_mul(ld_row_n(t, rows[j], r, R - r), v_ld_n(w + r, R - r));
+            v16 b = v_mul(ld_row_n(t, rows[j], h + r, R - r), v_ld_n(w + h + r, R - r));
+            v16 c, s;
+            v_ld_pairs_n(cs[j] + 2 * r, R - r, &c, &s);
+            v_st_n(k + r, R - r, v_fnma(b, s, v_mul(a, c)));
+            v_st_n(k + h + r, R - r, v_fma(a, s, v_mul(b, c)));
+        }
+        derive_scale(t, R, h, rows[j], w, k);
+        derive_scale(t, h + R, D, rows[j], w, k);
+    }
+}
+
+static void derive_f32(int nk, int D, int R, const void *const *rows, const float *w,
+                       const float *const *cs, float *k)
+{
+    derive_any(KK_F32, nk, D, R, rows, w, cs, k);
+}
+
+static void derive_bf16(int nk, int D, int R, const void *const *rows, const float *w,
+                        const float *const *cs, float *k)
+{
+    derive_any(KK_BF16, nk, D, R, rows, w, cs, k);
+}
+
+/* ---- elementwise: kk_exp and its users, 16 at once ---- */
+
+V v16 v_exp(v16 x)
+{
+    v16 n = v_round(v_mul(x, v_set(1.44269504f)));
+    v16 r = v_fma(n, v_set(-0.693359375f), x);
+    r = v_fma(n, v_set(2.12194440e-4f), r);
+    v16 p = v_set(1.9875691500e-4f);
+    p = v_fma(p, r, v_set(1.3981999507e-3f));
+    p = v_fma(p, r, v_set(8.3334519073e-3f));
+    p = v_fma(p, r, v_set(4.1665795894e-2f));
+    p = v_fma(p, r, v_set(1.6666665459e-1f));
+    p = v_fma(p, r, v_set(5.0000001201e-1f));
+    p = v_add(v_fma(p, v_mul(r, r), r), v_set(1.0f));
+    return v_bound(v_scale2(p, n), x, -87.33654f, 88.72283f);
+}
+
+V v16 v_tanh(v16 x)
+{
+    v16 e = v_exp(v_mul(v_set(-2.0f), v_abs(x)));
+    return v_copysign(v_div(v_sub(v_set(1.0f), e), v_add(v_set(1.0f), e)), x);
+}
+
+/* x / (1 + exp(-u)) */
+V v16 v_gate(v16 x, v16 u)
+{
+    return v_div(x, v_add(v_set(1.0f), v_exp(v_neg(u))));
+}
+
+V v16 v_gelu_tanh(v16 x)
+{
+    v16 c = v_fma(v_set(0.044715f), v_mul(x, x), v_set(1.0f));
+    return v_gate(x, v_mul(v_mul(v_set(1.5957691216f), x), c));
+}
+
+static void softmax(int n, float *s, float *m, float *l)
+{
+    v16 top = v_set(-INFINITY), sum = v_zero();
+    for (int i = 0; i < n; i += 16) top = v_max(v_ld(s + i), top);
+    *m = v_max_all(top);
+    v16 mv = v_set(*m);
+    for (int i = 0; i < n; i += 16) {
+        v16 e = *m == -INFINITY ? v_zero() : v_exp(v_sub(v_ld(s + i), mv));
+        v_st(s + i, e);
+        sum = v_add(sum, e);
+    }
+    *l = v_sum(sum);
+}
+
+static void merge(int D, float *o, float a, const float *n, float b)
+{
+    for (int i = 0; i < D; i += 16) {
+        v16 old = v_mul(v_ld_n(o + i, D - i), v_set(a));
+        v_st_n(o + i, D - i, v_fma(v_ld_n(n + i, D - i), v_set(b), old));
+    }
+}
+
+static void norm(int n, const float *x, const float *w, float eps, float *y)
+{
+    v16 sum = v_zero();
+    for (int i = 0; i < n; i += 16) {
+        v16 a = v_ld_n(x + i, n - i);
+        sum = v_fma(a, a, sum);
+    }
+    v16 r = v_set(1.0f / sqrtf(v_sum(sum) / (float)n + eps));
+    for (int i = 0; i < n; i += 16) {
+        v16 a = v_mul(v_ld_n(x + i, n - i), r);
+        v_st_n(y + i, n - i, w ? v_mul(a, v_ld_n(w + i, n - i)) : a);
+    }
+}
+
+static void rope(int D, int R, const float *cs, float *q)
+{
+    float *hi = q + D / 2;
+    for (int r = 0; r < R; r += 16) {
+        v16 a = v_ld_n(q + r, R - r), b = v_ld_n(hi + r, R - r), c, s;
+        v_ld_pairs_n(cs + 2 * r, R - r, &c, &s);
+        v_st_n(q + r, R - r, v_fnma(b, s, v_mul(a, c)));
+        v_st_n(hi + r, R - r, v_fma(a, s, v_mul(b, c)));
+    }
+}
+
+static void glu(int n, enum kk_activation act, const float *g, const float *u, float *y)
+{
+    for (int i = 0; i < n; i += 16) {
+        v16 x = v_ld_n(g + i, n - i);
+        x = act == KK_SILU ? v_gate(x, x) : v_gelu_tanh(x);
+        v_st_n(y + i, n - i, v_mul(x, v_ld_n(u + i, n - i)));
+    }
+}
+
+static void softcap(int n, float cap, float *y)
+{
+    v16 c = v_set(cap);
+    for (int i = 0; i < n; i += 16)
+        v_st_n(y + i, n - i, v_mul(c, v_tanh(v_div(v_ld_n(y + i, n - i), c))));
+}
+
+static void add_scale(int n, const float *x, float scale, float *h)
+{
+    for (int i = 0; i < n; i += 16) {
+        v16 a = v_add(v_ld_n(h + i, n - i), v_ld_n(x + i, n - i));
+        v_st_n(h + i, n - i, v_mul(a, v_set(scale)));
+    }
+}
+
+static void add(int n, const float *a, const float *b, float *y)
+{
+    for (int i = 0; i < n; i += 16)
+        v_st_n(y + i, n - i, v_add(v_ld_n(a + i, n - i), v_ld_n(b + i, n - i)));
+}
+
+static void axpy(int n, float a, const float *x, float *y)
+{
+    for (int i = 0; i < n; i += 16)
+        v_st_n(y + i, n - i, v_fma(v_ld_n(x + i, n - i), v_set(a), v_ld_n(y + i, n - i)));
+}
+
+static void store_f32(int n, const float *x, void *dst)
+{
+    memcpy(dst, x, (size_t)n * 4);
+}
+
+static void store_bf16(int n, const float *x, void *dst)
+{
+    for (int i = 0; i < n; i += 16) v_st_bf16_n((uint16_t *)dst + i, n - i, v_ld_n(x + i, n - i));
+}
+
+#define ARGMAX_BLOCK 1024
+
+/* A block at a time: the largest of each, then the first place that holds it. A NaN is never
+ * larger. */
+static int64_t argmax(int64_t n, const float *x)
+{
+    int64_t best = 0;
+    float top = x[0];
+    for (int64_t b = 0; b < n; b += ARGMAX_BLOCK) {
+        int64_t end = n - b < ARGMAX_BLOCK ? n : b + ARGMAX_BLOCK, i = b;
+        v16 m = v_set(-INFINITY);
+        for (; i + 16 <= end; i += 16) m = v_max(v_ld(x + i), m);
+        float most = v_max_all(m);
+        for (; i < end; i++)
+            if (x[i] > most) most = x[i];
+        if (!(most > top)) continue;
+        top = most;
+        for (best = b; x[best] != top;) best++;
+    }
+    return best;
+}
+
+#define KERN_TABLE(name)                                                                           \
+    {                                                                                              \
+        .isa = name, .gemm = {gemm_f32, gemm_bf16, gemm_f16}, .scores = {scores_f32, scores_bf16}, \
+        .derive = {derive_f32, derive_bf16}, .softmax = softmax, .pv = {pv_f32, pv_bf16},          \
+        .merge = merge, .norm = norm, .rope = rope, .glu = glu, .softcap = softcap,                \
+        .add_scale = add_scale, .add = add, .axpy = axpy, .store = {store_f32, store_bf16},        \
+        .argmax = argmax                                                                           \
+    }
+
+#endif

@@ -1,0 +1,324 @@
+/* The vector tables against the scalar one: the same bits for every leaf, size and value. A NaN is
+ * equal to any NaN. Buffers are of exactly the size a leaf may touch (for the sanitizer), outputs
+ * have a border that must stay. */
+#include "kk_test.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "dev/cpu/kern_int.h"
+
+static const struct kk_cpu_kern *const scalar = &kk__kern_scalar;
+static const struct kk_cpu_kern *fast; /* the table under test */
+static struct kk_test_rng rng;
+
+/* ---- values ---- */
+
+static const uint32_t edges[] = {
+    0x00000000, 0x80000000, 0x7f800000, 0xff800000, 0x7fc00000, 0xffc12345, 0x00000001, 0x80000001,
+    0x007fffff, 0x00800000, 0x7f7fffff, 0xff7fffff, 0x42b17218, 0xc2aeac50, 0xc2aeac4f, 0x42b17217,
+    0xc2ce8ed0, 0x3f800000, 0xbf800000, 0x7149f2ca, 0x0da24260, 0x3f7f8000, 0x3f808000, 0x47000000};
+
+static float edge(void)
+{
+    float f;
+    memcpy(&f, &edges[kk_test_below(&rng, sizeof edges / sizeof *edges)], 4);
+    return f;
+}
+
+/* One value in `rare` is an edge; 0: none */
+static float value(int rare)
+{
+    if (rare && kk_test_below(&rng, (uint32_t)rare) == 0) return edge();
+    return kk_test_normal(&rng);
+}
+
+static float *floats(int64_t n, int rare)
+{
+    float *x = malloc((size_t)n * 4 + !n);
+    for (int64_t i = 0; i < n; i++) x[i] = value(rare);
+    return x;
+}
+
+static uint16_t f16_value(int rare)
+{
+    if (rare && kk_test_below(&rng, (uint32_t)rare) == 0) return (uint16_t)kk_test_u64(&rng);
+    return (uint16_t)(kk_test_below(&rng, 2) << 15 | (8 + kk_test_below(&rng, 10)) << 10 |
+                      kk_test_below(&rng, 1024));
+}
+
+/* n values of type t, aligned as weights are when the size is a multiple of 64 */
+static void *stored(enum kk_dtype t, int64_t n, int rare)
+{
+    size_t bytes = (size_t)n * kk_dtype_bytes(t);
+    void *p = bytes % 64 ? malloc(bytes) : aligned_alloc(64, bytes + (bytes ? 0 : 64));
+    for (int64_t i = 0; i < n; i++) {
+        if (t == KK_F32) ((float *)p)[i] = value(rare);
+        if (t == KK_BF16) ((uint16_t *)p)[i] = kk_f32_to_bf16(value(rare));
+        if (t == KK_F16) ((uint16_t *)p)[i] = f16_value(rare);
+    }
+    return p;
+}
+
+static float *copy(const float *x, int64_t n)
+{
+    float *y = malloc((size_t)n * 4 + !n);
+    memcpy(y, x, (size_t)n * 4);
+    return y;
+}
+
+static void same(const float *a, const float *b, int64_t n, const char *what)
+{
+    for (int64_t i = 0; i < n; i++) {
+        if (!memcmp(&a[i], &b[i], 4) || (a[i] != a[i] && b[i] != b[i])) continue;
+        fail_msg("%s %s: [%ld] of %ld is %a, scalar has %a", fast->isa, what, (long)i, (long)n,
+                 (double)a[i], (double)b[i]);
+    }
+}
+
+static int size(int lo, int hi)
+{
+    int n = kk_test_between(&rng, lo, hi);
+    return kk_test_below(&rng, 3) ? n : (n + 15) / 16 * 16;
+}
+
+/* ---- leaves ---- */
+
+static void gemm_case(enum kk_dtype t, int M, int64_t N, int64_t K, int rare)
+{
+    int64_t ldx = K + kk_test_below(&rng, 5), ldy = N + kk_test_below(&rng, 5);
+    int64_t panels = (N + 15) / 16;
+    size_t each = kk_panel_bytes(t, K) / kk_dtype_bytes(t);
+    float *x = floats((M - 1) * ldx + K, rare), *y = floats(M * ldy, 0), *z = copy(y, M * ldy);
+    void *w = stored(t, panels * (int64_t)each, rare ? rare * 4 : 0);
+    if (t == KK_BF16 && K % 2)
+        for (int64_t p = 0; p < panels; p++)
+            for (int i = 0; i < 16; i++)
+                ((uint16_t *)w)[p * (int64_t)each + (K / 2 * 16 + i) * 2 + 1] = 0;
+    char what[80];
+    snprintf(what, sizeof what, "gemm %s %d x %ld x %ld", kk_dtype_name(t), M, (long)N, (long)K);
+    scalar->gemm[t](M, N, K, x, ldx, w, y, ldy);
+    fast->gemm[t](M, N, K, x, ldx, w, z, ldy);
+    same(z, y, M * ldy, what);
+    free(x), free(y), free(z), free(w);
+}
+
+static void test_gemm(void **state)
+{
+    (void)state;
+    for (int t = 0; t < 3; t++) {
+        for (int M = 1; M <= 40; M++)
+            gemm_case(t, M, size(1, 200), size(1, 150), M % 3 == 0 ? 100 : 0);
+        for (int i = 0; i < 60; i++)
+            gemm_case(t, kk_test_between(&rng, 1, 9), size(1, 140), size(1, 40), i % 2 * 60);
+        for (int i = 0; i < 3; i++)
+            gemm_case(t, kk_test_between(&rng, 17, 70), size(1, 80), size(500, 1700), i % 2 * 5000);
+        gemm_case(t, 3, 33, 1, 0);
+        gemm_case(t, 64, 48, 512, 0);
+        gemm_case(t, 64, 48, 513, 0);
+        gemm_case(t, 64, 48, 1025, 0);
+    }
+}
+
+/* nk rows of D values anywhere in memory, some of them the same */
+static void **make_rows(enum kk_dtype t, int nk, int D, int rare)
+{
+    void **rows = malloc((size_t)nk * sizeof *rows);
+    for (int j = 0; j < nk; j++) rows[j] = stored(t, D, rare);
+    return rows;
+}
+
+static void free_rows(void **rows, int nk)
+{
+    for (int j = 0; j < nk; j++) free(rows[j]);
+    free(rows);
+}
+
+static void attention_case(enum kk_dtype t, int nq, int nk, int D, int rare)
+{
+    int64_t ldq = D + kk_test_below(&rng, 3), lds = nk + kk_test_below(&rng, 3);
+    float *q = floats((nq - 1) * ldq + D, rare), *s = floats(nq * lds, 0), *z = copy(s, nq * lds);
+    void **rows = make_rows(t, nk, D, rare);
+    const void *const *r = (const void *const *)rows;
+    char what[80];
+    snprintf(what, sizeof what, "scores %s %d x %d x %d", kk_dtype_name(t), nq, nk, D);
+    scalar->scores[t](nq, nk, D, q, ldq, r, 0.0625f, s, lds);
+    fast->scores[t](nq, nk, D, q, ldq, r, 0.0625f, z, lds);
+    same(z, s, nq * lds, what);
+
+    float *p = floats((nq - 1) * lds + nk, rare), *o = floats(nq * ldq, 0), *u = copy(o, nq * ldq);
+    snprintf(what, sizeof what, "pv %s %d x %d x %d", kk_dtype_name(t), nq, nk, D);
+    scalar->pv[t](nq, nk, D, p, lds, r, o, ldq);
+    fast->pv[t](nq, nk, D, p, lds, r, u, ldq);
+    same(u, o, nq * ldq, what);
+    free_rows(rows, nk);
+    free(q), free(s), free(z), free(p), free(o), free(u);
+}
+
+static void test_attention(void **state)
+{
+    (void)state;
+    for (int t = 0; t < 2; t++) {
+        for (int i = 0; i < 120; i++)
+            attention_case(t, kk_test_between(&rng, 1, 9), kk_test_between(&rng, 1, 40),
+                           2 * kk_test_between(&rng, 1, 80), i % 3 == 0 ? 50 : 0);
+        for (int D = 64; D <= 512; D *= 2) {
+            attention_case(t, 1, 128, D, 0);
+            attention_case(t, 8, 127, D, 0);
+            attention_case(t, 64, 33, D, 0);
+        }
+    }
+}
+
+static void derive_case(enum kk_dtype t, int nk, int D, int R, int rare)
+{
+    void **rows = make_rows(t, nk, D, rare);
+    float **cs = malloc((size_t)nk * sizeof *cs);
+    for (int j = 0; j < nk; j++) cs[j] = floats(2 * R, rare);
+    float *w = floats(D, rare), *k = floats(nk * D, 0), *z = copy(k, nk * D);
+    char what[80];
+    snprintf(what, sizeof what, "derive %s %d x %d, R %d", kk_dtype_name(t), nk, D, R);
+    scalar->derive[t](nk, D, R, (const void *const *)rows, w, (const float *const *)cs, k);
+    fast->derive[t](nk, D, R, (const void *const *)rows, w, (const float *const *)cs, z);
+    same(z, k, nk * D, what);
+    free_rows(rows, nk), free_rows((void **)cs, nk);
+    free(w), free(k), free(z);
+}
+
+static void test_derive_rope(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 200; i++) {
+        int D = i % 2 ? 64 << kk_test_below(&rng, 4) : 2 * kk_test_between(&rng, 1, 70);
+        int R = kk_test_below(&rng, 3) ? kk_test_between(&rng, 0, D / 2) : D / 2;
+        derive_case(i / 2 % 2, kk_test_between(&rng, 1, 5), D, R, i % 5 == 0 ? 40 : 0);
+        float *cs = floats(2 * R, 0), *q = floats(D, i % 5 == 0 ? 40 : 0), *z = copy(q, D);
+        scalar->rope(D, R, cs, q);
+        fast->rope(D, R, cs, z);
+        same(z, q, D, "rope");
+        free(cs), free(q), free(z);
+    }
+}
+
+static void test_softmax(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 400; i++) {
+        int n = 16 * kk_test_between(&rng, 1, 16), mode = i % 5;
+        float *s = floats(n, mode == 1 ? 30 : 0), *z, a[2], b[2];
+        for (int j = 0; j < n; j++) {
+            s[j] *= 20.0f;
+            if (mode == 2 || (mode == 3 && kk_test_below(&rng, 3))) s[j] = -INFINITY;
+        }
+        z = copy(s, n);
+        scalar->softmax(n, s, &a[0], &a[1]);
+        fast->softmax(n, z, &b[0], &b[1]);
+        a[0] += 0.0f, b[0] += 0.0f; /* the sign of a zero maximum is free */
+        same(b, a, 2, "softmax m, l");
+        same(z, s, n, "softmax");
+        free(s), free(z);
+    }
+}
+
+static void elementwise_case(int n, int rare)
+{
+    float *x = floats(n, rare), *w = floats(n, rare), *y = floats(n, rare), *z = copy(y, n);
+    float a = value(rare), b = value(rare);
+    scalar->merge(n, y, a, x, b), fast->merge(n, z, a, x, b);
+    same(z, y, n, "merge");
+    scalar->norm(n, x, w, 1e-6f, y), fast->norm(n, x, w, 1e-6f, z);
+    same(z, y, n, "norm");
+    scalar->norm(n, y, NULL, 1e-6f, y), fast->norm(n, z, NULL, 1e-6f, z);
+    same(z, y, n, "norm in place");
+    scalar->glu(n, KK_GELU_TANH, x, w, y), fast->glu(n, KK_GELU_TANH, x, w, z);
+    same(z, y, n, "glu gelu");
+    scalar->glu(n, KK_SILU, x, w, y), fast->glu(n, KK_SILU, x, w, z);
+    same(z, y, n, "glu silu");
+    scalar->add_scale(n, x, b, y), fast->add_scale(n, x, b, z);
+    same(z, y, n, "add_scale");
+    scalar->axpy(n, a, x, y), fast->axpy(n, a, x, z);
+    same(z, y, n, "axpy");
+    scalar->softcap(n, 30.0f, y), fast->softcap(n, 30.0f, z);
+    same(z, y, n, "softcap");
+    scalar->add(n, x, w, y), fast->add(n, x, w, z);
+    same(z, y, n, "add");
+    scalar->store[KK_F32](n, x, y), fast->store[KK_F32](n, x, z);
+    same(z, y, n, "store f32");
+    uint16_t *h = malloc((size_t)n * 2), *g = malloc((size_t)n * 2);
+    scalar->store[KK_BF16](n, x, h), fast->store[KK_BF16](n, x, g);
+    assert_memory_equal(h, g, (size_t)n * 2);
+    free(x), free(w), free(y), free(z), free(h), free(g);
+}
+
+static void test_elementwise(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 400; i++) elementwise_case(i < 70 ? i + 1 : size(1, 700), i % 2 * 8);
+}
+
+/* The curves over the whole range of float, at a stride coprime to the lanes */
+static void test_curves(void **state)
+{
+    (void)state;
+    enum { N = 4096 + 7 };
+    static float x[N], one[N], a[N], b[N];
+    for (int i = 0; i < N; i++) one[i] = 1.0f;
+    uint32_t at = 0;
+    for (int round = 0; round < 96; round++) {
+        for (int i = 0; i < N; i++, at += 10891) memcpy(&x[i], &at, 4);
+        for (int act = KK_GELU_TANH; act <= KK_SILU; act++) {
+            scalar->glu(N, act, x, one, a), fast->glu(N, act, x, one, b);
+            same(b, a, N, act == KK_SILU ? "silu" : "gelu");
+        }
+        memcpy(a, x, sizeof a), memcpy(b, x, sizeof b);
+        scalar->softcap(N, 1.0f, a), fast->softcap(N, 1.0f, b);
+        same(b, a, N, "tanh");
+        scalar->store[KK_BF16](N, x, a), fast->store[KK_BF16](N, x, b);
+        assert_memory_equal(a, b, N * 2);
+    }
+}
+
+static void test_argmax(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 400; i++) {
+        int64_t n = i < 40 ? i + 1 : size(1, 5000);
+        float *x = floats(n, i % 3 == 0 ? 20 : 0);
+        if (i % 3 == 1)
+            for (int64_t j = 0; j < n; j++) x[j] = (float)kk_test_below(&rng, 4);
+        if (i % 7 == 0)
+            for (int64_t j = 0; j < n; j++) x[j] = -INFINITY;
+        if (fast->argmax(n, x) != scalar->argmax(n, x))
+            fail_msg("%s argmax of %ld is %ld, scalar has %ld", fast->isa, (long)n,
+                     (long)fast->argmax(n, x), (long)scalar->argmax(n, x));
+        free(x);
+    }
+}
+
+static int run(const struct kk_cpu_kern *k, int supported)
+{
+    if (!supported) {
+        printf("[  SKIPPED ] this machine has no %s\n", k->isa);
+        return 0;
+    }
+    fast = k;
+    rng = kk_test_rng(k->isa);
+    printf("%s against scalar\n", k->isa);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_gemm),        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_derive_rope), cmocka_unit_test(test_softmax),
+        cmocka_unit_test(test_elementwise), cmocka_unit_test(test_curves),
+        cmocka_unit_test(test_argmax)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
+
+int main(void)
+{
+    int bad = run(&kk__kern_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                                      __builtin_cpu_supports("f16c"));
+    bad += run(&kk__kern_avx512,
+               __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"));
+    return bad != 0;
+}
