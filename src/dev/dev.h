@@ -245,9 +245,8 @@ struct kk_kv_store_args {
 /* Upper bounds of what ops will be called with: sizes the device's scratch, once. */
 struct kk_limits {
     int max_rows;         /* T */
-    int max_width;        /* largest of C, H*D, G*D, F, E*... of any op input or output but V */
+    int max_model_width;  /* C */
     int max_head_dim;     /* D */
-    int max_heads;        /* H */
     int max_active;       /* A, 0 if dense */
     int max_expert_width; /* F of an expert */
 };

@@ -56,17 +56,14 @@ static void buffer_specs(struct kk_model *m, struct buffer_spec s[static N_BUFFE
 static struct kk_limits device_limits(const struct kk_model *m)
 {
     const struct kk_model_info *i = &m->config.info;
-    struct kk_limits d = {.max_rows = m->limits.max_rows,
-                          .max_heads = i->H,
+    const struct kk_model_limits *l = &m->limits;
+    struct kk_limits d = {.max_rows =
+                              l->max_rows > l->max_logit_rows ? l->max_rows : l->max_logit_rows,
+                          .max_model_width = i->C,
                           .max_active = i->A,
                           .max_expert_width = i->expert_F};
-    if (m->limits.max_logit_rows > d.max_rows) d.max_rows = m->limits.max_logit_rows;
-    d.max_width = i->C > i->F ? i->C : i->F;
-    for (int l = 0; l < i->n_layers; l++) {
-        int D = m->config.layer[l].D;
-        if (D > d.max_head_dim) d.max_head_dim = D;
-        if (i->H * D > d.max_width) d.max_width = i->H * D;
-    }
+    for (int k = 0; k < i->n_layers; k++)
+        if (m->config.layer[k].D > d.max_head_dim) d.max_head_dim = m->config.layer[k].D;
     return d;
 }
 

@@ -27,6 +27,7 @@ struct golden {
     struct kk_buf logits;
     json_t *argmax; /* array or NULL */
     double worst;
+    int wrong; /* rows whose argmax differs */
 };
 
 static json_t *load(const char *dir, const char *name)
@@ -92,8 +93,8 @@ static int compare_row(void *arg, int64_t position, const float *got)
     struct golden *g = arg;
     int32_t r = g->row_of[position];
     if (g->argmax)
-        assert_int_equal(argmax(got, g->V),
-                         json_integer_value(json_array_get(g->argmax, (size_t)position)));
+        g->wrong += (json_int_t)argmax(got, g->V) !=
+                    json_integer_value(json_array_get(g->argmax, (size_t)position));
     if (r < 0) return 0;
     const float *want = (const float *)(const void *)g->logits.data + (size_t)r * g->V;
     double scale = 0, diff = 0;
@@ -103,11 +104,12 @@ static int compare_row(void *arg, int64_t position, const float *got)
             diff = fabs((double)want[i] - (double)got[i]);
     }
     if (diff / scale > g->worst) g->worst = diff / scale;
-    assert_int_equal(argmax(got, g->V), argmax(want, g->V));
+    g->wrong += argmax(got, g->V) != argmax(want, g->V);
     return 0;
 }
 
-static void run_case(const char *name)
+/* 1 if the case is within the tolerance with the same argmax everywhere. */
+static int run_case(const char *name)
 {
     struct golden g;
     struct kk_engine_options o = kk_engine_defaults();
@@ -126,10 +128,12 @@ static void run_case(const char *name)
     if (kk_session_logits(s, g.ids, g.n, compare_row, &g, &err)) fail_msg("%s: %s", name, err.msg);
     print_message("             %-16s %4zu tokens  largest difference %.1e of the row's scale\n",
                   name, g.n, g.worst);
-    if (!(g.worst < TOLERANCE)) fail_msg("%s: %.3e is over %.1e", name, g.worst, TOLERANCE);
+    int good = g.worst < TOLERANCE && !g.wrong;
+    if (g.wrong) print_message("             %s: another argmax at %d positions\n", name, g.wrong);
     kk_session_close(s);
     kk_engine_close(e);
     close_golden(&g);
+    return good;
 }
 
 static void logits_equal_hugging_face(void **state)
@@ -137,13 +141,14 @@ static void logits_equal_hugging_face(void **state)
     (void)state;
     DIR *d = opendir(GOLDEN);
     assert_non_null(d);
-    int n = 0;
+    int n = 0, bad = 0;
     for (struct dirent *f; (f = readdir(d));)
         if (f->d_name[0] != '.') {
-            run_case(f->d_name);
+            bad += !run_case(f->d_name);
             n++;
         }
     closedir(d);
+    assert_int_equal(bad, 0);
     assert_true(n >= 12);
 }
 

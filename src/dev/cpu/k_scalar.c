@@ -1,0 +1,218 @@
+/* The oracle: every leaf of kern_int.h as its definition reads. Never optimised, never deleted (law
+ * 3). */
+#include "dev/cpu/kern_int.h"
+
+static float weight_at(enum kk_dtype t, const void *panels, int64_t K, int64_t n, int64_t k)
+{
+    const char *p = (const char *)panels + (size_t)(n / KK_LANES) * kk_panel_bytes(t, K);
+    int64_t lane = n % KK_LANES;
+    if (t == KK_F32) return ((const float *)(const void *)p)[k * KK_LANES + lane];
+    const uint16_t *h = (const uint16_t *)(const void *)p;
+    if (t == KK_F16) return kk_f16_to_f32(h[k * KK_LANES + lane]);
+    return kk_bf16_to_f32(h[(k / 2 * KK_LANES + lane) * 2 + k % 2]);
+}
+
+static void gemm(enum kk_dtype t, int M, int64_t N, int64_t K, const float *x, int64_t ldx,
+                 const void *w, float *y, int64_t ldy)
+{
+    for (int r = 0; r < M; r++)
+        for (int64_t n = 0; n < N; n++) {
+            float acc = 0;
+            for (int64_t k = 0; k < K; k++)
+                acc = fmaf(x[r * ldx + k], weight_at(t, w, K, n, k), acc);
+            y[r * ldy + n] = acc;
+        }
+}
+
+#define GEMM(name, type)                                                                           \
+    static void name(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,      \
+                     float *y, int64_t ldy)                                                        \
+    {                                                                                              \
+        gemm(type, M, N, K, x, ldx, w, y, ldy);                                                    \
+    }
+GEMM(gemm_f32, KK_F32)
+GEMM(gemm_bf16, KK_BF16)
+GEMM(gemm_f16, KK_F16)
+
+static float row_at(enum kk_dtype t, const void *row, int d)
+{
+    return t == KK_F32 ? ((const float *)row)[d] : kk_bf16_to_f32(((const uint16_t *)row)[d]);
+}
+
+/* The lanes tree of kern_int.h. */
+static float tree(float t[static KK_LANES])
+{
+    for (int half = KK_LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; l++) t[l] += t[l + half];
+    return t[0];
+}
+
+static void scores(enum kk_dtype t, int nq, int nk, int D, const float *q, int64_t ldq,
+                   const void *const *rows, float scale, float *s, int64_t lds)
+{
+    for (int i = 0; i < nq; i++)
+        for (int j = 0; j < nk; j++) {
+            float lane[KK_LANES] = {0};
+            for (int d = 0; d < D; d++)
+                lane[d % KK_LANES] =
+                    fmaf(q[i * ldq + d], row_at(t, rows[j], d), lane[d % KK_LANES]);
+            s[i * lds + j] = scale * tree(lane);
+        }
+}
+
+static void scores_f32(int nq, int nk, int D, const float *q, int64_t ldq, const void *const *rows,
+                       float scale, float *s, int64_t lds)
+{
+    scores(KK_F32, nq, nk, D, q, ldq, rows, scale, s, lds);
+}
+
+static void scores_bf16(int nq, int nk, int D, const float *q, int64_t ldq, const void *const *rows,
+                        float scale, float *s, int64_t lds)
+{
+    scores(KK_BF16, nq, nk, D, q, ldq, rows, scale, s, lds);
+}
+
+static void derive(enum kk_dtype t, int nk, int D, int R, const void *const *rows,
+                   const float *k_norm, const float *const *cs, float *k)
+{
+    for (int j = 0; j < nk; j++, k += D) {
+        for (int d = 0; d < D; d++) k[d] = row_at(t, rows[j], d) * k_norm[d];
+        for (int r = 0; r < R; r++) {
+            float a = k[r], b = k[r + D / 2], c = cs[j][2 * r], s = cs[j][2 * r + 1];
+            k[r] = fmaf(-b, s, a * c);
+            k[r + D / 2] = fmaf(a, s, b * c);
+        }
+    }
+}
+
+static void derive_f32(int nk, int D, int R, const void *const *rows, const float *k_norm,
+                       const float *const *cs, float *k)
+{
+    derive(KK_F32, nk, D, R, rows, k_norm, cs, k);
+}
+
+static void derive_bf16(int nk, int D, int R, const void *const *rows, const float *k_norm,
+                        const float *const *cs, float *k)
+{
+    derive(KK_BF16, nk, D, R, rows, k_norm, cs, k);
+}
+
+static void softmax(int n, float *s, float *m, float *l)
+{
+    float lane[KK_LANES] = {0};
+    *m = -INFINITY;
+    for (int j = 0; j < n; j++)
+        if (s[j] > *m) *m = s[j];
+    for (int j = 0; j < n; j++) {
+        s[j] = *m == -INFINITY ? 0.0f : kk_exp(s[j] - *m);
+        lane[j % KK_LANES] += s[j];
+    }
+    *l = tree(lane);
+}
+
+static void pv(enum kk_dtype t, int nq, int nk, int D, const float *p, int64_t ldp,
+               const void *const *rows, float *o, int64_t ldo)
+{
+    for (int i = 0; i < nq; i++)
+        for (int d = 0; d < D; d++) {
+            float acc = 0;
+            for (int j = 0; j < nk; j++) acc = fmaf(p[i * ldp + j], row_at(t, rows[j], d), acc);
+            o[i * ldo + d] = acc;
+        }
+}
+
+static void pv_f32(int nq, int nk, int D, const float *p, int64_t ldp, const void *const *rows,
+                   float *o, int64_t ldo)
+{
+    pv(KK_F32, nq, nk, D, p, ldp, rows, o, ldo);
+}
+
+static void pv_bf16(int nq, int nk, int D, const float *p, int64_t ldp, const void *const *rows,
+                    float *o, int64_t ldo)
+{
+    pv(KK_BF16, nq, nk, D, p, ldp, rows, o, ldo);
+}
+
+static void merge(int D, float *o, float a, const float *n, float b)
+{
+    for (int d = 0; d < D; d++) o[d] = fmaf(n[d], b, o[d] * a);
+}
+
+static void norm(int n, const float *x, const float *w, float eps, float *y)
+{
+    float lane[KK_LANES] = {0};
+    for (int i = 0; i < n; i++) lane[i % KK_LANES] = fmaf(x[i], x[i], lane[i % KK_LANES]);
+    float r = 1.0f / sqrtf(tree(lane) / (float)n + eps);
+    for (int i = 0; i < n; i++) y[i] = w ? x[i] * r * w[i] : x[i] * r;
+}
+
+static void rope(int D, int R, const float *cs, float *q)
+{
+    for (int r = 0; r < R; r++) {
+        float a = q[r], b = q[r + D / 2], c = cs[2 * r], s = cs[2 * r + 1];
+        q[r] = fmaf(-b, s, a * c);
+        q[r + D / 2] = fmaf(a, s, b * c);
+    }
+}
+
+static void glu(int n, enum kk_activation act, const float *g, const float *u, float *y)
+{
+    for (int i = 0; i < n; i++) y[i] = (act == KK_SILU ? kk_silu(g[i]) : kk_gelu_tanh(g[i])) * u[i];
+}
+
+static void softcap(int n, float cap, float *y)
+{
+    for (int i = 0; i < n; i++) y[i] = cap * kk_tanh(y[i] / cap);
+}
+
+static void add_scale(int n, const float *x, float scale, float *h)
+{
+    for (int i = 0; i < n; i++) h[i] = (h[i] + x[i]) * scale;
+}
+
+static void add(int n, const float *a, const float *b, float *y)
+{
+    for (int i = 0; i < n; i++) y[i] = a[i] + b[i];
+}
+
+static void axpy(int n, float a, const float *x, float *y)
+{
+    for (int i = 0; i < n; i++) y[i] = fmaf(x[i], a, y[i]);
+}
+
+static void store_f32(int n, const float *x, void *dst)
+{
+    memcpy(dst, x, (size_t)n * sizeof *x);
+}
+
+static void store_bf16(int n, const float *x, void *dst)
+{
+    for (int i = 0; i < n; i++) ((uint16_t *)dst)[i] = kk_f32_to_bf16(x[i]);
+}
+
+static int64_t argmax(int64_t n, const float *x)
+{
+    int64_t best = 0;
+    for (int64_t i = 1; i < n; i++)
+        if (x[i] > x[best]) best = i;
+    return best;
+}
+
+const struct kk_cpu_kern kk__kern_scalar = {
+    .isa = "scalar",
+    .gemm = {gemm_f32, gemm_bf16, gemm_f16},
+    .scores = {scores_f32, scores_bf16},
+    .derive = {derive_f32, derive_bf16},
+    .softmax = softmax,
+    .pv = {pv_f32, pv_bf16},
+    .merge = merge,
+    .norm = norm,
+    .rope = rope,
+    .glu = glu,
+    .softcap = softcap,
+    .add_scale = add_scale,
+    .add = add,
+    .axpy = axpy,
+    .store = {store_f32, store_bf16},
+    .argmax = argmax,
+};
