@@ -1,32 +1,51 @@
-# kakeya: make, make demo, make check, make install. `make help` lists the rest.
-CC      ?= gcc
-SAN     ?=
-config  := $(if $(SAN),$(SAN),release)
-B       := build/$(config)
-PKGS    := jansson libutf8proc libpcre2-8
-CFLAGS  ?= -O3 -g
-KKFLAGS := -std=c17 -D_GNU_SOURCE -Isrc -Iinclude -Wall -Wextra -Wshadow -Wstrict-prototypes -Wvla -Werror \
-           -fno-math-errno -fno-trapping-math -ffp-contract=off -MMD -MP -pthread $(shell pkg-config --cflags $(PKGS))
-LIBS    := $(shell pkg-config --libs $(PKGS)) -lm -pthread
+# kakeya. Two commands: `make demo` and `make check`. `make help` lists the rest.
+# One non-recursive makefile; the parts are in mk/. Everything made goes to build/.
+VERSION := 0.1.0
+all:
 
-LIB_SRC := $(filter-out src/cli/%,$(wildcard src/*/*.c src/*/*/*.c))
-CLI_SRC := $(wildcard src/cli/*.c)
-LIB_OBJ := $(LIB_SRC:%.c=$B/%.o)
-CLI_OBJ := $(CLI_SRC:%.c=$B/%.o)
+include mk/config.mk
+include mk/rules.mk
+include mk/tests.mk
+include mk/install.mk
 
+# The product. A sanitizer or debug build stays in its own folder: build/kakeya is always the release.
+ifeq ($(config),release)
 all: build/kakeya
 build/kakeya: $B/kakeya
-	cp $< $@
-$B/kakeya: $(CLI_OBJ) $B/libkakeya.a
-	$(CC) $(CFLAGS) -o $@ $^ $(LIBS)
-$B/libkakeya.a: $(LIB_OBJ)
-	rm -f $@ && ar rcs $@ $^
-$B/%.o: %.c
-	@mkdir -p $(@D)
-	$(CC) $(KKFLAGS) $(CFLAGS) $(ISA_$(notdir $*)) -c -o $@ $<
-ISA_k_avx2   := -mavx2 -mfma -mf16c
-ISA_k_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
--include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d)
+	cp -f $< $@
+else
+all: $B/kakeya
+endif
+
+# The demonstration on the embedded model: asks for what it needs, builds, runs.
+demo:
+	@tools/deps.sh build
+	@$(MAKE) --no-print-directory $(JOBS) SAN= DEBUG= all
+	@tools/demo.sh
+
+# Install the packages that are missing (Debian, Ubuntu); says nothing when all are there.
+deps:
+	@tools/deps.sh build check
+
+format:
+	clang-format -i $$(git ls-files "*.c" "*.h")
+
 clean:
 	rm -rf build
-.PHONY: all clean
+
+help:
+	@echo 'make                 build/kakeya (release)'
+	@echo 'make demo            install what is missing, build, find a needle with the embedded model'
+	@echo 'make check           install what is missing, build, run every test and check (some minutes)'
+	@echo 'make test            the tests of this configuration alone; T=words runs only matching ones'
+	@echo 'make lint            style and layer checks alone'
+	@echo 'make install         to PREFIX (/usr/local), under DESTDIR'
+	@echo 'make deps            install the packages that are missing'
+	@echo 'make format          clang-format every C file'
+	@echo 'make clean           remove build/'
+	@echo
+	@echo 'SAN=asan|ubsan|tsan  a sanitizer build in build/SAN/ (asan includes ubsan)'
+	@echo 'DEBUG=1              no optimisation, allocation guard on, in build/debug/'
+	@echo 'CC= CFLAGS= LDFLAGS= as usual; a change of any of them rebuilds'
+
+.PHONY: all demo deps format clean help

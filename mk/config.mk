@@ -1,0 +1,47 @@
+# What is built: the configuration, its flags and its libraries.
+# Nothing here runs pkg-config while make reads: `make deps` may have to install it first.
+SAN   ?=
+DEBUG ?=
+
+ifneq ($(filter-out asan ubsan tsan,$(SAN)),)
+$(error SAN=$(SAN) is unknown: asan, ubsan or tsan)
+endif
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+
+config := $(or $(SAN),$(if $(DEBUG),debug,release))
+B      := build/$(config)
+PKGS   := jansson libutf8proc libpcre2-8
+
+# $(call once,NAME,command): the output of a command, run when NAME is first used, and only then.
+once = $(eval $1 := $(shell $2))$($1)
+PKG_CFLAGS = $(call once,PKG_CFLAGS,pkg-config --cflags $(PKGS))
+PKG_LIBS   = $(call once,PKG_LIBS,pkg-config --libs $(PKGS))
+
+# -DKK_MEM_GUARD: allocating inside a decode step aborts (base/mem.h).
+OPT_release := -O3 -g
+OPT_debug   := -O0 -g3
+CFLAGS      ?= $(or $(OPT_$(config)),-O2 -g)
+SAN_asan    := -fsanitize=address,undefined
+SAN_ubsan   := -fsanitize=undefined
+SAN_tsan    := -fsanitize=thread
+GUARD_FLAGS := $(if $(filter release,$(config)),,-DKK_MEM_GUARD)
+ifneq ($(SAN),)
+GUARD_FLAGS += $(SAN_$(SAN)) -fno-sanitize-recover=all -fno-omit-frame-pointer -Wno-maybe-uninitialized
+endif
+
+# Law 2 rests on -ffp-contract=off: a product and a sum are fused only where a kernel says so.
+KKFLAGS = -std=c17 -D_GNU_SOURCE -Isrc -Iinclude -I$B/gen \
+          -Wall -Wextra -Wshadow -Wstrict-prototypes -Wvla -Werror \
+          -fno-math-errno -fno-trapping-math -ffp-contract=off -pthread $(PKG_CFLAGS)
+LIBS    = $(PKG_LIBS) -lm -pthread
+
+# Instruction sets, by file name. No other file gets any: which table runs is chosen at run time.
+ifeq ($(shell uname -m),x86_64)
+ISA_k_avx2   := -mavx2 -mfma -mf16c
+ISA_k_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
+endif
+
+# For a make run by a recipe: as many jobs as processors, unless the user chose.
+JOBS = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))

@@ -1,0 +1,30 @@
+# Installation: the program, the one header, the library and its pkg-config file.
+PREFIX     ?= /usr/local
+BINDIR     ?= $(PREFIX)/bin
+INCLUDEDIR ?= $(PREFIX)/include
+LIBDIR     ?= $(PREFIX)/lib
+
+define KAKEYA_PC
+prefix=$(PREFIX)
+includedir=$(INCLUDEDIR)
+libdir=$(LIBDIR)
+
+Name: kakeya
+Description: LLM inference engine for long-lived agents
+Version: $(VERSION)
+Requires.private: $(PKGS)
+Cflags: -I$${includedir}
+Libs: -L$${libdir} -lkakeya
+Libs.private: -lm -pthread
+endef
+export KAKEYA_PC
+
+install: all
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(INCLUDEDIR) $(DESTDIR)$(LIBDIR)/pkgconfig
+	install -m 755 $B/kakeya $(DESTDIR)$(BINDIR)/kakeya
+	install -m 644 include/kakeya.h $(DESTDIR)$(INCLUDEDIR)/kakeya.h
+	install -m 644 $B/libkakeya.a $(DESTDIR)$(LIBDIR)/libkakeya.a
+	@printf '%s\n' "$$KAKEYA_PC" >$B/kakeya.pc
+	install -m 644 $B/kakeya.pc $(DESTDIR)$(LIBDIR)/pkgconfig/kakeya.pc
+
+.PHONY: install

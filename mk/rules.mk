@@ -1,0 +1,44 @@
+# How files are made. Sources are found by wildcard; src/cli is the program, the rest the library.
+LIB_SRC := $(filter-out src/cli/%,$(wildcard src/*/*.c src/*/*/*.c))
+CLI_SRC := $(wildcard src/cli/*.c)
+LIB_OBJ := $(LIB_SRC:%.c=$B/%.o)
+CLI_OBJ := $(CLI_SRC:%.c=$B/%.o)
+
+$B/kakeya: $(CLI_OBJ) $B/libkakeya.a
+	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$B/libkakeya.a: $(LIB_OBJ) $B/sources
+	rm -f $@ && ar rcs $@ $(LIB_OBJ)
+
+# A removed file leaves the archive.
+$B/sources: FORCE
+	@mkdir -p $(@D)
+	@echo '$(sort $(LIB_SRC) $(CLI_SRC))' >$@.new
+	@cmp -s $@.new $@ && rm -f $@.new || mv -f $@.new $@
+
+$B/%.o: %.c $B/flags | $B/gen/kk_build.h
+	@mkdir -p $(@D)
+	$(CC) $(KKFLAGS) $(CFLAGS) $(GUARD_FLAGS) $(ISA_$(notdir $*)) $(EXTRA_FLAGS) -MMD -MP -c -o $@ $<
+
+# Everything that decides what an object holds. Rewritten, and all rebuilt, only when it changes.
+$B/flags: FORCE
+	@mkdir -p $(@D)
+	@command -v pkg-config >/dev/null && pkg-config --exists $(PKGS) || \
+	    { echo "make: $(PKGS) not found through pkg-config: 'make deps' installs them" >&2; exit 1; }
+	@printf '%s\n' '$(CC) $(KKFLAGS) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) $(LIBS)' \
+	    '$(foreach f,k_avx2 k_avx512,$f: $(ISA_$f))' >$@.new
+	@cmp -s $@.new $@ && rm -f $@.new || mv -f $@.new $@
+
+# Version, commit and flags, for the files that include "kk_build.h" (reports say what made them).
+$B/gen/kk_build.h: FORCE
+	@mkdir -p $(@D)
+	@commit=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown); \
+	 git diff --quiet HEAD -- src include 2>/dev/null || commit=$$commit-dirty; \
+	 printf '#define %s "%s"\n' KK_VERSION '$(VERSION)' KK_COMMIT "$$commit" KK_CONFIG '$(config)' \
+	     KK_CFLAGS '$(CFLAGS)' >$@.new
+	@cmp -s $@.new $@ && rm -f $@.new || mv -f $@.new $@
+
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d)
+FORCE:
+.PHONY: FORCE
+.DELETE_ON_ERROR:

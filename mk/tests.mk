@@ -1,0 +1,36 @@
+# Tests. Each tests/unit/**/test_*.c is one cmocka program: build/<config>/tests/unit/**/test_*.
+# Each may use tests/support/*.c, the library, and the command line's files except main.c.
+# A test of threads carries the words "kk-test: tsan" and is run under that sanitizer too.
+TEST_SRC := $(wildcard tests/unit/*/test_*.c tests/unit/*/*/test_*.c)
+ifeq ($(SAN),tsan)
+TEST_SRC := $(if $(TEST_SRC),$(shell grep -l 'kk-test: tsan' $(TEST_SRC)))
+endif
+SUP_SRC  := $(wildcard tests/support/*.c)
+TEST_OBJ := $(TEST_SRC:%.c=$B/%.o)
+SUP_OBJ  := $(SUP_SRC:%.c=$B/%.o)
+TESTS    := $(TEST_SRC:%.c=$B/%)
+T        ?=
+
+$(TEST_OBJ) $(SUP_OBJ): EXTRA_FLAGS := -Itests
+$(TESTS): $B/%: $B/%.o $(SUP_OBJ) $B/libcli.a $B/libkakeya.a
+	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+
+$B/libcli.a: $(filter-out %/main.o,$(CLI_OBJ)) $B/sources
+	rm -f $@ && ar rcs $@ $(filter %.o,$^)
+
+tests: $(TESTS) $(if $(CLI_SRC),$B/kakeya)
+
+test: tests
+	@python3 tests/run.py --config $(config) $(T)
+
+lint:
+	@python3 tests/run.py --lint
+
+# Everything, in every configuration; the last line is "N passed, N failed, N skipped".
+check:
+	@tools/deps.sh build check
+	@MAKE='$(MAKE)' python3 tests/run.py --check
+
+-include $(TEST_OBJ:.o=.d) $(SUP_OBJ:.o=.d)
+.SECONDARY: $(TEST_OBJ) $(SUP_OBJ)
+.PHONY: tests test lint check
