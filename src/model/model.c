@@ -279,7 +279,7 @@ int64_t kk_model_weight_bytes(const struct kk_model *m)
 }
 int64_t kk_model_scratch_bytes(const struct kk_model *m)
 {
-    return atomic_load(&m->scratch.bytes);
+    return atomic_load(&m->scratch.bytes) + atomic_load(&m->dev->tables.bytes);
 }
 float *kk_model_logits(const struct kk_model *m)
 {
