@@ -5,6 +5,11 @@
 #include "dev/cpu/kern_int.h"
 
 #define V static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 typedef struct {
     __m256 lo, hi;
@@ -104,6 +109,13 @@ V __m256i v__first_hi(int64_t n)
 {
     return _mm256_loadu_si256((const __m256i *)(v__ones + 24 - (n < 16 ? n : 16)));
 }
+/* The first n lanes of fma, the others of c */
+V v16 v_fma_n(v16 a, v16 b, v16 c, int64_t n)
+{
+    v16 f = v_fma(a, b, c);
+    return (v16){_mm256_blendv_ps(c.lo, f.lo, _mm256_castsi256_ps(v__first(n))),
+                 _mm256_blendv_ps(c.hi, f.hi, _mm256_castsi256_ps(v__first_hi(n)))};
+}
 V v16 v_ld(const float *p)
 {
     return (v16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
@@ -169,15 +181,18 @@ V v16 v_ld_f16(const uint16_t *p)
     const __m128i *b = (const __m128i *)p;
     return (v16){_mm256_cvtph_ps(_mm_loadu_si128(b)), _mm256_cvtph_ps(_mm_loadu_si128(b + 1))};
 }
-/* 16 pairs of bf16: the first of each pair, the second of each pair */
-V void v_ld_bf16_pairs(const void *p, v16 *a, v16 *b)
+/* 16 pairs of bf16: the first, or the second, of each pair */
+V v16 v_ld_bf16_even(const void *p)
+{
+    const __m256i *w = p;
+    return (v16){_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(w), 16)),
+                 _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(w + 1), 16))};
+}
+V v16 v_ld_bf16_odd(const void *p)
 {
     const __m256i *w = p, top = _mm256_set1_epi32((int)0xffff0000);
-    __m256i lo = _mm256_loadu_si256(w), hi = _mm256_loadu_si256(w + 1);
-    a->lo = _mm256_castsi256_ps(_mm256_slli_epi32(lo, 16));
-    a->hi = _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16));
-    b->lo = _mm256_castsi256_ps(_mm256_and_si256(lo, top));
-    b->hi = _mm256_castsi256_ps(_mm256_and_si256(hi, top));
+    return (v16){_mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(w), top)),
+                 _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(w + 1), top))};
 }
 V __m256 v__evens(v16 a, int odd)
 {
@@ -227,10 +242,10 @@ V v16 v_dots(const v16 *t)
 }
 
 /* gemm tiles: rows x panels, by the rows of the tile; accumulators fit 16 registers */
-#define GEMM_ROWS 6
-#define GEMM_TILES(X)                                                                              \
-    X(1, 4) X(1, 2) X(1, 1) X(2, 2) X(2, 1) X(3, 2) X(3, 1) X(4, 1) X(5, 1) X(6, 1)
-static const int gemm_panels[GEMM_ROWS + 1] = {0, 4, 2, 2, 1, 1, 1};
+#define GEMM_ROWS          5
+#define GEMM_FEW_REGISTERS 1
+#define GEMM_TILES(X)      X(1, 4) X(1, 2) X(1, 1) X(2, 2) X(2, 1) X(3, 1) X(4, 1) X(5, 1)
+static const int gemm_panels[GEMM_ROWS + 1] = {0, 4, 2, 1, 1, 1};
 
 /* scores tiles: queries x keys = DOTS */
 #define SCORE_TILES(X) X(2, 2) X(1, 4)

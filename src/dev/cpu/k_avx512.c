@@ -5,6 +5,11 @@
 #include "dev/cpu/kern_int.h"
 
 #define V static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 typedef __m512 v16;
 
@@ -77,6 +82,11 @@ V __mmask16 v__first(int64_t n)
 {
     return n >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1);
 }
+/* The first n lanes of fma, the others of c */
+V v16 v_fma_n(v16 a, v16 b, v16 c, int64_t n)
+{
+    return _mm512_mask3_fmadd_ps(a, b, c, v__first(n));
+}
 V v16 v_ld(const float *p)
 {
     return _mm512_loadu_ps(p);
@@ -119,12 +129,15 @@ V v16 v_ld_f16(const uint16_t *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
-/* 16 pairs of bf16: the first of each pair, the second of each pair */
-V void v_ld_bf16_pairs(const void *p, v16 *a, v16 *b)
+/* 16 pairs of bf16: the first, or the second, of each pair */
+V v16 v_ld_bf16_even(const void *p)
 {
-    __m512i u = _mm512_loadu_si512(p);
-    *a = _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
-    *b = _mm512_castsi512_ps(_mm512_and_si512(u, _mm512_set1_epi32((int)0xffff0000)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+}
+V v16 v_ld_bf16_odd(const void *p)
+{
+    __m512i top = _mm512_set1_epi32((int)0xffff0000);
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), top));
 }
 /* n pairs of floats: the first of each pair, the second of each pair */
 V void v_ld_pairs_n(const float *p, int64_t n, v16 *a, v16 *b)
@@ -153,15 +166,18 @@ V float v_max_all(v16 a)
 V v16 v_dots(const v16 *t)
 {
     v16 h[8], q[4], d[2];
-    for (int i = 0; i < 8; i++) {
+    UNROLL for (int i = 0; i < 8; i++)
+    {
         v16 a = t[i / 2 + i % 2 * 8], b = t[i / 2 + 4 + i % 2 * 8];
         h[i] = v_add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
     }
-    for (int i = 0; i < 4; i++) {
+    UNROLL for (int i = 0; i < 4; i++)
+    {
         v16 a = h[2 * i], b = h[2 * i + 1];
         q[i] = v_add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
     }
-    for (int i = 0; i < 2; i++) {
+    UNROLL for (int i = 0; i < 2; i++)
+    {
         v16 a = q[2 * i], b = q[2 * i + 1];
         d[i] = v_add(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
     }
@@ -169,12 +185,17 @@ V v16 v_dots(const v16 *t)
 }
 
 /* gemm tiles: rows x panels, by the rows of the tile; accumulators fit 32 registers */
-#define GEMM_ROWS 8
+#define GEMM_ROWS          6
+#define GEMM_FEW_REGISTERS 0
 #define GEMM_TILES(X)                                                                              \
     X(1, 4)                                                                                        \
-    X(1, 2) X(1, 1) X(2, 4) X(2, 2) X(2, 1) X(3, 4) X(3, 2) X(3, 1) X(4, 4) X(4, 2) X(4, 1)        \
-        X(5, 4) X(5, 2) X(5, 1) X(6, 4) X(6, 2) X(6, 1) X(7, 2) X(7, 1) X(8, 2) X(8, 1)
-static const int gemm_panels[GEMM_ROWS + 1] = {0, 4, 4, 4, 4, 4, 4, 2, 2};
+    X(1, 2)                                                                                        \
+    X(1, 1)                                                                                        \
+    X(2, 4)                                                                                        \
+    X(2, 2)                                                                                        \
+    X(2, 1) X(3, 4) X(3, 2) X(3, 1) X(4, 4) X(4, 2) X(4, 1) X(5, 4) X(5, 2) X(5, 1) X(6, 4)        \
+        X(6, 2) X(6, 1)
+static const int gemm_panels[GEMM_ROWS + 1] = {0, 4, 4, 4, 4, 4, 4};
 
 /* scores tiles: queries x keys = DOTS */
 #define SCORE_TILES(X) X(4, 4) X(2, 8) X(1, 16)

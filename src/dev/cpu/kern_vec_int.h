@@ -1,16 +1,10 @@
 /* Bodies of the leaf kernels over a vector of 16 floats. Included once by each k_<isa>.c, which
- * first defines v16, its operations and its tile sizes; everything here is static.
+ * first defines v16, its operations (V: inlined), UNROLL and its tile sizes; everything is static.
  *
  * Arrays of v16 indexed by loops of constant bounds are registers: the tiles are always inlined
  * with constant sizes and their loops unrolled whole. */
 #ifndef KK_DEV_CPU_KERN_VEC_INT_H
 #define KK_DEV_CPU_KERN_VEC_INT_H
-
-#ifdef __clang__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 /* ---- gemm ---- */
 
@@ -25,27 +19,37 @@ struct gemm_block {
     int64_t ldy, n; /* outputs left from y on */
 };
 
-/* Weights of inputs k and k + 1 of 16 outputs. pair points at k's. */
-V void w_pair(enum kk_dtype t, const char *pair, v16 *w0, v16 *w1)
+/* Weights of input k + h of 16 outputs; pair points at those of k and k + 1 */
+V v16 w_half(enum kk_dtype t, const char *pair, const int h)
 {
-    if (t == KK_BF16) {
-        v_ld_bf16_pairs(pair, w0, w1);
-    } else if (t == KK_F16) {
-        *w0 = v_ld_f16((const uint16_t *)pair);
-        *w1 = v_ld_f16((const uint16_t *)pair + 16);
-    } else {
-        *w0 = v_ld((const float *)pair);
-        *w1 = v_ld((const float *)pair + 16);
-    }
+    if (t == KK_BF16) return h ? v_ld_bf16_odd(pair) : v_ld_bf16_even(pair);
+    if (t == KK_F16) return v_ld_f16((const uint16_t *)pair + 16 * h);
+    return v_ld((const float *)pair + 16 * h);
 }
 
-V v16 w_one(enum kk_dtype t, const char *pair)
+/* acc[r][p] += x[r][0] * w[p], in one of two orders. With few registers, a panel at a time: the
+ * address is hidden from the compiler, which would keep the pair loaded from one half to the next
+ * and spill accumulators. */
+V void gemm_half(const enum kk_dtype t, const int rows, const int panels, const int h,
+                 const float *x, int64_t ldx, const char *w, size_t panel, v16 (*acc)[4])
 {
-    v16 w0, w1;
-    if (t == KK_F16) return v_ld_f16((const uint16_t *)pair);
-    if (t == KK_F32) return v_ld((const float *)pair);
-    v_ld_bf16_pairs(pair, &w0, &w1);
-    return w0;
+    if (GEMM_FEW_REGISTERS) {
+        __asm__ volatile("" : "+r"(w));
+        UNROLL for (int p = 0; p < panels; p++)
+        {
+            v16 wp = w_half(t, w + p * panel, h);
+            UNROLL for (int r = 0; r < rows; r++) acc[r][p] =
+                v_fma(v_set(x[r * ldx]), wp, acc[r][p]);
+        }
+        return;
+    }
+    v16 wp[4];
+    UNROLL for (int p = 0; p < panels; p++) wp[p] = w_half(t, w + p * panel, h);
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        v16 a = v_set(x[r * ldx]);
+        UNROLL for (int p = 0; p < panels; p++) acc[r][p] = v_fma(a, wp[p], acc[r][p]);
+    }
 }
 
 V void gemm_tile(const enum kk_dtype t, const int rows, const int panels,
@@ -55,7 +59,7 @@ V void gemm_tile(const enum kk_dtype t, const int rows, const int panels,
     const size_t panel = b->panel;
     const char *w = b->w + b->k0 / 2 * step, *next = b->next + b->k0 / 2 * step;
     const float *x = b->x + b->k0;
-    v16 acc[8][4];
+    v16 acc[6][4];
     UNROLL for (int r = 0; r < rows; r++)
     {
         UNROLL for (int p = 0; p < panels; p++)
@@ -64,29 +68,13 @@ V void gemm_tile(const enum kk_dtype t, const int rows, const int panels,
         }
     }
     for (int64_t i = 0; i < pairs; i++, w += step, next += step, x += 2) {
-        v16 w0[4], w1[4];
-        UNROLL for (int p = 0; p < panels; p++)
-        {
-            w_pair(t, w + p * panel, &w0[p], &w1[p]);
-            _mm_prefetch(next + p * panel, _MM_HINT_T1);
+        if (rows > 1) {
+            UNROLL for (int p = 0; p < panels; p++) _mm_prefetch(next + p * panel, _MM_HINT_T1);
         }
-        UNROLL for (int r = 0; r < rows; r++)
-        {
-            v16 a = v_set(x[r * ldx]), c = v_set(x[r * ldx + 1]);
-            UNROLL for (int p = 0; p < panels; p++) acc[r][p] = v_fma(a, w0[p], acc[r][p]);
-            UNROLL for (int p = 0; p < panels; p++) acc[r][p] = v_fma(c, w1[p], acc[r][p]);
-        }
+        gemm_half(t, rows, panels, 0, x, ldx, w, panel, acc);
+        gemm_half(t, rows, panels, 1, x + 1, ldx, w, panel, acc);
     }
-    if (b->k1 & 1) {
-        UNROLL for (int p = 0; p < panels; p++)
-        {
-            v16 w0 = w_one(t, w + p * panel);
-            UNROLL for (int r = 0; r < rows; r++)
-            {
-                acc[r][p] = v_fma(v_set(x[r * ldx]), w0, acc[r][p]);
-            }
-        }
-    }
+    if (b->k1 & 1) gemm_half(t, rows, panels, 0, x, ldx, w, panel, acc);
     UNROLL for (int r = 0; r < rows; r++)
     {
         UNROLL for (int p = 0; p < panels; p++)
@@ -211,7 +199,7 @@ V void score_tile(const enum kk_dtype t, const int nq, const int keys, int nk, i
             UNROLL for (int i = 0; i < nq; i++)
             {
                 v16 a = v_ld_n(q + i * ldq + d, D - d);
-                acc[i * keys + j] = v_fma(a, k, acc[i * keys + j]);
+                acc[i * keys + j] = v_fma_n(a, k, acc[i * keys + j], D - d);
             }
         }
     }
@@ -273,15 +261,12 @@ V void pv_tile(const enum kk_dtype t, const int nq, const int vecs, int nk, int 
         UNROLL for (int v = 0; v < vecs; v++) acc[i][v] = v_zero();
     }
     for (int j = 0; j < nk; j++) {
-        v16 r[4];
+        v16 w[4];
+        UNROLL for (int i = 0; i < nq; i++) w[i] = v_set(p[i * ldp + j]);
         UNROLL for (int v = 0; v < vecs; v++)
         {
-            r[v] = n < 16 ? ld_row_n(t, rows[j], d, n) : ld_row(t, rows[j], d + v * 16);
-        }
-        UNROLL for (int i = 0; i < nq; i++)
-        {
-            v16 a = v_set(p[i * ldp + j]);
-            UNROLL for (int v = 0; v < vecs; v++) acc[i][v] = v_fma(a, r[v], acc[i][v]);
+            v16 r = n < 16 ? ld_row_n(t, rows[j], d, n) : ld_row(t, rows[j], d + v * 16);
+            UNROLL for (int i = 0; i < nq; i++) acc[i][v] = v_fma(w[i], r, acc[i][v]);
         }
     }
     UNROLL for (int i = 0; i < nq; i++)
