@@ -1,46 +1,69 @@
-/* One generation counter publishes work, one counter gathers it. */
+/* One word, the gate, says which fork runs and who takes part:
+ *
+ *     gate = fork number << 16 | CLOSED | workers that entered
+ *
+ * The caller opens the gate of fork f; a worker enters by adding one while it is open, so nobody
+ * can enter a fork that is over. The caller closes the gate when no item is left (or, for
+ * kk_pool_run, when all have entered), and waits until `left` reaches the number that entered.
+ *
+ * Sleep: a worker counts itself in `sleepers`, looks at the gate once more, then waits on `bell`.
+ * The caller changes the gate, then looks at `sleepers` and rings. Sequential consistency of these
+ * four makes one of them see the other. */
 #include "base/pool.h"
 
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdalign.h>
 #include <stdatomic.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/mem.h"
 
-enum { SPIN_ROUNDS = 20000 }; /* about 100 us of pause */
+#define CLOSED  0x8000u
+#define ENTERED 0x7fffu
 
-struct worker {
-    struct kk_pool *pool;
-    pthread_t thread;
-    int index;
+enum {
+    SPIN_NS = 60 * 1000,        /* a worker awake after a fork */
+    STEP_SPIN_NS = 2000 * 1000, /* the same between kk_pool_begin and kk_pool_end */
+    YIELD_NS = 20 * 1000        /* the caller waiting for workers, before it gives up its core */
 };
 
 struct kk_pool {
-    int n, spin;
-    kk_pool_fn *fn;
+    alignas(64) _Atomic uint64_t gate;
+    void (*run)(void *arg, int worker, int n_workers);
+    void (*item)(void *arg, int item, int worker); /* NULL: `run` */
     void *arg;
-    _Alignas(64) _Atomic uint32_t generation; /* a change means: run fn; the futex word */
-    _Alignas(64) _Atomic int32_t pending;     /* workers still running */
-    _Alignas(64) _Atomic int32_t sleepers;
-    _Atomic int stop;
-    struct worker worker[];
+    int n_items;
+    alignas(64) _Atomic int next; /* item */
+    alignas(64) _Atomic int left; /* workers that left this fork */
+    alignas(64) _Atomic uint32_t bell;
+    _Atomic int sleepers, in_step, stop;
+    int n, crowded; /* threads; more of them than cores */
+    int n_made;
+    struct worker {
+        struct kk_pool *pool;
+        pthread_t thread;
+        int index;
+    } *workers;
 };
 
-static inline void cpu_relax(void)
+static inline void relax(void)
 {
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
 #endif
 }
 
-int kk_cpu_count(void)
+int kk_cores(void)
 {
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set)) return 1;
-    int n = CPU_COUNT(&set);
+    int n = sched_getaffinity(0, sizeof set, &set) ? 0 : CPU_COUNT(&set);
+    if (n < 1) n = (int)sysconf(_SC_NPROCESSORS_ONLN);
     return n < 1 ? 1 : n;
 }
 
@@ -49,67 +72,165 @@ static void futex_wait(_Atomic uint32_t *word, uint32_t value)
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
 }
 
-static void futex_wake_all(_Atomic uint32_t *word)
+static void ring(struct kk_pool *p)
 {
-    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+    if (atomic_load(&p->sleepers) == 0) return;
+    atomic_fetch_add(&p->bell, 1);
+    syscall(SYS_futex, &p->bell, FUTEX_WAKE_PRIVATE, p->n, NULL, NULL, 0);
 }
 
-/* Wait until generation differs from `seen`: spin, then sleep. */
-static uint32_t wait_for_work(struct kk_pool *p, uint32_t seen)
+/* ---- workers ---- */
+
+static void take_items(struct kk_pool *p, int worker)
 {
-    uint32_t g;
-    for (int i = 0; i < p->spin; i++) {
-        if ((g = atomic_load_explicit(&p->generation, memory_order_acquire)) != seen) return g;
-        cpu_relax();
+    int i;
+    while ((i = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed)) < p->n_items)
+        p->item(p->arg, i, worker);
+}
+
+/* Spin for a while; 1 if the gate shows another fork than `seen`. */
+static int spin(struct kk_pool *p, uint64_t seen)
+{
+    uint64_t t0 = kk_now_ns(), limit;
+    do {
+        for (int i = 0; i < 64; i++) {
+            if (atomic_load_explicit(&p->gate, memory_order_acquire) >> 16 != seen) return 1;
+            relax();
+        }
+        limit = atomic_load_explicit(&p->in_step, memory_order_relaxed) ? STEP_SPIN_NS : SPIN_NS;
+    } while (!p->crowded && kk_now_ns() - t0 < limit);
+    return 0;
+}
+
+static void await_fork(struct kk_pool *p, uint64_t seen)
+{
+    while (!spin(p, seen)) {
+        atomic_fetch_add(&p->sleepers, 1);
+        uint32_t bell = atomic_load(&p->bell);
+        if (atomic_load(&p->gate) >> 16 == seen) futex_wait(&p->bell, bell);
+        atomic_fetch_sub(&p->sleepers, 1);
     }
-    atomic_fetch_add(&p->sleepers, 1);
-    while ((g = atomic_load(&p->generation)) == seen) futex_wait(&p->generation, seen);
-    atomic_fetch_sub(&p->sleepers, 1);
-    return g;
 }
 
-static void *worker_main(void *arg)
+static void *work(void *arg)
 {
     struct worker *w = arg;
     struct kk_pool *p = w->pool;
-    uint32_t seen = 0;
+    uint64_t seen = 0;
     for (;;) {
-        seen = wait_for_work(p, seen);
-        if (atomic_load_explicit(&p->stop, memory_order_acquire)) return NULL;
-        p->fn(p->arg, w->index, p->n);
-        atomic_fetch_sub_explicit(&p->pending, 1, memory_order_acq_rel);
+        await_fork(p, seen);
+        uint64_t g = atomic_load_explicit(&p->gate, memory_order_acquire);
+        int in = 0;
+        seen = g >> 16;
+        while (!in && !(g & CLOSED) && g >> 16 == seen)
+            in = atomic_compare_exchange_weak_explicit(&p->gate, &g, g + 1, memory_order_acq_rel,
+                                                       memory_order_acquire);
+        if (in) {
+            if (atomic_load_explicit(&p->stop, memory_order_relaxed)) return NULL;
+            if (p->item)
+                take_items(p, w->index);
+            else
+                p->run(p->arg, w->index, p->n);
+            atomic_fetch_add_explicit(&p->left, 1, memory_order_release);
+        } else {
+            seen = g >> 16 > seen ? seen : g >> 16;
+        }
     }
 }
 
-static void publish(struct kk_pool *p)
+/* ---- the caller ---- */
+
+static void open_gate(struct kk_pool *p)
 {
-    atomic_fetch_add(&p->generation, 1);
-    if (atomic_load(&p->sleepers)) futex_wake_all(&p->generation);
+    atomic_store_explicit(&p->left, 0, memory_order_relaxed);
+    uint64_t fork = (atomic_load_explicit(&p->gate, memory_order_relaxed) >> 16) + 1;
+    atomic_store(&p->gate, fork << 16);
+    ring(p);
 }
 
-int kk_pool_open(int threads, struct kk_pool **out, struct kk_err *err)
+static void await_left(struct kk_pool *p, int n)
 {
-    int cores = kk_cpu_count(), n = threads ? threads : cores;
+    uint64_t t0 = 0;
+    for (int i = 0; atomic_load_explicit(&p->left, memory_order_acquire) != n; i++) {
+        relax();
+        if (i % 64 != 63) continue;
+        if (!t0) t0 = kk_now_ns();
+        if (p->crowded || kk_now_ns() - t0 > YIELD_NS) sched_yield();
+    }
+}
+
+void kk_pool_run(struct kk_pool *p, void (*fn)(void *arg, int worker, int n_workers), void *arg)
+{
+    p->run = fn;
+    p->item = NULL;
+    p->arg = arg;
+    if (p->n > 1) open_gate(p);
+    fn(arg, 0, p->n);
+    if (p->n == 1) return;
+    await_left(p, p->n - 1);
+    atomic_fetch_or(&p->gate, CLOSED);
+}
+
+void kk_pool_for(struct kk_pool *p, int n_items, void (*fn)(void *arg, int item, int worker),
+                 void *arg)
+{
+    if (p->n == 1 || n_items <= 1) {
+        for (int i = 0; i < n_items; i++) fn(arg, i, 0);
+        return;
+    }
+    p->item = fn;
+    p->arg = arg;
+    p->n_items = n_items;
+    atomic_store_explicit(&p->next, 0, memory_order_relaxed);
+    open_gate(p);
+    take_items(p, 0);
+    await_left(p, (int)(atomic_fetch_or(&p->gate, CLOSED) & ENTERED));
+}
+
+void kk_pool_begin(struct kk_pool *p)
+{
+    atomic_store_explicit(&p->in_step, 1, memory_order_relaxed);
+    if (p->n > 1 && !p->crowded) ring(p);
+}
+
+void kk_pool_end(struct kk_pool *p)
+{
+    atomic_store_explicit(&p->in_step, 0, memory_order_relaxed);
+}
+
+/* ---- open and close ---- */
+
+static int start_workers(struct kk_pool *p, struct kk_err *err)
+{
+    for (int i = 0; i < p->n - 1; i++) {
+        struct worker *w = &p->workers[i];
+        *w = (struct worker){.pool = p, .index = i + 1};
+        if (pthread_create(&w->thread, NULL, work, w))
+            return kk_fail(err, KK_EEXHAUSTED, "cannot start thread %d of %d: use fewer threads",
+                           i + 2, p->n);
+        p->n_made++;
+    }
+    return 0;
+}
+
+int kk_pool_open(int n_threads, struct kk_pool **out, struct kk_err *err)
+{
+    int cores = kk_cores(), n = n_threads ? n_threads : cores;
+    if (n_threads == 0 && n > KK_POOL_MAX) n = KK_POOL_MAX;
     if (n < 1 || n > KK_POOL_MAX)
-        return kk_fail(err, KK_EINVAL, "%d threads: must be 1 to %d", threads, KK_POOL_MAX);
-    size_t bytes = sizeof(struct kk_pool) + (size_t)n * sizeof(struct worker);
-    struct kk_pool *p = kk_aligned(64, (bytes + 63) / 64 * 64);
-    if (!p) return kk_fail(err, KK_ENOMEM, "out of memory for %d threads", n);
-    p->n = 1;
-    p->spin = n <= cores ? SPIN_ROUNDS : 0;
-    p->fn = NULL;
-    p->arg = NULL;
-    atomic_init(&p->generation, 0);
-    atomic_init(&p->pending, 0);
-    atomic_init(&p->sleepers, 0);
-    atomic_init(&p->stop, 0);
-    for (int i = 1; i < n; i++) {
-        p->worker[i] = (struct worker){.pool = p, .index = i};
-        if (pthread_create(&p->worker[i].thread, NULL, worker_main, &p->worker[i])) {
-            kk_pool_close(p);
-            return kk_fail(err, KK_ENOMEM, "cannot start thread %d of %d", i + 1, n);
-        }
-        p->n = i + 1;
+        return kk_fail(err, KK_EINVAL, "%d threads: must be 1 to %d", n, KK_POOL_MAX);
+    struct kk_pool *p = kk_aligned(64, sizeof *p);
+    struct worker *w = kk_calloc((size_t)n, sizeof *w);
+    if (!p || !w) {
+        kk_free(p);
+        kk_free(w);
+        return kk_fail(err, KK_ENOMEM, "out of memory for %d threads", n);
+    }
+    *p = (struct kk_pool){.gate = CLOSED, .n = n, .crowded = n > cores, .workers = w};
+    int rc = start_workers(p, err);
+    if (rc) {
+        kk_pool_close(p);
+        return rc;
     }
     *out = p;
     return 0;
@@ -118,30 +239,14 @@ int kk_pool_open(int threads, struct kk_pool **out, struct kk_err *err)
 void kk_pool_close(struct kk_pool *p)
 {
     if (!p) return;
-    atomic_store_explicit(&p->stop, 1, memory_order_release);
-    publish(p);
-    for (int i = 1; i < p->n; i++) pthread_join(p->worker[i].thread, NULL);
+    atomic_store(&p->stop, 1);
+    if (p->n_made) open_gate(p);
+    for (int i = 0; i < p->n_made; i++) pthread_join(p->workers[i].thread, NULL);
+    kk_free(p->workers);
     kk_free(p);
 }
 
-int kk_pool_size(const struct kk_pool *p)
+int kk_pool_threads(const struct kk_pool *p)
 {
     return p->n;
-}
-
-void kk_pool_run(struct kk_pool *p, kk_pool_fn *fn, void *arg)
-{
-    if (p->n > 1) {
-        p->fn = fn;
-        p->arg = arg;
-        atomic_store_explicit(&p->pending, p->n - 1, memory_order_relaxed);
-        publish(p);
-    }
-    fn(arg, 0, p->n);
-    for (int i = 0; p->n > 1 && atomic_load_explicit(&p->pending, memory_order_acquire); i++) {
-        if (i < p->spin)
-            cpu_relax();
-        else
-            sched_yield();
-    }
 }

@@ -48,7 +48,7 @@ static void qkv_worker(void *arg, int worker, int n)
     const struct qkv_job *j = arg;
     const struct kk_qkv_args *a = j->a;
     int64_t t, end;
-    kk_pool_range(a->T, 1, worker, n, &t, &end);
+    kk__cpu_range(a->T, 1, worker, n, &t, &end);
     for (; t < end; t++) {
         const float *rope = a->rope + (int64_t)a->pos[t] * a->R * 2;
         for (int h = 0; h < a->H; h++) {
@@ -359,7 +359,7 @@ static void tile_splits_worker(void *arg, int worker, int n)
     struct kk_cpu_worker *w = &j->c->worker[worker];
     int64_t i, end;
     load_tile(j, w, &j->one);
-    kk_pool_range(j->n_splits, 1, worker, n, &i, &end);
+    kk__cpu_range(j->n_splits, 1, worker, n, &i, &end);
     for (; i < end; i++) {
         float *o = j->c->partial + (size_t)i * part_floats(j);
         if (!do_split(j, w, &j->one, j->split0 + i, o))

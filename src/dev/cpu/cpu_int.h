@@ -63,6 +63,20 @@ static inline int64_t kk_cpu_panels(int64_t rows)
     return (rows + KK_LANES - 1) / KK_LANES;
 }
 
+/* A forked function. */
+typedef void kk__cpu_work(void *arg, int worker, int n);
+
+/* The part [*first, *end) of [0, total) that worker i of n takes, in units of `grain`. */
+static inline void kk__cpu_range(int64_t total, int64_t grain, int i, int n, int64_t *first,
+                                 int64_t *end)
+{
+    kk_range((total + grain - 1) / grain, i, n, first, end);
+    *first *= grain;
+    *end *= grain;
+    if (*first > total) *first = total;
+    if (*end > total) *end = total;
+}
+
 /* weight.c */
 int kk__cpu_weight_load(struct kk_dev *, const struct kk_weight_src *, struct kk_account *,
                         struct kk_weight *, struct kk_err *);

@@ -38,7 +38,7 @@ static void linear_few_rows(void *arg, int worker, int n)
 {
     const struct linear_job *j = arg;
     int64_t p0, p1;
-    kk_pool_range(j->panels, 1, worker, n, &p0, &p1);
+    kk__cpu_range(j->panels, 1, worker, n, &p0, &p1);
     if (p0 < p1) linear_part(j, 0, j->a->T, p0, p1);
 }
 
@@ -46,7 +46,7 @@ static void linear_many_rows(void *arg, int worker, int n)
 {
     const struct linear_job *j = arg;
     int64_t i, end, items = j->row_blocks * j->panel_blocks;
-    kk_pool_range(items, 1, worker, n, &i, &end);
+    kk__cpu_range(items, 1, worker, n, &i, &end);
     for (; i < end; i++) {
         int64_t p0 = i / j->row_blocks * KK_CPU_PANEL_BLOCK,
                 r0 = i % j->row_blocks * KK_CPU_ROW_BLOCK;
@@ -96,7 +96,7 @@ static void glu_worker(void *arg, int worker, int n)
 {
     const struct glu_job *j = arg;
     int64_t panels = kk_cpu_panels(j->a->gate->rows), T = j->a->T, i, end;
-    kk_pool_range(j->row_blocks * j->panel_blocks, 1, worker, n, &i, &end);
+    kk__cpu_range(j->row_blocks * j->panel_blocks, 1, worker, n, &i, &end);
     for (; i < end; i++) {
         int64_t p0 = i / j->row_blocks * KK_CPU_PANEL_BLOCK,
                 r0 = i % j->row_blocks * KK_CPU_ROW_BLOCK;

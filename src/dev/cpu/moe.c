@@ -34,7 +34,7 @@ static void route_worker(void *arg, int worker, int n)
     const int E = a->E, A = a->A, padded = (E + KK_LANES - 1) / KK_LANES * KK_LANES;
     float p[MAX_EXPERTS], m, l;
     int64_t t, end, K = a->w->cols;
-    kk_pool_range(a->T, 1, worker, n, &t, &end);
+    kk__cpu_range(a->T, 1, worker, n, &t, &end);
     for (; t < end; t++) {
         float *weight = a->weight + t * A, sum = 0;
         int32_t *idx = a->idx + t * A;
@@ -107,7 +107,7 @@ static void gather_worker(void *arg, int worker, int n)
 {
     const struct moe_job *j = arg;
     int64_t i, end;
-    kk_pool_range(j->pairs, 1, worker, n, &i, &end);
+    kk__cpu_range(j->pairs, 1, worker, n, &i, &end);
     for (; i < end; i++)
         memcpy(j->c->moe_x + i * j->C, (const float *)j->a->x + j->c->moe_row[i] * j->C,
                (size_t)j->C * sizeof(float));
@@ -123,7 +123,7 @@ static void product_worker(void *arg, int worker, int n)
     int64_t grain = j->pairs <= 16 ? 2 : KK_CPU_PANEL_BLOCK;
     for (int e = 0; e < j->a->E; e++)
         if (start[e + 1] > start[e]) total += panels;
-    kk_pool_range(total, grain, worker, n, &first, &end);
+    kk__cpu_range(total, grain, worker, n, &first, &end);
     for (int e = 0; e < j->a->E && at < end; e++) {
         int m = start[e + 1] - start[e];
         if (!m) continue;
@@ -154,7 +154,7 @@ static void act_worker(void *arg, int worker, int n)
 {
     const struct moe_job *j = arg;
     int64_t i, end, F = j->F;
-    kk_pool_range(j->pairs, 1, worker, n, &i, &end);
+    kk__cpu_range(j->pairs, 1, worker, n, &i, &end);
     for (; i < end; i++) {
         const float *gu = j->c->moe_gu + i * 2 * F;
         j->c->k->glu((int)F, j->a->act, gu, gu + F, j->c->moe_h + i * F);
@@ -165,7 +165,7 @@ static void combine_worker(void *arg, int worker, int n)
 {
     const struct moe_job *j = arg;
     int64_t t, end;
-    kk_pool_range(j->a->T, 1, worker, n, &t, &end);
+    kk__cpu_range(j->a->T, 1, worker, n, &t, &end);
     for (; t < end; t++) {
         float *y = j->a->y + t * j->C;
         memset(y, 0, (size_t)j->C * sizeof *y);
@@ -176,7 +176,7 @@ static void combine_worker(void *arg, int worker, int n)
     }
 }
 
-static void run(struct moe_job *j, kk_pool_fn *fn)
+static void run(struct moe_job *j, kk__cpu_work *fn)
 {
     if (j->pairs <= 8)
         fn(j, 0, 1);

@@ -62,11 +62,13 @@ static void cpu_close(struct kk_dev *d)
 static void cpu_step_begin(struct kk_dev *d)
 {
     kk_cpu_of(d)->latched.code = 0;
+    kk_pool_begin(kk_cpu_of(d)->pool);
 }
 
 static int cpu_step_end(struct kk_dev *d, struct kk_err *err)
 {
     struct kk_cpu *c = kk_cpu_of(d);
+    kk_pool_end(c->pool);
     return c->latched.code ? kk_fail(err, c->latched.code, "%s", c->latched.msg) : 0;
 }
 
@@ -81,7 +83,7 @@ struct row_job {
 /* Below this many floats a fork costs more than it saves. */
 enum { SMALL = 8192 };
 
-static void over_rows(struct kk_dev *d, int T, int64_t width, kk_pool_fn *fn, const void *args)
+static void over_rows(struct kk_dev *d, int T, int64_t width, kk__cpu_work *fn, const void *args)
 {
     struct row_job j = {kk_cpu_of(d), args};
     if (T == 1 || T * width < SMALL)
@@ -95,7 +97,7 @@ static void norm_worker(void *arg, int worker, int n)
     const struct row_job *j = arg;
     const struct kk_norm_args *a = j->args;
     int64_t t, end;
-    kk_pool_range(a->T, 1, worker, n, &t, &end);
+    kk__cpu_range(a->T, 1, worker, n, &t, &end);
     for (; t < end; t++)
         j->c->k->norm(a->C, a->x + t * a->C, a->w, a->eps, (float *)a->y + t * a->C);
 }
@@ -126,7 +128,7 @@ static void residual_worker(void *arg, int worker, int n)
     const struct row_job *j = arg;
     const struct kk_residual_args *a = j->args;
     int64_t t, end;
-    kk_pool_range(a->T, 1, worker, n, &t, &end);
+    kk__cpu_range(a->T, 1, worker, n, &t, &end);
     for (; t < end; t++) residual_row(j->c->k, a, t);
 }
 
@@ -140,7 +142,7 @@ static void gather_worker(void *arg, int worker, int n)
     const struct row_job *j = arg;
     const struct kk_gather_args *a = j->args;
     int64_t i, end;
-    kk_pool_range(a->n, 1, worker, n, &i, &end);
+    kk__cpu_range(a->n, 1, worker, n, &i, &end);
     for (; i < end; i++)
         memcpy(a->dst + i * a->C, a->src + (a->rows ? a->rows[i] : i) * a->C,
                (size_t)a->C * sizeof(float));
@@ -156,7 +158,7 @@ static void argmax_worker(void *arg, int worker, int n)
     const struct row_job *j = arg;
     const struct kk_argmax_args *a = j->args;
     int64_t t, end;
-    kk_pool_range(a->T, 1, worker, n, &t, &end);
+    kk__cpu_range(a->T, 1, worker, n, &t, &end);
     for (; t < end; t++) a->out[t] = (int32_t)j->c->k->argmax(a->n, a->x + t * a->n);
 }
 
@@ -205,7 +207,7 @@ int kk__cpu_open(const struct kk_cpu_kern *k, int threads, struct kk_dev **out, 
     }
     c->k = k;
     c->dev.ops = &cpu_ops;
-    c->dev.n_threads = kk_pool_size(c->pool);
+    c->dev.n_threads = kk_pool_threads(c->pool);
     c->dev.attn_split = KK_CPU_SPLIT;
     c->dev.act = KK_F32;
     c->dev.tables.name = "device scratch";

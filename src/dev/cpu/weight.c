@@ -133,7 +133,7 @@ static void embed_worker(void *arg, int worker, int n)
 {
     const struct kk_embed_args *a = arg;
     int64_t first, end;
-    kk_pool_range(a->T, 1, worker, n, &first, &end);
+    kk__cpu_range(a->T, 1, worker, n, &first, &end);
     for (int64_t t = first; t < end; t++)
         if (a->ids[t] >= 0 && a->ids[t] < a->table->rows)
             unpack_row(a->table, a->ids[t], a->scale, a->h + t * a->table->cols);
