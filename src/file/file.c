@@ -12,8 +12,7 @@
 #define MAX_CONFIG (16u << 20)
 #define MAX_INDEX  (64u << 20)
 
-/* ---- tensors by name
- * ------------------------------------------------------------------------------ */
+/* ---- tensors by name ---- */
 
 static size_t find_slot(const struct kk_model_file *mf, const char *name)
 {
@@ -29,9 +28,6 @@ static int grow(struct kk_model_file *mf)
     struct kk_tensor *t = kk_realloc(mf->tensor, cap, sizeof *t);
     if (!t) return KK_ENOMEM;
     mf->tensor = t;
-    unsigned char *l = kk_realloc(mf->loadable, cap, 1);
-    if (!l) return KK_ENOMEM;
-    mf->loadable = l;
     uint32_t *slot = kk_calloc(cap * 2, sizeof *slot);
     if (!slot) return KK_ENOMEM;
     kk_free(mf->slot);
@@ -42,22 +38,18 @@ static int grow(struct kk_model_file *mf)
     return 0;
 }
 
-int kk__tensor_add(struct kk_model_file *mf, const char *path, const char *name, size_t name_len,
-                   const struct kk_tensor *t, int loadable, struct kk_err *err)
+int kk__tensor_add(struct kk_model_file *mf, const char *path, const struct kk_tensor *t,
+                   struct kk_err *err)
 {
     if (mf->n == mf->cap && grow(mf))
         return kk_fail(err, KK_ENOMEM, "out of memory reading '%s'", path);
-    char *copy = kk_strndup(name, name_len);
-    if (!copy) return kk_fail(err, KK_ENOMEM, "out of memory reading '%s'", path);
-    size_t i = find_slot(mf, copy);
-    if (mf->slot[i]) {
-        int rc = kk_fail(err, KK_EFORMAT, "'%s': tensor '%s' is in two files", path, copy);
-        kk_free(copy);
-        return rc;
-    }
+    size_t i = find_slot(mf, t->name);
+    if (mf->slot[i])
+        return kk_fail(err, KK_EFORMAT, "'%s': tensor '%s' is in another shard too", path, t->name);
+    char *name = kk_strdup(t->name);
+    if (!name) return kk_fail(err, KK_ENOMEM, "out of memory reading '%s'", path);
     mf->tensor[mf->n] = *t;
-    mf->tensor[mf->n].name = copy;
-    mf->loadable[mf->n] = (unsigned char)loadable;
+    mf->tensor[mf->n].name = name;
     mf->slot[i] = (uint32_t)++mf->n;
     return 0;
 }
@@ -69,8 +61,14 @@ const struct kk_tensor *kk__tensor_find(const struct kk_model_file *mf, const ch
     return mf->slot[i] ? &mf->tensor[mf->slot[i] - 1] : NULL;
 }
 
-/* ---- config
- * --------------------------------------------------------------------------------------- */
+/* ---- config ---- */
+
+/* v as a name fit for messages, or NULL. */
+static const char *plain_string(const json_t *v)
+{
+    const char *s = json_string_value(v);
+    return s && *s && strlen(s) == json_string_length(v) && kk__is_printable(s) ? s : NULL;
+}
 
 static int load_config(struct kk_model_file *mf, const char *path, struct kk_err *err)
 {
@@ -79,84 +77,117 @@ static int load_config(struct kk_model_file *mf, const char *path, struct kk_err
     if (!json_is_object(mf->root))
         return kk_fail(err, KK_EFORMAT, "'%s' is not a JSON object", path);
     json_t *nested = json_object_get(mf->root, "text_config");
+    if (nested && !json_is_null(nested) && !json_is_object(nested))
+        return kk_fail(err, KK_EFORMAT, "'%s': 'text_config' is not a JSON object", path);
     mf->config = json_is_object(nested) ? nested : mf->root;
     const json_t *arch = json_object_get(mf->root, "architectures");
-    mf->architecture = json_string_value(json_array_get(arch, 0));
+    mf->architecture = plain_string(json_array_get(arch, 0));
     if (!mf->architecture)
-        return kk_fail(err, KK_EFORMAT, "'%s' does not name its 'architectures'", path);
-    rc = kk_json_str(mf->config, "model_type", 1, &mf->model_type, err);
-    return rc ? kk_wrap(err, rc, "'%s'", path) : 0;
+        return kk_fail(err, KK_EFORMAT,
+                       "'%s': 'architectures' is missing or no list of names "
+                       "(such as [\"Gemma4ForCausalLM\"])",
+                       path);
+    mf->model_type = plain_string(json_object_get(mf->config, "model_type"));
+    if (!mf->model_type)
+        return kk_fail(err, KK_EFORMAT,
+                       "'%s': 'model_type' is missing or no name (such as \"gemma4_text\")", path);
+    return 0;
 }
 
-/* ---- snapshot directories
- * ------------------------------------------------------------------------- */
+/* ---- snapshot directories ---- */
 
 static int add_shard(struct kk_model_file *mf, const char *name, struct kk_err *err)
 {
     char path[4096];
     int rc = kk_fs_join(path, sizeof path, mf->dir, name, err);
     if (rc) return rc;
-    struct kk_map *m = kk_realloc(mf->map, mf->n_maps + 1, sizeof *m);
-    if (!m) return kk_fail(err, KK_ENOMEM, "out of memory opening '%s'", path);
-    mf->map = m;
-    rc = kk_fs_map(path, &mf->map[mf->n_maps], err);
+    struct kk_shard *s = kk_realloc(mf->shard, mf->n_shards + 1, sizeof *s);
+    if (!s) return kk_fail(err, KK_ENOMEM, "out of memory opening '%s'", path);
+    mf->shard = s;
+    s += mf->n_shards;
+    *s = (struct kk_shard){.first = mf->n};
+    rc = kk_fs_map(path, &s->map, err);
     if (rc) return rc;
-    mf->n_maps++;
-    return kk__safetensors_add(mf, path, &mf->map[mf->n_maps - 1], err);
+    mf->n_shards++;
+    return kk__safetensors_add(mf, path, s, err);
 }
 
-static int plain_name(const char *s)
+/* No path and no hidden file: a name that stays in the directory. */
+static int is_file_name(const char *s)
 {
-    return s && *s && *s != '.' && !strchr(s, '/') && strlen(s) < 256;
+    return s && *s != '.' && !strchr(s, '/') && strlen(s) <= 255;
 }
 
-/* Every shard of weight_map once, then every name of it must be there. */
-static int add_shards(struct kk_model_file *mf, const char *index, const json_t *map,
-                      struct kk_err *err)
+/* Open every shard of weight_map once; seen maps its name to its number. */
+static int open_shards(struct kk_model_file *mf, const char *index, json_t *map, json_t *seen,
+                       struct kk_err *err)
 {
     const char *name;
-    json_t *v, *seen = json_object();
-    int rc = seen ? 0 : kk_fail(err, KK_ENOMEM, "out of memory reading '%s'", index);
-    json_object_foreach((json_t *)(size_t)map, name, v)
+    char a[64];
+    json_t *v;
+    json_object_foreach(map, name, v)
+    {
+        const char *file = plain_string(v);
+        if (!is_file_name(file))
+            return kk_fail(err, KK_EFORMAT, "'%s': the shard of tensor '%s' is no plain file name",
+                           index, kk__printable(a, name));
+        if (json_object_get(seen, file)) continue;
+        if (json_object_set_new(seen, file, json_integer((json_int_t)mf->n_shards)))
+            return kk_fail(err, KK_ENOMEM, "out of memory reading '%s'", index);
+        int rc = add_shard(mf, file, err);
+        if (rc) return kk_wrap(err, rc, "shard of tensor '%s'", kk__printable(a, name));
+    }
+    return 0;
+}
+
+/* Every tensor of weight_map is in the shard it names. */
+static int check_shards(const struct kk_model_file *mf, const char *index, json_t *map,
+                        const json_t *seen, struct kk_err *err)
+{
+    const char *name;
+    char a[64];
+    json_t *v;
+    json_object_foreach(map, name, v)
     {
         const char *file = json_string_value(v);
-        if (rc) break;
-        if (!plain_name(file)) {
-            rc = kk_fail(err, KK_EFORMAT, "'%s': the shard of tensor '%s' is no plain file name",
-                         index, name);
-        } else if (!json_object_get(seen, file)) {
-            json_object_set_new(seen, file, json_true());
-            rc = add_shard(mf, file, err);
-        }
-    }
-    json_decref(seen);
-    if (rc) return rc;
-    json_object_foreach((json_t *)(size_t)map, name, v)
-    {
-        if (!kk__tensor_find(mf, name))
+        size_t s = (size_t)json_integer_value(json_object_get(seen, file));
+        const struct kk_tensor *t = kk__tensor_find(mf, name);
+        size_t i = t ? (size_t)(t - mf->tensor) : SIZE_MAX;
+        size_t end = s + 1 < mf->n_shards ? mf->shard[s + 1].first : mf->n;
+        if (i < mf->shard[s].first || i >= end)
             return kk_fail(err, KK_EFORMAT,
-                           "'%s' promises tensor '%s' in '%s', which does not have it", index, name,
-                           json_string_value(v));
+                           "'%s' promises tensor '%s' in '%s', which does not have it", index,
+                           kk__printable(a, name), file);
     }
     return 0;
 }
 
 static int open_sharded(struct kk_model_file *mf, const char *index, struct kk_err *err)
 {
-    json_t *root = NULL;
+    json_t *root = NULL, *seen = NULL;
     int rc = kk_json_load(index, MAX_INDEX, &root, err);
     if (rc) return rc;
-    const json_t *map = json_object_get(root, "weight_map");
-    rc = json_is_object(map) && json_object_size(map)
-             ? add_shards(mf, index, map, err)
-             : kk_fail(err, KK_EFORMAT, "'%s' has no 'weight_map'", index);
+    json_t *map = json_object_get(root, "weight_map");
+    if (!json_is_object(map) || !json_object_size(map)) {
+        rc = kk_fail(err, KK_EFORMAT, "'%s' has no 'weight_map' (tensor name to shard)", index);
+        goto out;
+    }
+    seen = json_object();
+    if (!seen) {
+        rc = kk_fail(err, KK_ENOMEM, "out of memory reading '%s'", index);
+        goto out;
+    }
+    rc = open_shards(mf, index, map, seen, err);
+    if (!rc) rc = check_shards(mf, index, map, seen, err);
+out:
+    json_decref(seen);
     json_decref(root);
     return rc;
 }
 
 static int open_dir(struct kk_model_file *mf, const char *dir, struct kk_err *err)
 {
-    char path[4096], index[4096];
+    char config[4096], whole[4096], index[4096];
     mf->dir = kk_strdup(dir);
     if (!mf->dir) return kk_fail(err, KK_ENOMEM, "out of memory opening '%s'", dir);
     if (!kk_fs_exists(dir))
@@ -164,61 +195,77 @@ static int open_dir(struct kk_model_file *mf, const char *dir, struct kk_err *er
     if (!kk_fs_is_dir(dir))
         return kk_fail(err, KK_EFORMAT,
                        "'%s' is not a model directory (config.json and model.safetensors)", dir);
-    int rc = kk_fs_join(path, sizeof path, dir, "config.json", err);
-    if (!rc) rc = load_config(mf, path, err);
-    if (!rc) rc = kk_fs_join(path, sizeof path, dir, "model.safetensors", err);
+    int rc = kk_fs_join(config, sizeof config, dir, "config.json", err);
+    if (!rc) rc = kk_fs_join(whole, sizeof whole, dir, "model.safetensors", err);
     if (!rc) rc = kk_fs_join(index, sizeof index, dir, "model.safetensors.index.json", err);
     if (rc) return rc;
-    if (kk_fs_exists(path)) return add_shard(mf, "model.safetensors", err);
+    if (!kk_fs_exists(config))
+        return kk_fail(err, KK_ENOENT, "'%s' has no config.json: is it a model directory?", dir);
+    rc = load_config(mf, config, err);
+    if (rc) return rc;
+    if (kk_fs_exists(whole)) return add_shard(mf, "model.safetensors", err);
     if (kk_fs_exists(index)) return open_sharded(mf, index, err);
     return kk_fail(err, KK_ENOENT,
                    "'%s' has neither model.safetensors nor model.safetensors.index.json", dir);
 }
 
-/* ---- synth
- * ---------------------------------------------------------------------------------------- */
+/* ---- synth ---- */
 
-static int synth_dtype(struct kk_model_file *mf, struct kk_err *err)
+/* The text config's dtype, else the whole config's; "torch_dtype" is its older name. */
+static int synth_dtype(struct kk_model_file *mf, const char *path, struct kk_err *err)
 {
-    const char *s = "bfloat16";
-    int rc = kk_json_str(mf->config, "torch_dtype", 0, &s, err);
-    if (!rc) rc = kk_json_str(mf->config, "dtype", 0, &s, err);
-    if (rc) return rc;
-    if (!strcmp(s, "bfloat16"))
-        mf->synth_dtype = KK_BF16;
-    else if (!strcmp(s, "float32"))
-        mf->synth_dtype = KK_F32;
-    else if (!strcmp(s, "float16"))
-        mf->synth_dtype = KK_F16;
-    else
-        return kk_fail(err, KK_EUNSUPPORTED, "dtype '%s' (known: bfloat16, float16, float32)", s);
-    return 0;
+    static const char *const hf[] = {
+        [KK_F32] = "float32", [KK_BF16] = "bfloat16", [KK_F16] = "float16"};
+    const json_t *from[] = {mf->config, mf->root};
+    const char *s = NULL;
+    char a[64];
+    int rc = 0;
+    for (int i = 0; i < 2 && !s && !rc; i++) {
+        rc = kk_json_str(from[i], "dtype", 0, &s, err);
+        if (!rc && !s) rc = kk_json_str(from[i], "torch_dtype", 0, &s, err);
+    }
+    if (rc) return kk_wrap(err, rc, "'%s'", path);
+    if (!s) s = hf[KK_BF16];
+    for (size_t i = 0; i < sizeof hf / sizeof *hf; i++) {
+        mf->synth_dtype = (enum kk_dtype)i;
+        if (!strcmp(s, hf[i])) return 0;
+    }
+    return kk_fail(err, KK_EUNSUPPORTED, "'%s': dtype '%s' is none of bfloat16, float16, float32",
+                   path, kk__printable(a, s));
 }
 
-/* "CONFIG.json[:SEED]" */
+static int parse_seed(const char *s, uint64_t *out, struct kk_err *err)
+{
+    char a[64];
+    errno = 0;
+    *out = strtoull(s, NULL, 10);
+    if (*s && strspn(s, "0123456789") == strlen(s) && !errno) return 0;
+    return kk_fail(err, KK_EINVAL,
+                   "'%s' is no seed: synth:CONFIG.json:SEED takes a whole number below 2^64",
+                   kk__printable(a, s));
+}
+
+/* "CONFIG.json[:SEED]"; a colon before the last slash belongs to the path. */
 static int open_synth(struct kk_model_file *mf, const char *spec, struct kk_err *err)
 {
     const char *colon = strrchr(spec, ':');
+    if (colon && strchr(colon, '/')) colon = NULL;
     size_t n = colon ? (size_t)(colon - spec) : strlen(spec);
     mf->synth = 1;
-    if (colon) {
-        char *end;
-        errno = 0;
-        mf->seed = strtoull(colon + 1, &end, 10);
-        if (errno || *end || end == colon + 1 || colon[1] == '-')
-            return kk_fail(err, KK_EINVAL,
-                           "'%s' is no seed: synth:CONFIG.json:SEED takes a whole number",
-                           colon + 1);
-    }
+    if (!n)
+        return kk_fail(err, KK_EINVAL, "'synth:%s' names no config: synth:CONFIG.json[:SEED]",
+                       spec);
+    int rc = colon ? parse_seed(colon + 1, &mf->seed, err) : 0;
+    if (rc) return rc;
     char *path = kk_strndup(spec, n);
     if (!path) return kk_fail(err, KK_ENOMEM, "out of memory opening 'synth:%s'", spec);
-    int rc = load_config(mf, path, err);
+    rc = load_config(mf, path, err);
+    if (!rc) rc = synth_dtype(mf, path, err);
     kk_free(path);
-    return rc ? rc : synth_dtype(mf, err);
+    return rc;
 }
 
-/* ---- public
- * --------------------------------------------------------------------------------------- */
+/* ---- public ---- */
 
 int kk_model_file_open(const char *spec, struct kk_model_file **out, struct kk_err *err)
 {
@@ -237,11 +284,13 @@ void kk_model_file_close(struct kk_model_file *mf)
 {
     if (!mf) return;
     for (size_t i = 0; i < mf->n; i++) kk_free((char *)(size_t)mf->tensor[i].name);
-    for (size_t i = 0; i < mf->n_maps; i++) kk_fs_unmap(&mf->map[i]);
+    for (size_t i = 0; i < mf->n_shards; i++) {
+        kk_fs_unmap(&mf->shard[i].map);
+        kk_free(mf->shard[i].copy);
+    }
     kk_free(mf->tensor);
-    kk_free(mf->loadable);
     kk_free(mf->slot);
-    kk_free(mf->map);
+    kk_free(mf->shard);
     kk_free(mf->dir);
     json_decref(mf->root);
     kk_free(mf);
@@ -284,16 +333,22 @@ int kk_model_file_at(const struct kk_model_file *mf, size_t i, struct kk_tensor 
     return 0;
 }
 
-/* A synth tensor: any name and shape; its name is the caller's and is used only here. */
+/* A synth tensor: any name and shape. */
 static int get_synth(const struct kk_model_file *mf, const char *name, int rank,
                      const uint64_t *shape, struct kk_tensor *out, struct kk_err *err)
 {
+    static const char *const stored[] = {[KK_F32] = "F32", [KK_BF16] = "BF16", [KK_F16] = "F16"};
+    char a[96];
     *out = (struct kk_tensor){.name = name, .dtype = mf->synth_dtype, .rank = rank, .count = 1};
     for (int i = 0; i < rank; i++) {
         out->shape[i] = shape[i];
         if (__builtin_mul_overflow(out->count, shape[i], &out->count) || out->count >> 40)
-            return kk_fail(err, KK_ERANGE, "tensor '%s' is absurdly large", name);
+            return kk_fail(err, KK_ERANGE, "tensor '%s' of shape %s is absurdly large", name,
+                           kk__shape_text(a, rank, shape));
     }
+    out->stored = stored[out->dtype];
+    out->loadable = 1;
+    out->bytes = out->count * kk_dtype_bytes(out->dtype);
     kk__synth_describe(mf->seed, out);
     return 0;
 }
@@ -302,15 +357,16 @@ int kk_model_file_get(const struct kk_model_file *mf, const char *name, int rank
                       const uint64_t *shape, struct kk_tensor *out, struct kk_err *err)
 {
     char a[96], b[96];
+    KK_BUG_ON(rank < 0 || rank > KK_MAX_RANK);
     if (mf->synth) return get_synth(mf, name, rank, shape, out, err);
     const struct kk_tensor *t = kk__tensor_find(mf, name);
     if (!t) return kk_fail(err, KK_ENOENT, "tensor '%s' is missing", name);
     if (t->rank != rank || memcmp(t->shape, shape, (size_t)rank * sizeof *shape))
         return kk_fail(err, KK_EFORMAT, "tensor '%s' has shape %s, expected %s", name,
                        kk__shape_text(a, t->rank, t->shape), kk__shape_text(b, rank, shape));
-    if (!mf->loadable[t - mf->tensor])
-        return kk_fail(err, KK_EUNSUPPORTED, "tensor '%s' has a dtype other than bf16, f16 and f32",
-                       name);
+    if (!t->loadable)
+        return kk_fail(err, KK_EUNSUPPORTED, "tensor '%s' has dtype %s, expected BF16, F16 or F32",
+                       name, t->stored);
     *out = *t;
     return 0;
 }
@@ -318,6 +374,7 @@ int kk_model_file_get(const struct kk_model_file *mf, const char *name, int rank
 void kk_tensor_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void *dst)
 {
     size_t size = kk_dtype_bytes(t->dtype);
+    KK_BUG_ON(!t->loadable || first > t->count || n > t->count - first);
     if (t->data)
         memcpy(dst, (const char *)t->data + first * size, n * size);
     else

@@ -22,22 +22,27 @@
 
 #define KK_MAX_RANK 4
 
-/* One tensor, row-major. Borrowed from its kk_model_file. */
+/* One tensor, row-major. Borrowed from its kk_model_file; a synth tensor's name from the caller. */
 struct kk_tensor {
     const char *name;
-    enum kk_dtype dtype;
+    const char *stored;  /* dtype as safetensors names it: "BF16", "I64"; static */
+    int loadable;        /* 0: stored is not BF16, F16 or F32; only kk_model_file_at gives such */
+    enum kk_dtype dtype; /* if loadable */
     int rank;
     uint64_t shape[KK_MAX_RANK];
-    uint64_t count; /* product of shape */
-    const void
-        *data; /* the mapped bytes, at least dtype-aligned; NULL for synth (use kk_tensor_read) */
+    uint64_t count;   /* product of shape */
+    uint64_t bytes;   /* of the stored data */
+    const void *data; /* dtype-aligned: the mapped bytes, or a copy where those are misaligned;
+                         NULL for synth (use kk_tensor_read) */
     uint64_t synth_key, synth_kind; /* private to file/ */
 };
 
 struct kk_model_file;
 
 /* Open a snapshot directory, or "synth:CONFIG.json[:SEED]" (seed 0 if left out). Every header field
- * is checked here: offsets, overlaps, overflow, dtypes, names. The caller closes it. */
+ * is checked here: offsets, overlaps, overflow, dtypes, names. The files must not shrink while they
+ * are open. The caller closes it. KK_ENOENT, KK_EFORMAT, KK_EIO, KK_ENOMEM; for synth also
+ * KK_EINVAL (seed) and KK_EUNSUPPORTED (dtype). */
 int kk_model_file_open(const char *spec, struct kk_model_file **out, struct kk_err *err);
 void kk_model_file_close(struct kk_model_file *mf);
 
@@ -45,7 +50,8 @@ void kk_model_file_close(struct kk_model_file *mf);
  * the text model's own). Borrowed until close. */
 const json_t *kk_model_file_config(const struct kk_model_file *mf);
 
-/* The top-level "architectures"[0] and the text config's "model_type"; borrowed. */
+/* The top-level "architectures"[0] and the text config's "model_type": never empty, no control
+ * characters; borrowed. Whether they are known and agree is the model layer's to say. */
 const char *kk_model_file_architecture(const struct kk_model_file *mf);
 const char *kk_model_file_model_type(const struct kk_model_file *mf);
 
@@ -54,19 +60,20 @@ const char *kk_model_file_dir(const struct kk_model_file *mf);
 int kk_model_file_is_synth(const struct kk_model_file *mf);
 
 /* Find tensor `name` and check its shape: KK_ENOENT "tensor 'x' is missing", KK_EFORMAT "tensor 'x'
- * has shape [a, b], expected [c, d]". For synth any name of any shape exists, with the config's
- * dtype. */
+ * has shape [a, b], expected [c, d]", KK_EUNSUPPORTED "tensor 'x' has dtype I64, expected BF16,
+ * ...". For synth any name of any shape exists, with the config's dtype. */
 int kk_model_file_get(const struct kk_model_file *mf, const char *name, int rank,
                       const uint64_t *shape, struct kk_tensor *out, struct kk_err *err);
 
 /* 1 if a tensor of that name is in the files (always 0 for synth: optional tensors are absent). */
 int kk_model_file_has(const struct kk_model_file *mf, const char *name);
 
-/* Count and i-th tensor of the files, in file order (inspect). 0 for synth. */
+/* Count and i-th tensor of the files, in file order, loadable or not (inspect). 0 for synth. */
 size_t kk_model_file_count(const struct kk_model_file *mf);
 int kk_model_file_at(const struct kk_model_file *mf, size_t i, struct kk_tensor *out);
 
-/* Copy elements [first, first + n) of t into dst, in t's own dtype. Thread-safe. */
+/* Copy elements [first, first + n) of t, which must exist, into dst, in t's own dtype. Thread-safe.
+ */
 void kk_tensor_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void *dst);
 
 #endif

@@ -4,12 +4,13 @@
 #include "base/rng.h"
 #include "file/file_int.h"
 
-enum synth_kind { KIND_WEIGHT, KIND_NORM, KIND_K_NORM, KIND_ONE, KIND_BIAS };
+enum synth_kind { KIND_WEIGHT, KIND_NORM, KIND_ONE };
 
-/* Exponents are packed beside the kind: value = base + sum * 2^-shift. */
-static uint64_t pack(enum synth_kind kind, int shift, int base_shift)
+/* What kk_tensor.synth_kind holds: value = base + sum * 2^-shift, where base is 2^(18 - shift) for
+ * KIND_NORM, else 0. */
+static uint64_t pack(enum synth_kind kind, int shift)
 {
-    return (uint64_t)kind | (uint64_t)shift << 8 | (uint64_t)base_shift << 16;
+    return (uint64_t)kind | (uint64_t)shift << 8;
 }
 
 static int ends_with(const char *s, const char *tail)
@@ -31,37 +32,44 @@ void kk__synth_describe(uint64_t seed, struct kk_tensor *t)
     const char *n = t->name;
     t->synth_key = kk_mix64(kk_fnv1a(n, strlen(n)) ^ kk_mix64(seed));
     if (ends_with(n, "layer_scalar") || ends_with(n, "per_expert_scale"))
-        t->synth_kind = pack(KIND_ONE, 0, 0);
+        t->synth_kind = pack(KIND_ONE, 0);
     else if (ends_with(n, "k_norm.weight"))
-        t->synth_kind = pack(KIND_K_NORM, 18, half_log2(t->shape[0]));
+        t->synth_kind = pack(KIND_NORM, 18 + half_log2(t->shape[0]));
     else if (ends_with(n, "norm.weight") || ends_with(n, "router.scale") ||
              (strstr(n, "layernorm") && ends_with(n, ".weight")))
-        t->synth_kind = pack(KIND_NORM, 18, 0);
+        t->synth_kind = pack(KIND_NORM, 18);
     else if (t->rank >= 2)
-        t->synth_kind = pack(KIND_WEIGHT, 15 + half_log2(t->shape[t->rank - 1]), 0);
+        t->synth_kind = pack(KIND_WEIGHT, 15 + half_log2(t->shape[t->rank - 1]));
     else
-        t->synth_kind = pack(KIND_BIAS, 22, 0);
+        t->synth_kind = pack(KIND_WEIGHT, 22);
 }
 
-/* The element as an exact f32: |sum| < 2^18, so sum and 1 + sum * 2^-18 have at most 19 bits. */
-static float element(const struct kk_tensor *t, uint64_t i)
+/* value = (base + (sum & mask)) * scale: at most 19 bits times a power of two, exact in f32. */
+struct rule {
+    uint64_t key;
+    int32_t base, mask;
+    float scale;
+};
+
+static struct rule rule_of(const struct kk_tensor *t)
 {
-    uint64_t w = kk_rng_at(t->synth_key, i);
+    uint32_t kind = t->synth_kind & 255, shift = t->synth_kind >> 8 & 255;
+    uint32_t bits = (127 - shift) << 23; /* 2^-shift */
+    struct rule r = {.key = t->synth_key, .base = kind == KIND_NORM ? 1 << 18 : 0, .mask = -1};
+    if (kind == KIND_ONE) r.base = 1, r.mask = 0;
+    memcpy(&r.scale, &bits, 4);
+    return r;
+}
+
+static inline float element(struct rule r, uint64_t i)
+{
+    uint64_t w = kk_rng_at(r.key, i);
     int32_t sum = (int32_t)(w & 65535) + (int32_t)(w >> 16 & 65535) + (int32_t)(w >> 32 & 65535) +
                   (int32_t)(w >> 48) - 131070;
-    int shift = (int)(t->synth_kind >> 8 & 255), base = (int)(t->synth_kind >> 16 & 255);
-    switch ((enum synth_kind)(t->synth_kind & 255)) {
-    case KIND_ONE:
-        return 1.0f;
-    case KIND_NORM:
-    case KIND_K_NORM:
-        return __builtin_ldexpf((float)((1 << 18) + sum), -18 - base);
-    default:
-        return __builtin_ldexpf((float)sum, -shift);
-    }
+    return (float)(r.base + (sum & r.mask)) * r.scale;
 }
 
-/* Round to nearest even; every synth value is a normal f16 or a multiple of 2^-24 near zero. */
+/* Round to nearest even, for |f| < 65504 (synth values are below 5). */
 static uint16_t f32_to_f16(float f)
 {
     uint32_t u;
@@ -78,13 +86,18 @@ static uint16_t f32_to_f16(float f)
 
 void kk__synth_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void *dst)
 {
-    for (uint64_t i = 0; i < n; i++) {
-        float f = element(t, first + i);
-        if (t->dtype == KK_F32)
-            ((float *)dst)[i] = f;
-        else if (t->dtype == KK_BF16)
-            ((uint16_t *)dst)[i] = kk_f32_to_bf16(f);
-        else
-            ((uint16_t *)dst)[i] = f32_to_f16(f);
+    struct rule r = rule_of(t);
+    uint16_t *d16 = dst;
+    float *d32 = dst;
+    switch (t->dtype) {
+    case KK_F32:
+        for (uint64_t i = 0; i < n; i++) d32[i] = element(r, first + i);
+        break;
+    case KK_BF16:
+        for (uint64_t i = 0; i < n; i++) d16[i] = kk_f32_to_bf16(element(r, first + i));
+        break;
+    case KK_F16:
+        for (uint64_t i = 0; i < n; i++) d16[i] = f32_to_f16(element(r, first + i));
+        break;
     }
 }
