@@ -82,6 +82,8 @@ V __mmask16 v__first(int64_t n)
 {
     return n >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1);
 }
+/* A mask that the compiler knows to be full is not worth making */
+#define v__whole(n) (__builtin_constant_p(n) && (n) >= 16)
 /* The first n lanes of fma, the others of c */
 V v16 v_fma_n(v16 a, v16 b, v16 c, int64_t n)
 {
@@ -97,11 +99,15 @@ V void v_st(float *p, v16 a)
 }
 V v16 v_ld_n(const float *p, int64_t n)
 {
+    if (v__whole(n)) return v_ld(p);
     return _mm512_maskz_loadu_ps(v__first(n), p);
 }
 V void v_st_n(float *p, int64_t n, v16 a)
 {
-    _mm512_mask_storeu_ps(p, v__first(n), a);
+    if (v__whole(n))
+        v_st(p, a);
+    else
+        _mm512_mask_storeu_ps(p, v__first(n), a);
 }
 V v16 v__widen(__m256i b)
 {
@@ -113,6 +119,7 @@ V v16 v_ld_bf16(const uint16_t *p)
 }
 V v16 v_ld_bf16_n(const uint16_t *p, int64_t n)
 {
+    if (v__whole(n)) return v_ld_bf16(p);
     return v__widen(_mm256_maskz_loadu_epi16(v__first(n), p));
 }
 V void v_st_bf16_n(uint16_t *p, int64_t n, v16 a)
@@ -193,8 +200,8 @@ V v16 v_dots(const v16 *t)
     X(1, 1)                                                                                        \
     X(2, 4)                                                                                        \
     X(2, 2)                                                                                        \
-    X(2, 1) X(3, 4) X(3, 2) X(3, 1) X(4, 4) X(4, 2) X(4, 1) X(5, 4) X(5, 2) X(5, 1) X(6, 4)        \
-        X(6, 2) X(6, 1)
+    X(2, 1)                                                                                        \
+    X(3, 4) X(3, 2) X(3, 1) X(4, 4) X(4, 2) X(4, 1) X(5, 4) X(5, 2) X(5, 1) X(6, 4) X(6, 2) X(6, 1)
 static const int gemm_panels[GEMM_ROWS + 1] = {0, 4, 4, 4, 4, 4, 4};
 
 /* scores tiles: queries x keys = DOTS */

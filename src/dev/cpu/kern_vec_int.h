@@ -323,11 +323,32 @@ static void pv_bf16(int nq, int nk, int D, const float *p, int64_t ldp, const vo
     pv_any(KK_BF16, nq, nk, D, p, ldp, rows, o, ldo);
 }
 
-V void derive_scale(const enum kk_dtype t, int from, int to, const void *row, const float *w,
-                    float *k)
+/* Elements from i on, n <= 16 of them, of a row times its weight */
+V v16 derive_16(const enum kk_dtype t, int i, int n, const void *row, const float *w)
 {
-    for (int i = from; i < to; i += 16)
-        v_st_n(k + i, to - i, v_mul(ld_row_n(t, row, i, to - i), v_ld_n(w + i, to - i)));
+    return v_mul(ld_row_n(t, row, i, n), v_ld_n(w + i, n));
+}
+
+/* n <= 16 pairs {a, b} turned by {cos, sin} */
+V void rope_16(int n, v16 a, v16 b, const float *cs, float *lo, float *hi)
+{
+    v16 c, s;
+    v_ld_pairs_n(cs, n, &c, &s);
+    v_st_n(lo, n, v_fnma(b, s, v_mul(a, c)));
+    v_st_n(hi, n, v_fma(a, s, v_mul(b, c)));
+}
+
+V void derive_scale(const enum kk_dtype t, int i, int to, const void *row, const float *w, float *k)
+{
+    for (; i + 16 <= to; i += 16) v_st(k + i, derive_16(t, i, 16, row, w));
+    if (i < to) v_st_n(k + i, to - i, derive_16(t, i, to - i, row, w));
+}
+
+V void derive_pairs(const enum kk_dtype t, int r, int n, int h, const void *row, const float *w,
+                    const float *cs, float *k)
+{
+    v16 a = derive_16(t, r, n, row, w), b = derive_16(t, h + r, n, row, w);
+    rope_16(n, a, b, cs + 2 * r, k + r, k + h + r);
 }
 
 V void derive_any(const enum kk_dtype t, int nk, int D, int R, const void *const *rows,
@@ -335,14 +356,9 @@ V void derive_any(const enum kk_dtype t, int nk, int D, int R, const void *const
 {
     const int h = D / 2;
     for (int j = 0; j < nk; j++, k += D) {
-        for (int r = 0; r < R; r += 16) {
-            v16 a = v_mul(ld_row_n(t, rows[j], r, R - r), v_ld_n(w + r, R - r));
-            v16 b = v_mul(ld_row_n(t, rows[j], h + r, R - r), v_ld_n(w + h + r, R - r));
-            v16 c, s;
-            v_ld_pairs_n(cs[j] + 2 * r, R - r, &c, &s);
-            v_st_n(k + r, R - r, v_fnma(b, s, v_mul(a, c)));
-            v_st_n(k + h + r, R - r, v_fma(a, s, v_mul(b, c)));
-        }
+        int r = 0;
+        for (; r + 16 <= R; r += 16) derive_pairs(t, r, 16, h, rows[j], w, cs[j], k);
+        if (r < R) derive_pairs(t, r, R - r, h, rows[j], w, cs[j], k);
         derive_scale(t, R, h, rows[j], w, k);
         derive_scale(t, h + R, D, rows[j], w, k);
     }
@@ -434,12 +450,11 @@ static void norm(int n, const float *x, const float *w, float eps, float *y)
 static void rope(int D, int R, const float *cs, float *q)
 {
     float *hi = q + D / 2;
-    for (int r = 0; r < R; r += 16) {
-        v16 a = v_ld_n(q + r, R - r), b = v_ld_n(hi + r, R - r), c, s;
-        v_ld_pairs_n(cs + 2 * r, R - r, &c, &s);
-        v_st_n(q + r, R - r, v_fnma(b, s, v_mul(a, c)));
-        v_st_n(hi + r, R - r, v_fma(a, s, v_mul(b, c)));
-    }
+    int r = 0;
+    for (; r + 16 <= R; r += 16) rope_16(16, v_ld(q + r), v_ld(hi + r), cs + 2 * r, q + r, hi + r);
+    if (r == R) return;
+    v16 a = v_ld_n(q + r, R - r), b = v_ld_n(hi + r, R - r);
+    rope_16(R - r, a, b, cs + 2 * r, q + r, hi + r);
 }
 
 static void glu(int n, enum kk_activation act, const float *g, const float *u, float *y)
