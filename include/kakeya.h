@@ -47,11 +47,13 @@ struct kk_engine_options {
     int64_t ctx;              /* most tokens of a session; 0: what the model was made for */
     int prefill_chunk;        /* rows of a prefill step */
     int max_batch;            /* sessions of one decode step */
+    const char *draft;        /* "none", "ngram"; changes speed, never tokens */
+    int draft_width;          /* rows of a verifying step, 1 to 16; 0: found while running */
     kk_progress_cb *progress; /* may be NULL */
     void *progress_arg;
 };
 
-/* model NULL, native, auto, 4 sinks + 64, chunks of 512, batches of 16. */
+/* model NULL, native, auto, 4 sinks + 64, chunks of 512, batches of 16, no drafts. */
 struct kk_engine_options kk_engine_defaults(void);
 
 /* Bytes before loading, from the code that allocates them. Needs no weights in memory. */
@@ -110,9 +112,12 @@ typedef int kk_token_cb(void *arg, uint32_t id);
 
 struct kk_generated {
     enum kk_stop stop;
-    int64_t tokens; /* emitted, an end-of-sequence token included */
-    double seconds; /* in all */
-    double first_s; /* to the first token */
+    int64_t tokens;   /* emitted, an end-of-sequence token included */
+    int64_t steps;    /* verifier forwards; tokens / steps = committed per block */
+    int64_t drafted;  /* tokens proposed */
+    int64_t accepted; /* of them, those emitted */
+    double seconds;   /* in all */
+    double first_s;   /* to the first token */
 };
 
 /* Emit up to max_tokens (>= 1). KK_EINVAL for a session without history or options out of range. */

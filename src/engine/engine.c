@@ -14,11 +14,12 @@ struct kk_engine_options kk_engine_defaults(void)
                                       .kv_window = 64,
                                       .kv_type = "auto",
                                       .prefill_chunk = 512,
-                                      .max_batch = 16};
+                                      .max_batch = 16,
+                                      .draft = "none"};
 }
 
-/* ---- what plan and open share
- * --------------------------------------------------------------------- */
+/* ---- what plan and open share -----------------------------------------------------------------
+ */
 
 /* Everything derived from options and files before memory is taken. */
 struct setup {
@@ -83,9 +84,13 @@ static int choose_limits(const struct kk_engine_options *o, struct setup *s, str
     if (rows < MIN_LOGIT_ROWS) rows = MIN_LOGIT_ROWS;
     if (rows > MAX_LOGIT_ROWS) rows = MAX_LOGIT_ROWS;
     if (rows < o->max_batch) rows = o->max_batch;
-    s->kv_limits = (struct kk_kv_limits){o->max_batch, o->prefill_chunk, o->max_batch};
+    if (o->draft_width < 0 || o->draft_width > KK_MAX_WIDTH)
+        return kk_fail(err, KK_EINVAL, "draft width %d: must be 1 to %d, or 0 to find it",
+                       o->draft_width, KK_MAX_WIDTH);
+    int hold = o->max_batch > KK_MAX_WIDTH ? o->max_batch : KK_MAX_WIDTH;
+    s->kv_limits = (struct kk_kv_limits){o->max_batch, o->prefill_chunk, hold};
     s->limits.max_logit_rows = (int)rows;
-    s->limits.max_rows = o->prefill_chunk > o->max_batch ? o->prefill_chunk : o->max_batch;
+    s->limits.max_rows = o->prefill_chunk > hold ? o->prefill_chunk : hold;
     s->limits.positions = s->ctx < 16384 ? s->ctx : 16384;
     return 0;
 }
@@ -139,8 +144,8 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
     return rc;
 }
 
-/* ---- open
- * ----------------------------------------------------------------------------------------- */
+/* ---- open -------------------------------------------------------------------------------------
+ */
 
 static int alloc_step_arrays(struct kk_engine *e, struct kk_err *err)
 {
@@ -234,8 +239,8 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
     };
 }
 
-/* ---- a step
- * --------------------------------------------------------------------------------------- */
+/* ---- a step -----------------------------------------------------------------------------------
+ */
 
 /* Pack the rows of all items; returns T. */
 static int pack(struct kk_engine *e, const struct kk_step_item *item, int B,

@@ -7,6 +7,7 @@
 #include "kakeya.h"
 #include "kv/kv.h"
 #include "model/model.h"
+#include "spec/spec.h"
 
 /* Rows [rows, rows + n) of each session's history go through the model in one step. */
 struct kk_step_item {
@@ -27,6 +28,7 @@ struct kk_engine {
     float *logits;                               /* host [max_logit_rows, V] */
     struct kk_kv **kv;                           /* [max_batch] */
     struct kk_step_item *items;                  /* [max_batch] */
+    struct kk_step_costs costs;                  /* of verifying steps, by width */
     struct kk_candidate *candidates;             /* [V], sampler scratch */
 };
 
@@ -35,7 +37,9 @@ struct kk_session {
     struct kk_kv *kv;
     uint32_t *history;
     size_t n, cap;
-    int closed_for_steps; /* after kk_session_logits */
+    int closed_for_steps;       /* after kk_session_logits */
+    struct kk_drafter *drafter; /* NULL: none */
+    struct kk_width width;
 };
 
 /* Run a step of B items. want: which logits rows. The step is left open for kk_kv_commit / abort
@@ -44,8 +48,14 @@ enum kk_want_logits { KK_WANT_NONE, KK_WANT_LAST, KK_WANT_ALL };
 int kk__step(struct kk_engine *e, enum kk_step_kind kind, const struct kk_step_item *item, int B,
              enum kk_want_logits want, struct kk_err *err);
 
-/* ---- sampler.c
- * ------------------------------------------------------------------------------------ */
+/* generate.c: one drafter for a session by the engine's options (NULL for "none"). */
+int kk__drafter_open(struct kk_engine *e, struct kk_drafter **out, struct kk_err *err);
+/* session.c */
+int kk__history_reserve(struct kk_session *s, size_t n, struct kk_err *err);
+int kk__step_allowed(const struct kk_session *s, struct kk_err *err);
+
+/* ---- sampler.c --------------------------------------------------------------------------------
+ */
 
 struct kk_candidate {
     float logit;

@@ -1,7 +1,6 @@
 /* Sessions: token histories over the KV cache, with one pending token between calls. */
 #include <string.h>
 
-#include "base/clock.h"
 #include "base/mem.h"
 #include "engine/engine_int.h"
 
@@ -11,10 +10,12 @@ int kk_session_open(struct kk_engine *e, struct kk_session **out, struct kk_err 
     if (!s) return kk_fail(err, KK_ENOMEM, "out of memory for a session");
     s->e = e;
     int rc = kk_kv_open(e->pool, &s->kv, err);
+    if (!rc) rc = kk__drafter_open(e, &s->drafter, err);
     if (rc) {
-        kk_free(s);
+        kk_session_close(s);
         return rc;
     }
+    kk_width_init(&s->width, e->options.draft_width);
     *out = s;
     return 0;
 }
@@ -22,13 +23,14 @@ int kk_session_open(struct kk_engine *e, struct kk_session **out, struct kk_err 
 void kk_session_close(struct kk_session *s)
 {
     if (!s) return;
+    kk_drafter_close(s->drafter);
     kk_kv_close(s->kv);
     kk_free(s->history);
     kk_free(s);
 }
 
 /* Room for n more ids. */
-static int reserve_history(struct kk_session *s, size_t n, struct kk_err *err)
+int kk__history_reserve(struct kk_session *s, size_t n, struct kk_err *err)
 {
     if (s->n + n <= s->cap) return 0;
     size_t cap = s->cap ? s->cap : 256;
@@ -79,7 +81,7 @@ int kk_session_append(struct kk_session *s, const uint32_t *ids, size_t n, struc
 {
     if (!n) return 0;
     int rc = check_append(s, ids, n, err);
-    if (!rc) rc = reserve_history(s, n, err);
+    if (!rc) rc = kk__history_reserve(s, n, err);
     if (rc) return rc;
     memcpy(s->history + s->n, ids, n * sizeof *ids);
     s->n += n;
@@ -91,36 +93,7 @@ int kk_session_append(struct kk_session *s, const uint32_t *ids, size_t n, struc
     return rc;
 }
 
-/* ---- generate
- * ------------------------------------------------------------------------------------- */
-
-static int is_eos(const struct kk_engine *e, uint32_t id)
-{
-    const struct kk_model_info *i = kk_model_info(e->model);
-    for (int k = 0; k < i->n_eos; k++)
-        if (i->eos[k] == id) return 1;
-    return 0;
-}
-
-/* Next token of each of n sessions from the logits of the open step, to ids. */
-static int choose(struct kk_engine *e, struct kk_session *const *s, int n,
-                  const struct kk_sampling *p, uint32_t *ids, struct kk_err *err)
-{
-    int V = kk_model_info(e->model)->V;
-    if (p->temperature == 0 && p->repeat_penalty == 1.0f) {
-        int rc = kk_model_argmax(e->model, n, e->choice, err);
-        for (int i = 0; !rc && i < n; i++) ids[i] = (uint32_t)e->choice[i];
-        return rc;
-    }
-    size_t bytes = (size_t)n * (size_t)V * sizeof(float);
-    e->dev->ops->download(e->dev, e->logits, kk_model_logits(e->model), bytes);
-    for (int i = 0; i < n; i++)
-        ids[i] = kk__sample(p, e->logits + (size_t)i * (size_t)V, V, s[i]->history, s[i]->n,
-                            s[i]->n, e->candidates);
-    return 0;
-}
-
-static int check_step(const struct kk_session *s, struct kk_err *err)
+int kk__step_allowed(const struct kk_session *s, struct kk_err *err)
 {
     if (!s->n) return kk_fail(err, KK_EINVAL, "the session has no history: append tokens first");
     if (s->closed_for_steps)
@@ -130,80 +103,8 @@ static int check_step(const struct kk_session *s, struct kk_err *err)
     return 0;
 }
 
-/* One step over checked sessions. */
-static int step_sessions(struct kk_engine *e, struct kk_session *const *s, int n,
-                         const struct kk_sampling *p, uint32_t *ids, struct kk_err *err)
-{
-    struct kk_step_item *items = e->items;
-    int rc = 0;
-    for (int i = 0; !rc && i < n; i++) {
-        items[i] = (struct kk_step_item){s[i], 1};
-        rc = reserve_history(s[i], 1, err);
-    }
-    if (!rc) rc = kk__step(e, KK_STEP_HOLD, items, n, KK_WANT_LAST, err);
-    if (!rc) {
-        rc = choose(e, s, n, p, ids, err);
-        if (rc) kk_kv_abort(e->pool);
-    }
-    if (!rc) {
-        kk_kv_commit(e->pool, NULL);
-        for (int i = 0; i < n; i++) s[i]->history[s[i]->n++] = ids[i];
-    }
-    return rc;
-}
-
-int kk_sessions_step(struct kk_session *const *s, int n, const struct kk_sampling *p, uint32_t *ids,
-                     struct kk_err *err)
-{
-    if (n < 1) return kk_fail(err, KK_EINVAL, "a step of %d sessions", n);
-    struct kk_engine *e = s[0]->e;
-    int rc = kk__sampling_check(p, err);
-    if (!rc && n > e->kv_limits.max_seqs)
-        rc = kk_fail(err, KK_EINVAL, "a step of %d sessions: at most %d", n, e->kv_limits.max_seqs);
-    for (int i = 0; !rc && i < n; i++) {
-        rc = check_step(s[i], err);
-        for (int j = 0; !rc && j < i; j++)
-            if (s[i] == s[j]) rc = kk_fail(err, KK_EINVAL, "a session is twice in one step");
-    }
-    return rc ? rc : step_sessions(e, s, n, p, ids, err);
-}
-
-int kk_session_generate(struct kk_session *s, const struct kk_sampling *p, int64_t max_tokens,
-                        kk_token_cb *on_token, void *arg, struct kk_generated *out,
-                        struct kk_err *err)
-{
-    struct kk_generated g = {.stop = KK_STOP_MAX_TOKENS};
-    uint64_t t0 = kk_now_ns();
-    int rc = kk__sampling_check(p, err);
-    if (!rc && max_tokens < 1) rc = kk_fail(err, KK_EINVAL, "max tokens must be at least 1");
-    if (!rc) rc = check_step(s, err);
-    if (rc) return rc;
-    while (g.tokens < max_tokens) {
-        uint32_t id;
-        if ((int64_t)s->n >= s->e->ctx) {
-            g.stop = KK_STOP_CTX;
-            break;
-        }
-        rc = step_sessions(s->e, &s, 1, p, &id, err);
-        if (rc) break;
-        if (!g.tokens++) g.first_s = kk_seconds_since(t0);
-        int stop = on_token && on_token(arg, id);
-        if (is_eos(s->e, id) && !p->ignore_eos) {
-            g.stop = KK_STOP_EOS;
-            break;
-        }
-        if (stop) {
-            g.stop = KK_STOP_CALLER;
-            break;
-        }
-    }
-    g.seconds = kk_seconds_since(t0);
-    if (out) *out = g;
-    return rc;
-}
-
-/* ---- logits of every position
- * --------------------------------------------------------------------- */
+/* ---- logits of every position -----------------------------------------------------------------
+ */
 
 int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_logits_cb *on_row,
                       void *arg, struct kk_err *err)
@@ -211,7 +112,7 @@ int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_lo
     struct kk_engine *e = s->e;
     size_t V = (size_t)kk_model_info(e->model)->V;
     int rc = check_append(s, ids, n, err);
-    if (!rc) rc = reserve_history(s, n, err);
+    if (!rc) rc = kk__history_reserve(s, n, err);
     if (!rc && s->n) rc = prefill(s, s->n, err); /* the pending token first */
     if (rc) return rc;
     memcpy(s->history + s->n, ids, n * sizeof *ids);
@@ -233,8 +134,8 @@ int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_lo
     return rc;
 }
 
-/* ---- facts
- * ---------------------------------------------------------------------------------------- */
+/* ---- facts ------------------------------------------------------------------------------------
+ */
 
 void kk_session_describe(const struct kk_session *s, struct kk_session_info *out)
 {

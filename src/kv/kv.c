@@ -41,8 +41,7 @@ struct kk_kv_pool {
     int32_t *step_n;
 };
 
-/* ---- pool
- * ----------------------------------------------------------------------------------------- */
+/* ---- pool ------------------------------------------------------------------------------------- */
 
 static int max_int(int a, int b)
 {
@@ -158,8 +157,7 @@ int64_t kk_kv_staging_bytes(const struct kk_kv_pool *p)
     return atomic_load(&p->staging.bytes);
 }
 
-/* ---- sessions
- * ------------------------------------------------------------------------------------- */
+/* ---- sessions --------------------------------------------------------------------------------- */
 
 static size_t block_bytes(const struct kk_kv_rule *r)
 {
@@ -304,8 +302,7 @@ int kk_kv_read_row(const struct kk_kv *kv, int layer, int64_t j, void *dst, stru
     return 0;
 }
 
-/* ---- a step
- * --------------------------------------------------------------------------------------- */
+/* ---- a step ----------------------------------------------------------------------------------- */
 
 /* Room for rows + n in every layer that keeps all; undone on failure. */
 static int reserve_rows(struct kk_kv *kv, int32_t n, struct kk_err *err)

@@ -91,8 +91,7 @@ int kk__gemma4_bind(struct kk_loader *ld, struct kk_err *err)
     return 0;
 }
 
-/* ---- the forward
- * ---------------------------------------------------------------------------------- */
+/* ---- the forward ------------------------------------------------------------------------------ */
 
 /* What every stage of a step shares. */
 struct step {

@@ -162,8 +162,8 @@ static void threads_and_isa_do_not_matter(void **state)
         }
 }
 
-/* ---- company
- * -------------------------------------------------------------------------------------- */
+/* ---- company ----------------------------------------------------------------------------------
+ */
 
 /* Put ids into a session's history without running them (the rows of a hand-made step). */
 static void push_history(struct kk_session *s, const uint32_t *ids, size_t n)
@@ -271,8 +271,8 @@ static void commit_keeps_a_prefix(void **state)
     }
 }
 
-/* ---- generation
- * ----------------------------------------------------------------------------------- */
+/* ---- generation -------------------------------------------------------------------------------
+ */
 
 struct tokens {
     uint32_t id[64];
@@ -371,8 +371,43 @@ static void batched_decode_is_single_decode(void **state)
     kk_engine_close(e);
 }
 
-/* ---- bytes
- * ---------------------------------------------------------------------------------------- */
+/* Drafts change speed, never tokens: every drafter, width, policy and temperature; end-of-sequence
+ * and token limits inside a block too. */
+static void drafts_change_no_token(void **state)
+{
+    (void)state;
+    static const char *const drafters[] = {"none", "ngram", "wrong"};
+    static const int widths[] = {0, 1, 2, 5, 16};
+    uint32_t ids[120];
+    random_ids(ids, 60);
+    memcpy(ids + 60, ids, 60 * sizeof *ids); /* something to look up */
+    for (size_t p = 0; p < 4; p++)
+        for (int hot = 0; hot < 2; hot++) {
+            struct tokens want = {.n = 0};
+            for (size_t d = 0; d < 3; d++)
+                for (size_t w = 0; w < 5; w++) {
+                    struct kk_engine_options o = kk_engine_defaults();
+                    struct kk_sampling sp = kk_sampling_defaults();
+                    o.kv = policies[p];
+                    o.kv_sinks = 2;
+                    o.kv_window = 11;
+                    o.draft = drafters[d];
+                    o.draft_width = widths[w];
+                    sp.seed = 4;
+                    sp.temperature = hot ? 0.7f : 0;
+                    sp.repeat_penalty = hot ? 1.05f : 1;
+                    struct kk_engine *e = open_engine(o);
+                    struct tokens got = generate(e, ids, 120, 3, &sp);
+                    kk_engine_close(e);
+                    if (!d && !w) want = got;
+                    assert_int_equal(got.n, want.n);
+                    assert_memory_equal(got.id, want.id, (size_t)want.n * sizeof *want.id);
+                }
+        }
+}
+
+/* ---- bytes ------------------------------------------------------------------------------------
+ */
 
 /* plan says before loading what the allocator says after. */
 static void plan_is_what_is_allocated(void **state)
@@ -432,8 +467,8 @@ static void rings_are_bounded(void **state)
     kk_engine_close(e);
 }
 
-/* ---- misuse
- * --------------------------------------------------------------------------------------- */
+/* ---- misuse -----------------------------------------------------------------------------------
+ */
 
 static void mistakes_change_nothing(void **state)
 {
@@ -509,6 +544,7 @@ int main(void)
         cmocka_unit_test(commit_keeps_a_prefix),
         cmocka_unit_test(sampling_is_keyed_by_position),
         cmocka_unit_test(batched_decode_is_single_decode),
+        cmocka_unit_test(drafts_change_no_token),
         cmocka_unit_test(plan_is_what_is_allocated),
         cmocka_unit_test(rings_are_bounded),
         cmocka_unit_test(mistakes_change_nothing),

@@ -1,0 +1,81 @@
+/* Speculation: who proposes tokens, and how many to ask for. Drafts change speed, never tokens: the
+ * engine accepts the longest prefix of a draft that equals what it would have emitted anyway
+ * (DESIGN §5).
+ *
+ * Owns: the drafter seam, the n-gram drafter, the width control. Refuses to know: transports,
+ * sampling.
+ *
+ * A step feeds `width` rows: the pending token and width - 1 drafts. Width 1 is plain decoding. */
+#ifndef KK_SPEC_SPEC_H
+#define KK_SPEC_SPEC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+#define KK_MAX_WIDTH 16
+
+/* ---- drafters --------------------------------------------------------------------------------- */
+
+struct kk_drafter;
+
+/* One drafter serves one session. */
+struct kk_drafter_ops {
+    const char *name;
+    /* Up to `most` (>= 1) tokens that may follow history[n] into out; returns how many, 0 for none,
+     * or KK_E*. history[n - 1] is the pending token. */
+    int (*propose)(struct kk_drafter *d, const uint32_t *history, size_t n, int most, uint32_t *out,
+                   struct kk_err *err);
+    /* The history has grown to n tokens, all settled. Called after every step and append. */
+    int (*observe)(struct kk_drafter *d, const uint32_t *history, size_t n, struct kk_err *err);
+    void (*close)(struct kk_drafter *d);
+};
+
+struct kk_drafter {
+    const struct kk_drafter_ops *ops;
+};
+
+/* Prompt lookup (Saxena 2023; Yang et al. 2023, arXiv:2304.04487): the tokens that followed the
+ * latest of the longest earlier occurrences of the history's end. Only suffixes of at least
+ * KK_NGRAM_MIN tokens count. */
+#define KK_NGRAM_MIN 2
+int kk_ngram_open(struct kk_drafter **out, struct kk_err *err);
+
+/* Proposes another's drafts or tokens that are always wrong: what "never slower than plain" is
+ * tested with. */
+int kk_wrong_open(uint32_t vocabulary, struct kk_drafter **out, struct kk_err *err);
+
+static inline void kk_drafter_close(struct kk_drafter *d)
+{
+    if (d) d->ops->close(d);
+}
+
+/* ---- width ------------------------------------------------------------------------------------ */
+
+/* Seconds of a step by width, learned from the steps run; shared by all sessions of an engine. */
+struct kk_step_costs {
+    double seconds[KK_MAX_WIDTH + 1]; /* running mean; 0 = not yet seen */
+    int seen[KK_MAX_WIDTH + 1];
+};
+void kk_cost_note(struct kk_step_costs *c, int width, double seconds);
+
+/* Seconds of a step of `width`, interpolated between widths seen; 0 if nothing is known yet. */
+double kk_cost_of(const struct kk_step_costs *c, int width);
+
+/* One session's choice of width. */
+struct kk_width {
+    int pinned;    /* > 0: always this */
+    double accept; /* estimate of the chance that a draft is accepted, given those before it were */
+    int off;       /* steps left at width 1 before the next probe */
+    int backoff;   /* length of the next such rest */
+};
+void kk_width_init(struct kk_width *w, int pinned);
+
+/* The width to draft for now, at most `most` (>= 1). */
+int kk_width_choose(struct kk_width *w, const struct kk_step_costs *c, int most);
+
+/* A step drafted `drafted` tokens and accepted the first `accepted` of them. */
+void kk_width_note(struct kk_width *w, int drafted, int accepted);
+
+#endif

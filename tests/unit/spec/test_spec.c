@@ -1,0 +1,136 @@
+/* Drafters and width control, without a model. */
+#include "kk_test.h"
+
+#include "spec/spec.h"
+
+static void ngram_finds_the_longest_latest_match(void **state)
+{
+    (void)state;
+    struct kk_drafter *d;
+    struct kk_err err = {0};
+    uint32_t out[8];
+    /* ..5 6 7 8.. then ..9 6 7 1.., then 6 7 1 again at the end: the match of three wins over two
+     */
+    const uint32_t h[] = {2, 5, 6, 7, 8, 4, 9, 6, 7, 1, 3, 12, 6, 7, 1};
+    KK_ASSERT_OK(kk_ngram_open(&d, &err), &err);
+    assert_int_equal(d->ops->propose(d, h, 15, 4, out, &err), 4);
+    assert_memory_equal(out, ((const uint32_t[]){3, 12, 6, 7}), 4 * sizeof *out);
+    /* the end alone has not been seen: nothing */
+    assert_int_equal(d->ops->propose(d, (const uint32_t[]){1, 2, 3, 4}, 0, 4, out, &err), 0);
+    kk_drafter_close(d);
+    KK_ASSERT_OK(kk_ngram_open(&d, &err), &err);
+    assert_int_equal(d->ops->propose(d, (const uint32_t[]){1, 2, 3, 4}, 4, 4, out, &err), 0);
+    kk_drafter_close(d);
+}
+
+/* Against the plain definition, on random strings over a small alphabet. */
+static void ngram_is_the_definition(void **state)
+{
+    (void)state;
+    struct kk_test_rng r = kk_test_rng("ngram");
+    enum { N = 60 };
+    for (int round = 0; round < 50; round++) {
+        struct kk_drafter *d;
+        struct kk_err err = {0};
+        uint32_t h[N], out[5];
+        KK_ASSERT_OK(kk_ngram_open(&d, &err), &err);
+        for (size_t n = 0; n < N;) {
+            h[n++] = kk_test_below(&r, 4);
+            int got = d->ops->propose(d, h, n, 5, out, &err);
+            size_t best = 0, at = 0;
+            for (size_t i = n - 1; i-- > 0;) { /* newest first */
+                size_t k = 0;
+                while (k <= i && k < 32 && h[i - k] == h[n - 1 - k]) k++;
+                if (k > best) {
+                    best = k;
+                    at = i;
+                }
+            }
+            if (best < KK_NGRAM_MIN) {
+                assert_int_equal(got, 0);
+                continue;
+            }
+            assert_true(got > 0);
+            assert_memory_equal(out, h + at + 1, (size_t)got * sizeof *out);
+        }
+        kk_drafter_close(d);
+    }
+}
+
+/* Let the control run against a world of given costs and acceptance; returns tokens per second over
+ * what width 1 would give. */
+static double play(const double cost[KK_MAX_WIDTH + 1], double p, int *last_width)
+{
+    struct kk_test_rng r = kk_test_rng("width");
+    struct kk_step_costs c = {0};
+    struct kk_width w;
+    double seconds = 0, tokens = 0;
+    kk_width_init(&w, 0);
+    for (int step = 0; step < 4000; step++) {
+        int width = kk_width_choose(&w, &c, KK_MAX_WIDTH), ok = 0;
+        while (ok < width - 1 && kk_test_uniform(&r, 0, 1) < p) ok++;
+        kk_cost_note(&c, width, cost[width]);
+        kk_width_note(&w, width - 1, ok);
+        seconds += cost[width];
+        tokens += ok + 1;
+        *last_width = width;
+    }
+    return tokens / seconds * cost[1];
+}
+
+static void width_follows_costs(void **state)
+{
+    (void)state;
+    double flat[KK_MAX_WIDTH + 1] = {0}, steep[KK_MAX_WIDTH + 1] = {0};
+    int width;
+    for (int i = 1; i <= KK_MAX_WIDTH; i++) {
+        flat[i] = 1 + 0.05 * i;   /* bound by weight reads */
+        steep[i] = 0.1 + 0.9 * i; /* bound by arithmetic */
+    }
+    assert_true(play(flat, 0.8, &width) > 2.5);
+    assert_true(play(flat, 0.0, &width) > 0.95);
+    assert_true(play(steep, 0.5, &width) > 0.95);
+    assert_true(play(steep, 0.0, &width) > 0.95);
+    assert_true(play(steep, 1.0, &width) > 0.98);
+}
+
+/* Acceptance that comes and goes: off when it is bad, on again when it is good. */
+static void width_recovers(void **state)
+{
+    (void)state;
+    struct kk_step_costs c = {0};
+    struct kk_width w;
+    int wide = 0;
+    kk_width_init(&w, 0);
+    for (int step = 0; step < 3000; step++) {
+        int width = kk_width_choose(&w, &c, KK_MAX_WIDTH);
+        int good = step > 1500;
+        kk_cost_note(&c, width, 1 + 0.1 * width);
+        kk_width_note(&w, width - 1, good ? width - 1 : 0);
+        if (step > 1000 && step <= 1500) assert_true(width <= 2);
+        if (step > 2800) wide += width >= 8;
+    }
+    assert_true(wide > 150);
+}
+
+static void pinned_is_pinned(void **state)
+{
+    (void)state;
+    struct kk_step_costs c = {0};
+    struct kk_width w;
+    kk_width_init(&w, 5);
+    assert_int_equal(kk_width_choose(&w, &c, 16), 5);
+    assert_int_equal(kk_width_choose(&w, &c, 3), 3);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(ngram_finds_the_longest_latest_match),
+        cmocka_unit_test(ngram_is_the_definition),
+        cmocka_unit_test(width_follows_costs),
+        cmocka_unit_test(width_recovers),
+        cmocka_unit_test(pinned_is_pinned),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
