@@ -1,12 +1,12 @@
-/* Accounts and the device-independent part of the seam. */
+/* What every device shares: accounts, counted memory, the check for holes in the table. */
 #include "dev/dev.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 void kk_account_add(struct kk_account *acc, int64_t bytes)
 {
-    int64_t now = atomic_fetch_add(&acc->bytes, bytes) + bytes;
-    int64_t peak = atomic_load(&acc->peak);
+    int64_t now = atomic_fetch_add(&acc->bytes, bytes) + bytes, peak = atomic_load(&acc->peak);
     while (now > peak && !atomic_compare_exchange_weak(&acc->peak, &peak, now)) continue;
 }
 
@@ -14,12 +14,13 @@ int kk_dev_alloc(struct kk_dev *dev, struct kk_account *acc, size_t bytes, void 
                  struct kk_err *err)
 {
     *out = NULL;
-    if (!bytes) return 0;
-    *out = dev->ops->alloc(dev, bytes);
-    if (!*out)
-        return kk_fail(err, KK_ENOMEM, "out of memory: %zu bytes for %s (already %lld there)",
-                       bytes, acc->name, (long long)atomic_load(&acc->bytes));
+    if (bytes == 0) return 0;
+    void *p = dev->ops->alloc(dev, bytes);
+    if (!p)
+        return kk_fail(err, KK_ENOMEM, "out of memory: %zu bytes for %s, which holds %lld", bytes,
+                       acc->name, (long long)atomic_load(&acc->bytes));
     kk_account_add(acc, (int64_t)bytes);
+    *out = p;
     return 0;
 }
 
@@ -32,7 +33,7 @@ void kk_dev_free(struct kk_dev *dev, struct kk_account *acc, void *p, size_t byt
 
 void kk_weight_free(struct kk_dev *dev, struct kk_weight *w)
 {
-    if (w->data) kk_dev_free(dev, w->account, w->data, w->mat_bytes * (size_t)w->n_mats);
+    kk_dev_free(dev, w->account, w->data, (size_t)w->n_mats * w->mat_bytes);
     w->data = NULL;
 }
 
@@ -43,11 +44,28 @@ void kk_dev_close(struct kk_dev *dev)
 
 void kk_dev_check(const struct kk_dev *dev)
 {
+    static const char *const names[] = {
+        "alloc",    "free",          "upload",     "download", "weight_load", "weight_bytes",
+        "reserve",  "reserve_bytes", "close",      "step_begin", "step_end",  "embed",
+        "norm",     "linear",        "qkv",        "attn",     "residual",    "glu",
+        "route",    "moe",           "gather",     "argmax",   "kv_store",
+    };
     const struct kk_ops *o = dev->ops;
-    const int full = o->alloc && o->free && o->upload && o->download && o->weight_load &&
-                     o->weight_bytes && o->reserve && o->reserve_bytes && o->close &&
-                     o->step_begin && o->step_end && o->embed && o->norm && o->linear && o->qkv &&
-                     o->attn && o->residual && o->glu && o->route && o->moe && o->gather &&
-                     o->argmax && o->kv_store;
-    KK_BUG_ON(!full || dev->attn_split < 1);
+    void (*const slots[])(void) = {
+#define SLOT(name) (void (*)(void))o->name
+        SLOT(alloc),   SLOT(free),          SLOT(upload),  SLOT(download),   SLOT(weight_load),
+        SLOT(weight_bytes), SLOT(reserve),  SLOT(reserve_bytes), SLOT(close), SLOT(step_begin),
+        SLOT(step_end), SLOT(embed),        SLOT(norm),    SLOT(linear),     SLOT(qkv),
+        SLOT(attn),    SLOT(residual),      SLOT(glu),     SLOT(route),      SLOT(moe),
+        SLOT(gather),  SLOT(argmax),        SLOT(kv_store),
+#undef SLOT
+    };
+    _Static_assert(sizeof slots == sizeof *o && sizeof names / sizeof *names ==
+                                                    sizeof slots / sizeof *slots,
+                   "a slot of struct kk_ops is missing here");
+    for (size_t i = 0; i < sizeof slots / sizeof *slots; i++) {
+        if (slots[i]) continue;
+        fprintf(stderr, "kakeya: bug: device '%s' has no op '%s'\n", dev->name, names[i]);
+        abort();
+    }
 }

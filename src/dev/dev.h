@@ -27,8 +27,7 @@
 #include "base/dtype.h"
 #include "base/err.h"
 
-/* ---- memory
- * --------------------------------------------------------------------------------------- */
+/* ---- memory ----------------------------------------------------------------------------------- */
 
 /* What a block of memory is for. Every byte belongs to exactly one account (law 1). */
 struct kk_account {
@@ -56,8 +55,7 @@ struct kk_weight_src {
     void (*read)(const void *ctx, uint64_t first, uint64_t n, void *dst); /* thread-safe */
 };
 
-/* ---- the rows a query may see
- * --------------------------------------------------------------------- */
+/* ---- the rows a query may see ----------------------------------------------------------------- */
 
 /* Row j is visible to a query at position t iff
  *     0 <= t - j < window  and  (t - j < near  or  j < sinks).
@@ -249,6 +247,7 @@ struct kk_limits {
     int max_head_dim;     /* D */
     int max_active;       /* A, 0 if dense */
     int max_expert_width; /* F of an expert */
+    int max_experts;      /* E; 0: at most 1024 */
 };
 
 struct kk_dev;

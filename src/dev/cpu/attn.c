@@ -11,8 +11,7 @@
 
 #include "dev/cpu/cpu_int.h"
 
-/* ---- qkv
- * ------------------------------------------------------------------------------------------ */
+/* ---- qkv -------------------------------------------------------------------------------------- */
 
 struct qkv_job {
     struct kk_cpu *c;
@@ -70,8 +69,7 @@ void kk__cpu_qkv(struct kk_dev *d, const struct kk_qkv_args *a)
         kk_pool_run(j.c->pool, qkv_worker, &j);
 }
 
-/* ---- tiles
- * ---------------------------------------------------------------------------------------- */
+/* ---- tiles ------------------------------------------------------------------------------------ */
 
 struct tile {
     int t0, t1, b, g; /* rows [t0, t1) of sequence b; KV head g */
@@ -149,8 +147,7 @@ static void tile_splits(const struct attn_job *j, const struct tile *tl, int64_t
     *s1 = min64(p1 / KK_CPU_SPLIT + 1, a->end_split);
 }
 
-/* ---- one split of one tile
- * ------------------------------------------------------------------------ */
+/* ---- one split of one tile -------------------------------------------------------------------- */
 
 /* A run of visible positions inside a split. */
 struct run {
@@ -261,8 +258,7 @@ static int do_split(const struct attn_job *j, struct kk_cpu_worker *w, const str
     return 1;
 }
 
-/* ---- merging
- * -------------------------------------------------------------------------------------- */
+/* ---- merging ---------------------------------------------------------------------------------- */
 
 static void start_state(int nq, int D, float *state)
 {
@@ -326,8 +322,7 @@ static void store_state(const struct attn_job *j, const struct tile *tl, const f
     }
 }
 
-/* ---- the two ways to share work
- * ------------------------------------------------------------------- */
+/* ---- the two ways to share work --------------------------------------------------------------- */
 
 static void whole_tiles(void *arg, int worker, int n)
 {
@@ -402,8 +397,7 @@ void kk__cpu_attn(struct kk_dev *d, const struct kk_attn_args *a)
     for (int64_t i = 0; i < j.n_tiles; i++) split_tile(&j, i);
 }
 
-/* ---- commit
- * --------------------------------------------------------------------------------------- */
+/* ---- commit ----------------------------------------------------------------------------------- */
 
 void kk__cpu_kv_store(struct kk_dev *d, const struct kk_kv_store_args *a)
 {

@@ -1,100 +1,157 @@
-/* Private to dev/cpu: the device struct, its scratch, and the op entry points of each file. */
+/* The CPU device behind dev/dev.h: its state, and what the op files share. */
 #ifndef KK_DEV_CPU_CPU_INT_H
 #define KK_DEV_CPU_CPU_INT_H
+
+#include <stdatomic.h>
 
 #include "base/pool.h"
 #include "dev/cpu/kern_int.h"
 #include "dev/dev.h"
 
-/* Keys per attention split (law 2), and query vectors (rows x heads) of one attention tile. */
-enum { KK_CPU_SPLIT = 128, KK_CPU_TILE_Q = 64 };
+enum {
+    KK_CPU_SPLIT = 128,        /* S: keys of an attention split; part of every row's bits */
+    KK_CPU_QUERIES = 64,       /* queries of an attention tile: rows x heads of a KV head */
+    KK_CPU_TILE = 32 * 1024,   /* floats of a product that is used at once (up, one expert) */
+    KK_CPU_MOE_ROWS = 48,      /* rows of one expert gathered at once */
+    KK_CPU_PARTS = 512 * 1024, /* least floats for the partial sums of attention splits */
+    KK_CPU_EXPERTS = 1024      /* assumed where limits name active experts but no max_experts */
+};
 
-/* Rows and panels of one work item of a large matrix product: x and w of an item fit in L2
- * together. */
-enum { KK_CPU_ROW_BLOCK = 64, KK_CPU_PANEL_BLOCK = 8 };
-
-/* What one worker needs for attention and gated products. */
-struct kk_cpu_worker {
-    float *q;          /* [TILE_Q, D] */
-    float *keys;       /* [SPLIT, D] derived keys */
-    float *s;          /* [TILE_Q, SPLIT] scores, then weights */
-    float *p;          /* [TILE_Q, SPLIT] weights of visible keys only */
-    float *o;          /* [TILE_Q, D + 2] of one split */
-    float *state;      /* [TILE_Q, D + 2] running merge */
-    float *up;         /* [ROW_BLOCK, 16 * PANEL_BLOCK] */
-    const void **krow; /* [SPLIT] */
-    const void **vrow; /* [SPLIT] */
-    const float **cs;  /* [SPLIT] */
+/* Scratch: one block of memory, made by reserve, cut into these. */
+struct kk_cpu_scratch {
+    struct kk_limits limits;
+    struct kk_account *account;
+    void *base;
+    size_t bytes;
+    size_t thread_bytes; /* of each thread's own part: the floats of one op at a time */
+    char *threads;
+    float *parts; /* attention: [split][query][part_stride] */
+    size_t n_parts;
+    _Atomic int *pending; /* attention: chunks of a group that are not done */
+    int32_t *tiles;       /* attention: first row of each tile, [max_rows + 1] */
+    float *pairs;         /* route: logits [T, E]; moe: activations [T*A, F] */
+    size_t n_pairs;
+    int32_t *order;   /* moe: [T*A] pair indices (row * A + slot), by expert, then row */
+    int32_t *starts;  /* moe: [E + 1] where an expert's pairs begin in order */
+    int32_t *experts; /* moe: those with rows, ascending */
+    int max_experts;
 };
 
 struct kk_cpu {
-    struct kk_dev dev; /* first: a struct kk_dev * is a struct kk_cpu * */
-    const struct kk_cpu_kern *k;
+    struct kk_dev dev; /* first */
+    const struct kk_cpu_kern *kern;
     struct kk_pool *pool;
-    struct kk_err latched; /* code 0: none */
-    struct kk_limits limits;
-    struct kk_account *scratch_account;
-    void *scratch; /* one block behind everything below */
-    size_t scratch_bytes;
-    struct kk_cpu_worker *worker; /* [n_threads] */
-    float *partial;               /* [partial_slots, TILE_Q, D + 2] of attention splits */
-    int partial_slots;
-    float *moe_x, *moe_gu, *moe_h, *moe_y;   /* [T*A, C] [T*A, 2F] [T*A, F] [T*A, C] */
-    int32_t *moe_row, *moe_pair, *moe_start; /* [T*A], [T, A], [E + 1] */
-    float *moe_weight;                       /* [T*A] */
+    struct kk_cpu_scratch s;
+    struct kk_err latched; /* the first error of the step */
 };
 
-static inline struct kk_cpu *kk_cpu_of(struct kk_dev *d)
+static inline struct kk_cpu *kk__cpu(struct kk_dev *dev)
 {
-    return (struct kk_cpu *)d;
+    return (struct kk_cpu *)dev;
 }
 
-/* First error of a step wins; ops go on with harmless values. */
-void kk__cpu_latch(struct kk_cpu *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static inline int64_t kk__min64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
 
-/* Panel p of matrix m of a weight. */
-static inline const void *kk_cpu_panel(const struct kk_weight *w, int m, int64_t p)
+static inline int64_t kk__ceil_div(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+static inline int64_t kk__panels(int64_t rows)
+{
+    return kk__ceil_div(rows, KK_LANES);
+}
+
+/* This thread's part of the scratch, 64-byte aligned. Aborts if reserve was not called. */
+static inline float *kk__cpu_scratch(struct kk_cpu *c, int worker)
+{
+    KK_BUG_ON(!c->s.base);
+    return (float *)(c->s.threads + (size_t)worker * c->s.thread_bytes);
+}
+
+/* Remember the first error of a step; step_end returns it. Only from the calling thread. */
+void kk__cpu_latch(struct kk_cpu *c, int code, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* kk_pool_for, unless all items together are worth less than a fork: ns is a guess of their cost
+ * on one thread. */
+void kk__cpu_for(struct kk_cpu *c, int n_items, int64_t ns,
+                 void (*fn)(void *arg, int item, int worker), void *arg);
+
+/* For ops that go row by row: rows [lo, hi) are done by one call. */
+struct kk_rows_job {
+    struct kk_cpu *c;
+    const void *a;
+    void (*fn)(struct kk_cpu *c, const void *a, int64_t lo, int64_t hi, int worker);
+    int64_t n;
+    int parts;
+};
+void kk__cpu_rows(struct kk_cpu *c, int64_t n, int64_t ns_each,
+                  void (*fn)(struct kk_cpu *c, const void *a, int64_t lo, int64_t hi, int worker),
+                  const void *a);
+
+/* A product of T rows with n_panels panels of K inputs, cut into items of rows x panels that fit
+ * the caches and are worth a fork. Bits do not depend on it. Item i: row block i % row_blocks,
+ * panels from i / row_blocks * chunk. */
+struct kk_grid {
+    int rows, row_blocks; /* rows of a block */
+    int64_t chunk, n_chunks, n_panels;
+    int T;
+    int64_t ns; /* estimate for all */
+};
+struct kk_grid kk__cpu_grid(const struct kk_cpu *c, int T, int64_t n_panels, int64_t K);
+
+struct kk_cell {
+    int row, rows;
+    int64_t panel, panels;
+};
+static inline struct kk_cell kk__grid_cell(const struct kk_grid *g, int item)
+{
+    struct kk_cell e = {.row = item % g->row_blocks * g->rows,
+                        .panel = item / g->row_blocks * g->chunk};
+    e.rows = (int)kk__min64(g->rows, g->T - e.row);
+    e.panels = kk__min64(g->chunk, g->n_panels - e.panel);
+    return e;
+}
+
+static inline int kk__grid_items(const struct kk_grid *g)
+{
+    return g->row_blocks * (int)g->n_chunks;
+}
+
+/* Panel p of matrix m */
+static inline const void *kk__panel(const struct kk_weight *w, int m, int64_t p)
 {
     return (const char *)w->data + (size_t)m * w->mat_bytes +
            (size_t)p * kk_panel_bytes(w->dtype, w->cols);
 }
-static inline int64_t kk_cpu_panels(int64_t rows)
-{
-    return (rows + KK_LANES - 1) / KK_LANES;
-}
 
-/* A forked function. */
-typedef void kk__cpu_work(void *arg, int worker, int n);
-
-/* The part [*first, *end) of [0, total) that worker i of n takes, in units of `grain`. */
-static inline void kk__cpu_range(int64_t total, int64_t grain, int i, int n, int64_t *first,
-                                 int64_t *end)
-{
-    kk_range((total + grain - 1) / grain, i, n, first, end);
-    *first *= grain;
-    *end *= grain;
-    if (*first > total) *first = total;
-    if (*end > total) *end = total;
-}
+/* scratch.c */
+int kk__cpu_reserve(struct kk_dev *, const struct kk_limits *, struct kk_account *, struct kk_err *);
+size_t kk__cpu_reserve_bytes(const struct kk_dev *, const struct kk_limits *);
 
 /* weight.c */
+void *kk__cpu_alloc(struct kk_dev *, size_t bytes);
+void kk__cpu_free(struct kk_dev *, void *p, size_t bytes);
 int kk__cpu_weight_load(struct kk_dev *, const struct kk_weight_src *, struct kk_account *,
-                        struct kk_weight *, struct kk_err *);
+                        struct kk_weight *out, struct kk_err *);
 size_t kk__cpu_weight_bytes(const struct kk_dev *, const struct kk_weight_src *);
+
+/* ops.c, linear.c, attn.c, moe.c */
 void kk__cpu_embed(struct kk_dev *, const struct kk_embed_args *);
-/* scratch.c */
-int kk__cpu_reserve(struct kk_dev *, const struct kk_limits *, struct kk_account *,
-                    struct kk_err *);
-size_t kk__cpu_reserve_bytes(const struct kk_dev *, const struct kk_limits *);
-/* linear.c */
+void kk__cpu_norm(struct kk_dev *, const struct kk_norm_args *);
 void kk__cpu_linear(struct kk_dev *, const struct kk_linear_args *);
-void kk__cpu_glu(struct kk_dev *, const struct kk_glu_args *);
-/* attn.c */
 void kk__cpu_qkv(struct kk_dev *, const struct kk_qkv_args *);
 void kk__cpu_attn(struct kk_dev *, const struct kk_attn_args *);
-void kk__cpu_kv_store(struct kk_dev *, const struct kk_kv_store_args *);
-/* moe.c */
+void kk__cpu_residual(struct kk_dev *, const struct kk_residual_args *);
+void kk__cpu_glu(struct kk_dev *, const struct kk_glu_args *);
 void kk__cpu_route(struct kk_dev *, const struct kk_route_args *);
 void kk__cpu_moe(struct kk_dev *, const struct kk_moe_args *);
+void kk__cpu_gather(struct kk_dev *, const struct kk_gather_args *);
+void kk__cpu_argmax(struct kk_dev *, const struct kk_argmax_args *);
+void kk__cpu_kv_store(struct kk_dev *, const struct kk_kv_store_args *);
 
 #endif

@@ -1,70 +1,146 @@
-/* Choosing an instruction set at run time. This file is built without ISA flags, so nothing of AVX
- * can run before the check. */
+/* Opening the CPU device: which instruction sets the machine has, and which table runs. Compiled
+ * without flags of any of them. */
+#include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 
+#include "base/mem.h"
 #include "dev/cpu/cpu_int.h"
 
-int kk__cpu_open(const struct kk_cpu_kern *k, int threads, struct kk_dev **out, struct kk_err *err);
-
-static int has_avx2(void)
-{
+/* Best first. */
 #if defined(__x86_64__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-    return 0;
-#endif
-}
-
 static int has_avx512(void)
 {
-#if defined(__x86_64__)
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-#else
-    return 0;
-#endif
 }
-
-static int always(void)
+static int has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+}
+#endif
+static int has_scalar(void)
 {
     return 1;
 }
 
-/* Best first. */
-static const struct {
-    const char *name;
-    int (*has)(void);
+static const struct table {
     const struct kk_cpu_kern *kern;
+    int (*has)(void);
 } tables[] = {
 #if defined(__x86_64__)
-    {"avx512", has_avx512, &kk__kern_avx512},
-    {"avx2", has_avx2, &kk__kern_avx2},
+    {&kk__kern_avx512, has_avx512},
+    {&kk__kern_avx2, has_avx2},
 #endif
-    {"scalar", always, &kk__kern_scalar},
+    {&kk__kern_scalar, has_scalar},
 };
-enum { N_TABLES = sizeof tables / sizeof tables[0] };
+enum { N_TABLES = sizeof tables / sizeof *tables };
 
-static int refuse(const char *isa, struct kk_err *err)
+static int pick(const char *isa, const struct kk_cpu_kern **out, struct kk_err *err)
 {
-    char have[64] = "";
-    int known = 0;
+    char list[64] = "";
     for (int i = 0; i < N_TABLES; i++) {
-        known |= !strcmp(isa, tables[i].name);
         if (!tables[i].has()) continue;
-        if (have[0]) strncat(have, ", ", sizeof have - strlen(have) - 1);
-        strncat(have, tables[i].name, sizeof have - strlen(have) - 1);
+        if (!strcmp(isa, "auto") || !strcmp(isa, tables[i].kern->isa)) {
+            *out = tables[i].kern;
+            return 0;
+        }
+        size_t n = strlen(list);
+        snprintf(list + n, sizeof list - n, "%s%s", n ? ", " : "", tables[i].kern->isa);
     }
-    if (known)
-        return kk_fail(err, KK_EUNSUPPORTED, "this machine has no %s (it has: %s)", isa, have);
-    return kk_fail(err, KK_EINVAL, "unknown instruction set '%s' (this machine has: auto, %s)", isa,
-                   have);
+    return kk_fail(err, KK_EUNSUPPORTED, "instruction set '%s': this machine has %s; or use auto",
+                   isa, list);
 }
+
+void kk__cpu_latch(struct kk_cpu *c, int code, const char *fmt, ...)
+{
+    if (c->latched.code) return;
+    va_list ap;
+    va_start(ap, fmt);
+    c->latched.code = code;
+    vsnprintf(c->latched.msg, sizeof c->latched.msg, fmt, ap);
+    va_end(ap);
+}
+
+static void step_begin(struct kk_dev *dev)
+{
+    kk__cpu(dev)->latched.code = 0;
+    kk_pool_begin(kk__cpu(dev)->pool);
+}
+
+static int step_end(struct kk_dev *dev, struct kk_err *err)
+{
+    struct kk_cpu *c = kk__cpu(dev);
+    kk_pool_end(c->pool);
+    int code = c->latched.code;
+    if (!code) return 0;
+    c->latched.code = 0;
+    return kk_fail(err, code, "%s", c->latched.msg);
+}
+
+static void copy(struct kk_dev *dev, void *dst, const void *src, size_t bytes)
+{
+    (void)dev;
+    if (bytes) memcpy(dst, src, bytes);
+}
+
+static void close_cpu(struct kk_dev *dev)
+{
+    struct kk_cpu *c = kk__cpu(dev);
+    if (c->s.base) kk_dev_free(dev, c->s.account, c->s.base, c->s.bytes);
+    kk_pool_close(c->pool);
+    kk_free(c);
+}
+
+static const struct kk_ops cpu_ops = {
+    .alloc = kk__cpu_alloc,
+    .free = kk__cpu_free,
+    .upload = copy,
+    .download = copy,
+    .weight_load = kk__cpu_weight_load,
+    .weight_bytes = kk__cpu_weight_bytes,
+    .reserve = kk__cpu_reserve,
+    .reserve_bytes = kk__cpu_reserve_bytes,
+    .close = close_cpu,
+    .step_begin = step_begin,
+    .step_end = step_end,
+    .embed = kk__cpu_embed,
+    .norm = kk__cpu_norm,
+    .linear = kk__cpu_linear,
+    .qkv = kk__cpu_qkv,
+    .attn = kk__cpu_attn,
+    .residual = kk__cpu_residual,
+    .glu = kk__cpu_glu,
+    .route = kk__cpu_route,
+    .moe = kk__cpu_moe,
+    .gather = kk__cpu_gather,
+    .argmax = kk__cpu_argmax,
+    .kv_store = kk__cpu_kv_store,
+};
 
 int kk_dev_open_cpu(const char *isa, int threads, struct kk_dev **out, struct kk_err *err)
 {
-    int any = !strcmp(isa, "auto");
-    for (int i = 0; i < N_TABLES; i++)
-        if ((any || !strcmp(isa, tables[i].name)) && tables[i].has())
-            return kk__cpu_open(tables[i].kern, threads, out, err);
-    return refuse(isa, err);
+    const struct kk_cpu_kern *kern = NULL;
+    int rc = pick(isa, &kern, err);
+    if (rc) return rc;
+    struct kk_cpu *c = kk_calloc(1, sizeof *c);
+    if (!c) return kk_fail(err, KK_ENOMEM, "out of memory for a device");
+    rc = kk_pool_open(threads, &c->pool, err);
+    if (rc) {
+        kk_free(c);
+        return rc;
+    }
+    c->kern = kern;
+    c->dev.ops = &cpu_ops;
+    c->dev.n_threads = kk_pool_threads(c->pool);
+    c->dev.attn_split = KK_CPU_SPLIT;
+    c->dev.act = KK_F32;
+    c->dev.tables.name = "device scratch";
+    snprintf(c->dev.isa, sizeof c->dev.isa, "%s", kern->isa);
+    snprintf(c->dev.name, sizeof c->dev.name, "cpu %s, %d thread%s", kern->isa, c->dev.n_threads,
+             c->dev.n_threads == 1 ? "" : "s");
+    kk_dev_check(&c->dev);
+    *out = &c->dev;
+    return 0;
 }

@@ -1,51 +1,65 @@
-/* The oracle: every leaf of kern_int.h as its definition reads. Never optimised, never deleted (law
- * 3). */
+/* The oracle: every leaf of kern_int.h, written as its definition. */
 #include "dev/cpu/kern_int.h"
 
-static float weight_at(enum kk_dtype t, const void *panels, int64_t K, int64_t n, int64_t k)
+/* ---- matrix product ---- */
+
+/* Weight of input k for output `lane` of a panel */
+static float panel_at(enum kk_dtype t, const char *panel, int64_t k, int lane)
 {
-    const char *p = (const char *)panels + (size_t)(n / KK_LANES) * kk_panel_bytes(t, K);
-    int64_t lane = n % KK_LANES;
-    if (t == KK_F32) return ((const float *)(const void *)p)[k * KK_LANES + lane];
-    const uint16_t *h = (const uint16_t *)(const void *)p;
-    if (t == KK_F16) return kk_f16_to_f32(h[k * KK_LANES + lane]);
-    return kk_bf16_to_f32(h[(k / 2 * KK_LANES + lane) * 2 + k % 2]);
+    if (t == KK_F32) return ((const float *)panel)[k * KK_LANES + lane];
+    if (t == KK_F16) return kk_f16_to_f32(((const uint16_t *)panel)[k * KK_LANES + lane]);
+    return kk_bf16_to_f32(((const uint16_t *)panel)[(k / 2 * KK_LANES + lane) * 2 + k % 2]);
 }
 
 static void gemm(enum kk_dtype t, int M, int64_t N, int64_t K, const float *x, int64_t ldx,
                  const void *w, float *y, int64_t ldy)
 {
-    for (int r = 0; r < M; r++)
-        for (int64_t n = 0; n < N; n++) {
-            float acc = 0;
+    for (int64_t n = 0; n < N; n += KK_LANES) {
+        const char *panel = (const char *)w + (size_t)(n / KK_LANES) * kk_panel_bytes(t, K);
+        int lanes = N - n < KK_LANES ? (int)(N - n) : KK_LANES;
+        for (int r = 0; r < M; r++) {
+            float acc[KK_LANES] = {0};
             for (int64_t k = 0; k < K; k++)
-                acc = fmaf(x[r * ldx + k], weight_at(t, w, K, n, k), acc);
-            y[r * ldy + n] = acc;
+                for (int i = 0; i < lanes; i++)
+                    acc[i] = fmaf(x[r * ldx + k], panel_at(t, panel, k, i), acc[i]);
+            for (int i = 0; i < lanes; i++) y[r * ldy + n + i] = acc[i];
         }
-}
-
-#define GEMM(name, type)                                                                           \
-    static void name(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,      \
-                     float *y, int64_t ldy)                                                        \
-    {                                                                                              \
-        gemm(type, M, N, K, x, ldx, w, y, ldy);                                                    \
     }
-GEMM(gemm_f32, KK_F32)
-GEMM(gemm_bf16, KK_BF16)
-GEMM(gemm_f16, KK_F16)
-
-static float row_at(enum kk_dtype t, const void *row, int d)
-{
-    return t == KK_F32 ? ((const float *)row)[d] : kk_bf16_to_f32(((const uint16_t *)row)[d]);
 }
 
-/* The lanes tree of kern_int.h. */
-static float tree(float t[static KK_LANES])
+static void gemm_f32(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
+                     float *y, int64_t ldy)
 {
-    for (int half = KK_LANES / 2; half; half /= 2)
-        for (int l = 0; l < half; l++) t[l] += t[l + half];
+    gemm(KK_F32, M, N, K, x, ldx, w, y, ldy);
+}
+
+static void gemm_bf16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
+                      float *y, int64_t ldy)
+{
+    gemm(KK_BF16, M, N, K, x, ldx, w, y, ldy);
+}
+
+static void gemm_f16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
+                     float *y, int64_t ldy)
+{
+    gemm(KK_F16, M, N, K, x, ldx, w, y, ldy);
+}
+
+/* ---- sums by lanes ---- */
+
+static float fold(float t[KK_LANES])
+{
+    for (int step = KK_LANES / 2; step; step /= 2)
+        for (int l = 0; l < step; l++) t[l] += t[l + step];
     return t[0];
 }
+
+static float row_at(enum kk_dtype t, const void *row, int64_t i)
+{
+    return t == KK_F32 ? ((const float *)row)[i] : kk_bf16_to_f32(((const uint16_t *)row)[i]);
+}
+
+/* ---- attention ---- */
 
 static void scores(enum kk_dtype t, int nq, int nk, int D, const float *q, int64_t ldq,
                    const void *const *rows, float scale, float *s, int64_t lds)
@@ -56,7 +70,7 @@ static void scores(enum kk_dtype t, int nq, int nk, int D, const float *q, int64
             for (int d = 0; d < D; d++)
                 lane[d % KK_LANES] =
                     fmaf(q[i * ldq + d], row_at(t, rows[j], d), lane[d % KK_LANES]);
-            s[i * lds + j] = scale * tree(lane);
+            s[i * lds + j] = scale * fold(lane);
         }
 }
 
@@ -72,16 +86,21 @@ static void scores_bf16(int nq, int nk, int D, const float *q, int64_t ldq, cons
     scores(KK_BF16, nq, nk, D, q, ldq, rows, scale, s, lds);
 }
 
+static void rope(int D, int R, const float *cs, float *q)
+{
+    for (int r = 0; r < R; r++) {
+        float a = q[r], b = q[r + D / 2], c = cs[2 * r], s = cs[2 * r + 1];
+        q[r] = fmaf(-b, s, a * c);
+        q[r + D / 2] = fmaf(a, s, b * c);
+    }
+}
+
 static void derive(enum kk_dtype t, int nk, int D, int R, const void *const *rows,
                    const float *k_norm, const float *const *cs, float *k)
 {
-    for (int j = 0; j < nk; j++, k += D) {
-        for (int d = 0; d < D; d++) k[d] = row_at(t, rows[j], d) * k_norm[d];
-        for (int r = 0; r < R; r++) {
-            float a = k[r], b = k[r + D / 2], c = cs[j][2 * r], s = cs[j][2 * r + 1];
-            k[r] = fmaf(-b, s, a * c);
-            k[r + D / 2] = fmaf(a, s, b * c);
-        }
+    for (int j = 0; j < nk; j++) {
+        for (int d = 0; d < D; d++) k[j * D + d] = row_at(t, rows[j], d) * k_norm[d];
+        rope(D, R, cs[j], k + j * D);
     }
 }
 
@@ -107,7 +126,7 @@ static void softmax(int n, float *s, float *m, float *l)
         s[j] = *m == -INFINITY ? 0.0f : kk_exp(s[j] - *m);
         lane[j % KK_LANES] += s[j];
     }
-    *l = tree(lane);
+    *l = fold(lane);
 }
 
 static void pv(enum kk_dtype t, int nq, int nk, int D, const float *p, int64_t ldp,
@@ -138,21 +157,14 @@ static void merge(int D, float *o, float a, const float *n, float b)
     for (int d = 0; d < D; d++) o[d] = fmaf(n[d], b, o[d] * a);
 }
 
+/* ---- elementwise ---- */
+
 static void norm(int n, const float *x, const float *w, float eps, float *y)
 {
     float lane[KK_LANES] = {0};
     for (int i = 0; i < n; i++) lane[i % KK_LANES] = fmaf(x[i], x[i], lane[i % KK_LANES]);
-    float r = 1.0f / sqrtf(tree(lane) / (float)n + eps);
-    for (int i = 0; i < n; i++) y[i] = w ? x[i] * r * w[i] : x[i] * r;
-}
-
-static void rope(int D, int R, const float *cs, float *q)
-{
-    for (int r = 0; r < R; r++) {
-        float a = q[r], b = q[r + D / 2], c = cs[2 * r], s = cs[2 * r + 1];
-        q[r] = fmaf(-b, s, a * c);
-        q[r + D / 2] = fmaf(a, s, b * c);
-    }
+    float r = 1.0f / sqrtf(fold(lane) / (float)n + eps);
+    for (int i = 0; i < n; i++) y[i] = w ? (x[i] * r) * w[i] : x[i] * r;
 }
 
 static void glu(int n, enum kk_activation act, const float *g, const float *u, float *y)

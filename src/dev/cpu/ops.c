@@ -1,220 +1,209 @@
-/* The CPU device: its vtable, memory, and the ops that are a loop over rows. */
-#include <stdarg.h>
-#include <stdio.h>
+/* The ops that go row by row: embed, norm, residual, qkv, gather, argmax, kv_store. */
 #include <string.h>
-#include <sys/mman.h>
 
-#include "base/mem.h"
 #include "dev/cpu/cpu_int.h"
 
-void kk__cpu_latch(struct kk_cpu *c, const char *fmt, ...)
+#define NS(elements) ((elements) / 8 + 20) /* guess: nanoseconds over so many floats */
+
+/* ---- embed ---- */
+
+/* Row n of a packed matrix, times scale */
+static void embed_row(const struct kk_weight *w, int64_t n, float scale, float *h)
 {
-    if (c->latched.code) return;
-    va_list ap;
-    va_start(ap, fmt);
-    c->latched.code = KK_EDEVICE;
-    vsnprintf(c->latched.msg, sizeof c->latched.msg, fmt, ap);
-    va_end(ap);
+    const void *panel = kk__panel(w, 0, n / KK_LANES);
+    const int64_t lane = n % KK_LANES;
+    const uint16_t *half = panel;
+    if (w->dtype == KK_F32)
+        for (int64_t k = 0; k < w->cols; k++)
+            h[k] = ((const float *)panel)[k * KK_LANES + lane] * scale;
+    else if (w->dtype == KK_F16)
+        for (int64_t k = 0; k < w->cols; k++)
+            h[k] = kk_f16_to_f32(half[k * KK_LANES + lane]) * scale;
+    else
+        for (int64_t k = 0; k < w->cols; k++)
+            h[k] = kk_bf16_to_f32(half[(k / 2 * KK_LANES + lane) * 2 + k % 2]) * scale;
 }
 
-/* ---- memory
- * --------------------------------------------------------------------------------------- */
-
-enum { BIG = 1 << 20 }; /* from here on: pages of its own, huge where the system has them */
-
-static void *cpu_alloc(struct kk_dev *d, size_t bytes)
+static void embed_rows(struct kk_cpu *c, const void *args, int64_t lo, int64_t hi, int worker)
 {
-    (void)d;
-    if (bytes < BIG) {
-        void *p = kk_aligned(64, (bytes + 63) / 64 * 64);
-        if (p) memset(p, 0, bytes);
-        return p;
+    const struct kk_embed_args *a = args;
+    const int64_t C = a->table->cols;
+    (void)c, (void)worker;
+    for (int64_t t = lo; t < hi; t++) {
+        if (a->ids[t] >= 0 && a->ids[t] < a->table->rows)
+            embed_row(a->table, a->ids[t], a->scale, a->h + t * C);
+        else
+            memset(a->h + t * C, 0, (size_t)C * sizeof(float));
     }
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) return NULL;
-    madvise(p, bytes, MADV_HUGEPAGE);
-    return p;
 }
 
-static void cpu_free(struct kk_dev *d, void *p, size_t bytes)
+void kk__cpu_embed(struct kk_dev *dev, const struct kk_embed_args *a)
 {
-    (void)d;
-    if (bytes < BIG)
-        kk_free(p);
-    else
-        munmap(p, bytes);
+    struct kk_cpu *c = kk__cpu(dev);
+    for (int t = 0; t < a->T; t++)
+        if (a->ids[t] < 0 || a->ids[t] >= a->table->rows)
+            kk__cpu_latch(c, KK_ERANGE, "embed: id %d of %lld rows", (int)a->ids[t],
+                          (long long)a->table->rows);
+    kk__cpu_rows(c, a->T, NS(8 * a->table->cols), embed_rows, a);
 }
 
-static void cpu_copy(struct kk_dev *d, void *dst, const void *src, size_t bytes)
+/* ---- norm, residual ---- */
+
+static void norm_rows(struct kk_cpu *c, const void *args, int64_t lo, int64_t hi, int worker)
 {
-    (void)d;
-    memcpy(dst, src, bytes);
+    const struct kk_norm_args *a = args;
+    (void)worker;
+    for (int64_t t = lo; t < hi; t++)
+        c->kern->norm(a->C, a->x + t * a->C, a->w, a->eps, (float *)a->y + t * a->C);
 }
 
-static void cpu_close(struct kk_dev *d)
+void kk__cpu_norm(struct kk_dev *dev, const struct kk_norm_args *a)
 {
-    struct kk_cpu *c = kk_cpu_of(d);
-    kk_dev_free(d, c->scratch_account, c->scratch, c->scratch_bytes);
-    kk_pool_close(c->pool);
-    kk_free(c);
+    kk__cpu_rows(kk__cpu(dev), a->T, NS(a->C), norm_rows, a);
 }
 
-static void cpu_step_begin(struct kk_dev *d)
+static void residual_rows(struct kk_cpu *c, const void *args, int64_t lo, int64_t hi, int worker)
 {
-    kk_cpu_of(d)->latched.code = 0;
-    kk_pool_begin(kk_cpu_of(d)->pool);
-}
-
-static int cpu_step_end(struct kk_dev *d, struct kk_err *err)
-{
-    struct kk_cpu *c = kk_cpu_of(d);
-    kk_pool_end(c->pool);
-    return c->latched.code ? kk_fail(err, c->latched.code, "%s", c->latched.msg) : 0;
-}
-
-/* ---- loops over rows
- * ------------------------------------------------------------------------------ */
-
-struct row_job {
-    struct kk_cpu *c;
-    const void *args;
-};
-
-/* Below this many floats a fork costs more than it saves. */
-enum { SMALL = 8192 };
-
-static void over_rows(struct kk_dev *d, int T, int64_t width, kk__cpu_work *fn, const void *args)
-{
-    struct row_job j = {kk_cpu_of(d), args};
-    if (T == 1 || T * width < SMALL)
-        fn(&j, 0, 1);
-    else
-        kk_pool_run(j.c->pool, fn, &j);
-}
-
-static void norm_worker(void *arg, int worker, int n)
-{
-    const struct row_job *j = arg;
-    const struct kk_norm_args *a = j->args;
-    int64_t t, end;
-    kk__cpu_range(a->T, 1, worker, n, &t, &end);
-    for (; t < end; t++)
-        j->c->k->norm(a->C, a->x + t * a->C, a->w, a->eps, (float *)a->y + t * a->C);
-}
-
-static void cpu_norm(struct kk_dev *d, const struct kk_norm_args *a)
-{
-    over_rows(d, a->T, a->C, norm_worker, a);
-}
-
-/* One row of the residual stream. The sublayer's rows a[0], a[1] are scratch from here on. */
-static void residual_row(const struct kk_cpu_kern *k, const struct kk_residual_args *a, int64_t t)
-{
+    const struct kk_residual_args *a = args;
+    const struct kk_cpu_kern *k = c->kern;
     const int C = a->C;
-    float *h = a->h + t * C, *x = (float *)(size_t)a->a[0] + t * C;
-    if (a->n_in == 2) {
-        float *x2 = (float *)(size_t)a->a[1] + t * C;
-        k->norm(C, x, a->w_in[0], a->eps, x);
-        k->norm(C, x2, a->w_in[1], a->eps, x2);
-        k->add(C, x, x2, x);
+    float *x = kk__cpu_scratch(c, worker), *x2 = x + ((C + 15) & ~15);
+    for (int64_t t = lo; t < hi; t++) {
+        const float *in = a->a[0] + t * C;
+        float *h = a->h + t * C;
+        if (a->n_in == 2) {
+            k->norm(C, a->a[0] + t * C, a->w_in[0], a->eps, x);
+            k->norm(C, a->a[1] + t * C, a->w_in[1], a->eps, x2);
+            k->add(C, x, x2, x);
+            in = x;
+        }
+        k->norm(C, in, a->w_post, a->eps, x);
+        k->add_scale(C, x, a->scale, h);
+        for (int i = 0; i < a->n_out; i++)
+            k->norm(C, h, a->w_out[i], a->eps, (float *)a->y[i] + t * C);
     }
-    k->norm(C, x, a->w_post, a->eps, x);
-    k->add_scale(C, x, a->scale, h);
-    for (int i = 0; i < a->n_out; i++) k->norm(C, h, a->w_out[i], a->eps, (float *)a->y[i] + t * C);
 }
 
-static void residual_worker(void *arg, int worker, int n)
+void kk__cpu_residual(struct kk_dev *dev, const struct kk_residual_args *a)
 {
-    const struct row_job *j = arg;
-    const struct kk_residual_args *a = j->args;
-    int64_t t, end;
-    kk__cpu_range(a->T, 1, worker, n, &t, &end);
-    for (; t < end; t++) residual_row(j->c->k, a, t);
+    KK_BUG_ON(a->n_in < 1 || a->n_in > 2 || a->n_out < 0 || a->n_out > 3);
+    kk__cpu_rows(kk__cpu(dev), a->T, NS((int64_t)a->C * (2 + 2 * a->n_in + a->n_out)),
+                 residual_rows, a);
 }
 
-static void cpu_residual(struct kk_dev *d, const struct kk_residual_args *a)
+/* ---- qkv ---- */
+
+/* The stored row of one token and KV head */
+static void write_kv(const struct kk_cpu_kern *k, const struct kk_qkv_args *a, int64_t t, int g,
+                     const float *cs, float *tmp)
 {
-    over_rows(d, a->T, a->C, residual_worker, a);
+    const int D = a->D, GD = a->G * D, esz = (int)kk_dtype_bytes(a->kv_dtype);
+    char *row = (char *)a->rows + t * GD * esz * (a->value_only ? 1 : 2);
+    const float *v = (a->value_only ? a->k : a->v) + t * GD + g * D;
+    char *v_row = row + (a->value_only ? g * D : GD + g * D) * esz;
+    if (!a->value_only) {
+        k->norm(D, a->k + t * GD + g * D, a->k_norm, a->eps, tmp);
+        k->rope(D, a->R, cs, tmp);
+        k->store[a->kv_dtype](D, tmp, row + g * D * esz);
+    }
+    k->norm(D, v, NULL, a->eps, tmp);
+    k->store[a->kv_dtype](D, tmp, v_row);
 }
 
-static void gather_worker(void *arg, int worker, int n)
+static void qkv_rows(struct kk_cpu *c, const void *args, int64_t lo, int64_t hi, int worker)
 {
-    const struct row_job *j = arg;
-    const struct kk_gather_args *a = j->args;
-    int64_t i, end;
-    kk__cpu_range(a->n, 1, worker, n, &i, &end);
-    for (; i < end; i++)
-        memcpy(a->dst + i * a->C, a->src + (a->rows ? a->rows[i] : i) * a->C,
+    const struct kk_qkv_args *a = args;
+    const int heads = a->H + a->G;
+    float *tmp = kk__cpu_scratch(c, worker);
+    for (int64_t i = lo; i < hi; i++) {
+        const int64_t t = i / heads;
+        const int h = (int)(i % heads);
+        const float *cs = a->rope + (int64_t)a->pos[t] * a->R * 2;
+        if (h < a->H) {
+            float *q = a->q + (t * a->H + h) * a->D;
+            c->kern->norm(a->D, q, a->q_norm, a->eps, q);
+            c->kern->rope(a->D, a->R, cs, q);
+        } else {
+            write_kv(c->kern, a, t, h - a->H, cs, tmp);
+        }
+    }
+}
+
+void kk__cpu_qkv(struct kk_dev *dev, const struct kk_qkv_args *a)
+{
+    kk__cpu_rows(kk__cpu(dev), (int64_t)a->T * (a->H + a->G), NS(2 * a->D), qkv_rows, a);
+}
+
+/* ---- gather ---- */
+
+static void gather_rows(struct kk_cpu *c, const void *args, int64_t lo, int64_t hi, int worker)
+{
+    const struct kk_gather_args *a = args;
+    (void)c, (void)worker;
+    for (int64_t i = lo; i < hi; i++)
+        memcpy(a->dst + i * a->C, a->src + (int64_t)(a->rows ? a->rows[i] : i) * a->C,
                (size_t)a->C * sizeof(float));
 }
 
-static void cpu_gather(struct kk_dev *d, const struct kk_gather_args *a)
+void kk__cpu_gather(struct kk_dev *dev, const struct kk_gather_args *a)
 {
-    over_rows(d, a->n, a->C, gather_worker, a);
+    kk__cpu_rows(kk__cpu(dev), a->n, NS(a->C), gather_rows, a);
 }
 
-static void argmax_worker(void *arg, int worker, int n)
-{
-    const struct row_job *j = arg;
-    const struct kk_argmax_args *a = j->args;
-    int64_t t, end;
-    kk__cpu_range(a->T, 1, worker, n, &t, &end);
-    for (; t < end; t++) a->out[t] = (int32_t)j->c->k->argmax(a->n, a->x + t * a->n);
-}
+/* ---- argmax: blocks of one size whatever the threads ---- */
 
-static void cpu_argmax(struct kk_dev *d, const struct kk_argmax_args *a)
-{
-    over_rows(d, a->T, a->n, argmax_worker, a);
-}
+enum { ARGMAX_BLOCK = 16 * 1024, ARGMAX_MOST = 64 };
 
-/* ---- the device
- * ----------------------------------------------------------------------------------- */
-
-static const struct kk_ops cpu_ops = {
-    .alloc = cpu_alloc,
-    .free = cpu_free,
-    .upload = cpu_copy,
-    .download = cpu_copy,
-    .weight_load = kk__cpu_weight_load,
-    .weight_bytes = kk__cpu_weight_bytes,
-    .reserve = kk__cpu_reserve,
-    .reserve_bytes = kk__cpu_reserve_bytes,
-    .close = cpu_close,
-    .step_begin = cpu_step_begin,
-    .step_end = cpu_step_end,
-    .embed = kk__cpu_embed,
-    .norm = cpu_norm,
-    .linear = kk__cpu_linear,
-    .qkv = kk__cpu_qkv,
-    .attn = kk__cpu_attn,
-    .residual = cpu_residual,
-    .glu = kk__cpu_glu,
-    .route = kk__cpu_route,
-    .moe = kk__cpu_moe,
-    .gather = cpu_gather,
-    .argmax = cpu_argmax,
-    .kv_store = kk__cpu_kv_store,
+struct argmax_job {
+    struct kk_cpu *c;
+    const float *x;
+    int64_t n, block;
+    int64_t best[ARGMAX_MOST];
 };
 
-int kk__cpu_open(const struct kk_cpu_kern *k, int threads, struct kk_dev **out, struct kk_err *err)
+static void argmax_item(void *arg, int item, int worker)
 {
-    struct kk_cpu *c = kk_calloc(1, sizeof *c);
-    if (!c) return kk_fail(err, KK_ENOMEM, "out of memory for the CPU device");
-    int rc = kk_pool_open(threads, &c->pool, err);
-    if (rc) {
-        kk_free(c);
-        return rc;
+    struct argmax_job *j = arg;
+    int64_t first = item * j->block;
+    (void)worker;
+    j->best[item] = first + j->c->kern->argmax(kk__min64(j->block, j->n - first), j->x + first);
+}
+
+void kk__cpu_argmax(struct kk_dev *dev, const struct kk_argmax_args *a)
+{
+    struct argmax_job j = {.c = kk__cpu(dev), .n = a->n, .block = ARGMAX_BLOCK};
+    while (kk__ceil_div(j.n, j.block) > ARGMAX_MOST) j.block *= 2;
+    const int blocks = (int)kk__ceil_div(j.n, j.block);
+    for (int t = 0; t < a->T; t++) {
+        j.x = a->x + t * a->n;
+        kk__cpu_for(j.c, blocks, NS(a->n), argmax_item, &j);
+        int64_t best = j.best[0];
+        for (int b = 1; b < blocks; b++)
+            if (j.x[j.best[b]] > j.x[best]) best = j.best[b];
+        a->out[t] = (int32_t)best;
     }
-    c->k = k;
-    c->dev.ops = &cpu_ops;
-    c->dev.n_threads = kk_pool_threads(c->pool);
-    c->dev.attn_split = KK_CPU_SPLIT;
-    c->dev.act = KK_F32;
-    c->dev.tables.name = "device scratch";
-    snprintf(c->dev.isa, sizeof c->dev.isa, "%s", k->isa);
-    snprintf(c->dev.name, sizeof c->dev.name, "cpu %s, %d thread%s", k->isa, c->dev.n_threads,
-             c->dev.n_threads == 1 ? "" : "s");
-    kk_dev_check(&c->dev);
-    *out = &c->dev;
-    return 0;
+}
+
+/* ---- kv_store: items are sequences ---- */
+
+static void store_seqs(struct kk_cpu *c, const void *args, int64_t lo, int64_t hi, int worker)
+{
+    const struct kk_kv_store_args *a = args;
+    (void)c, (void)worker;
+    for (int64_t b = lo; b < hi; b++) {
+        const struct kk_kv_seq *s = &a->seqs[b];
+        const int32_t end = s->committed + a->keep[b];
+        for (int32_t j = s->committed; j < end; j++) {
+            if (s->ring && j >= s->sinks && end - j > s->ring) continue; /* a newer row wins */
+            memcpy(kk_kv_slot(s, j, a->row_bytes), kk_kv_row(s, j, a->row_bytes), a->row_bytes);
+        }
+    }
+}
+
+void kk__cpu_kv_store(struct kk_dev *dev, const struct kk_kv_store_args *a)
+{
+    int64_t rows = 0;
+    for (int b = 0; b < a->B; b++) rows += a->keep[b];
+    if (!a->B) return;
+    kk__cpu_rows(kk__cpu(dev), a->B, rows * NS((int64_t)a->row_bytes / 4) / a->B, store_seqs, a);
 }

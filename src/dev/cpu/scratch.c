@@ -1,111 +1,132 @@
-/* Scratch of the CPU device: one block, cut once by kk_ops.reserve (law 4). */
-#include <string.h>
-
+/* Scratch memory, all made at once by reserve, and how work is cut for the threads. */
 #include "base/mem.h"
 #include "dev/cpu/cpu_int.h"
 
-/* Hands out 64-byte aligned pieces of a block; with base NULL it only counts. */
-struct cutter {
-    char *base;
-    size_t at;
-};
-
-static void *cut(struct cutter *c, size_t bytes)
+static size_t max3(size_t a, size_t b, size_t c)
 {
-    void *p = c->base ? c->base + c->at : NULL;
-    c->at += (bytes + 63) / 64 * 64;
+    size_t m = a > b ? a : b;
+    return m > c ? m : c;
+}
+
+static size_t round64(size_t bytes)
+{
+    return (bytes + 63) & ~(size_t)63;
+}
+
+/* Bytes that one thread needs for the op that needs most. */
+static size_t thread_bytes(const struct kk_limits *l)
+{
+    size_t D = (size_t)(l->max_head_dim + 31) & ~(size_t)15, S = KK_CPU_SPLIT;
+    size_t Q = KK_CPU_QUERIES > l->max_heads ? KK_CPU_QUERIES : (size_t)l->max_heads;
+    size_t attn = (Q * D + Q * S + Q * D + S * D + 2 * Q) * sizeof(float) + 4 * S * sizeof(void *);
+    size_t rows = 3 * ((size_t)l->max_width + D + 16) * sizeof(float);
+    size_t moe = l->max_active ? KK_CPU_MOE_ROWS * (size_t)l->max_width : 0;
+    return round64(max3(attn + 256, rows, (KK_CPU_TILE + moe) * sizeof(float) + 128));
+}
+
+/* The next region of `bytes`; base NULL counts only. */
+static void *cut(char *base, size_t *at, size_t bytes)
+{
+    void *p = base ? base + *at : NULL;
+    *at += round64(bytes);
     return p;
 }
 
-static void cut_worker(struct cutter *c, const struct kk_limits *l, struct kk_cpu_worker *w)
+/* Cuts base (or NULL) for these limits; returns the bytes it takes. */
+static size_t layout(struct kk_cpu_scratch *s, int n_threads, const struct kk_limits *l, char *base)
 {
-    const size_t D = (size_t)l->max_head_dim, f = sizeof(float), Q = KK_CPU_TILE_Q,
-                 S = KK_CPU_SPLIT;
-    w->q = cut(c, Q * D * f);
-    w->keys = cut(c, S * D * f);
-    w->s = cut(c, Q * S * f);
-    w->p = cut(c, Q * S * f);
-    w->o = cut(c, Q * (D + 2) * f);
-    w->state = cut(c, Q * (D + 2) * f);
-    w->up = cut(c, (size_t)KK_CPU_ROW_BLOCK * KK_CPU_PANEL_BLOCK * KK_LANES * f);
-    w->krow = cut(c, S * sizeof(void *));
-    w->vrow = cut(c, S * sizeof(void *));
-    w->cs = cut(c, S * sizeof(float *));
+    size_t at = 0, n = (size_t)n_threads, T = (size_t)l->max_rows;
+    size_t pairs = T * (size_t)l->max_active, D = (size_t)l->max_head_dim + 32;
+    size_t Q = KK_CPU_QUERIES > l->max_heads ? KK_CPU_QUERIES : (size_t)l->max_heads;
+    size_t E = !l->max_active ? 0 : l->max_experts ? (size_t)l->max_experts : KK_CPU_EXPERTS;
+    s->limits = *l;
+    s->max_experts = (int)E;
+    s->thread_bytes = thread_bytes(l);
+    s->n_parts = max3(KK_CPU_PARTS, 8 * n * Q * D, 0);
+    s->n_pairs = max3(pairs * (size_t)l->max_expert_width, T * ((E + 15) & ~(size_t)15), 0);
+    s->threads = cut(base, &at, n * s->thread_bytes);
+    s->parts = cut(base, &at, s->n_parts * sizeof *s->parts);
+    s->pending = cut(base, &at, 4 * n * sizeof *s->pending);
+    s->tiles = cut(base, &at, (T + 1) * sizeof *s->tiles);
+    s->pairs = cut(base, &at, s->n_pairs * sizeof *s->pairs);
+    s->order = cut(base, &at, pairs * sizeof *s->order);
+    s->starts = cut(base, &at, (E + 1) * sizeof *s->starts);
+    s->experts = cut(base, &at, E * sizeof *s->experts);
+    return at;
 }
 
-/* Partial results of attention splits: enough that every worker has several splits of a decode
- * step. */
-static int partial_slots(int threads)
+size_t kk__cpu_reserve_bytes(const struct kk_dev *dev, const struct kk_limits *l)
 {
-    return threads < 4 ? 32 : threads * 8;
+    struct kk_cpu_scratch s;
+    return layout(&s, dev->n_threads, l, NULL);
 }
 
-static size_t cut_all(struct kk_cpu *dst, char *base, int threads, const struct kk_limits *l)
-{
-    struct cutter c = {base, 0};
-    struct kk_cpu_worker none;
-    const size_t f = sizeof(float), D = (size_t)l->max_head_dim;
-    const size_t pairs = (size_t)l->max_rows * (size_t)l->max_active;
-    const size_t C = (size_t)l->max_model_width, F = (size_t)l->max_expert_width;
-    struct kk_cpu_worker *w = cut(&c, (size_t)threads * sizeof *w);
-    for (int i = 0; i < threads; i++) cut_worker(&c, l, base ? &w[i] : &none);
-    float *partial = cut(&c, (size_t)partial_slots(threads) * KK_CPU_TILE_Q * (D + 2) * f);
-    float *x = cut(&c, pairs * C * f), *gu = cut(&c, pairs * 2 * F * f),
-          *h = cut(&c, pairs * F * f);
-    float *y = cut(&c, pairs * C * f), *weight = cut(&c, pairs * f);
-    int32_t *row = cut(&c, pairs * 4), *pair = cut(&c, pairs * 4), *start = cut(&c, 4097 * 4);
-    if (base) {
-        dst->worker = w;
-        dst->partial = partial;
-        dst->partial_slots = partial_slots(threads);
-        dst->moe_x = x;
-        dst->moe_gu = gu;
-        dst->moe_h = h;
-        dst->moe_y = y;
-        dst->moe_weight = weight;
-        dst->moe_row = row;
-        dst->moe_pair = pair;
-        dst->moe_start = start;
-    }
-    return c.at;
-}
-
-size_t kk__cpu_reserve_bytes(const struct kk_dev *d, const struct kk_limits *l)
-{
-    return cut_all(NULL, NULL, d->n_threads, l);
-}
-
-static int max_int(int a, int b)
-{
-    return a > b ? a : b;
-}
-
-/* A second model on the device widens what the first reserved. */
-static struct kk_limits widest(const struct kk_limits *a, const struct kk_limits *b)
-{
-    return (struct kk_limits){
-        .max_rows = max_int(a->max_rows, b->max_rows),
-        .max_model_width = max_int(a->max_model_width, b->max_model_width),
-        .max_head_dim = max_int(a->max_head_dim, b->max_head_dim),
-        .max_active = max_int(a->max_active, b->max_active),
-        .max_expert_width = max_int(a->max_expert_width, b->max_expert_width),
-    };
-}
-
-int kk__cpu_reserve(struct kk_dev *d, const struct kk_limits *want, struct kk_account *acc,
+/* A second call replaces the first. */
+int kk__cpu_reserve(struct kk_dev *dev, const struct kk_limits *l, struct kk_account *acc,
                     struct kk_err *err)
 {
-    struct kk_cpu *c = kk_cpu_of(d);
-    struct kk_limits l = widest(&c->limits, want);
-    size_t bytes = cut_all(NULL, NULL, d->n_threads, &l);
-    void *block;
-    int rc = kk_dev_alloc(d, acc, bytes, &block, err);
+    struct kk_cpu *c = kk__cpu(dev);
+    if (c->s.base) kk_dev_free(dev, c->s.account, c->s.base, c->s.bytes);
+    c->s = (struct kk_cpu_scratch){.account = acc};
+    size_t bytes = kk__cpu_reserve_bytes(dev, l);
+    int rc = kk_dev_alloc(dev, acc, bytes, &c->s.base, err);
     if (rc) return rc;
-    kk_dev_free(d, c->scratch_account, c->scratch, c->scratch_bytes);
-    c->scratch = block;
-    c->scratch_bytes = bytes;
-    c->scratch_account = acc;
-    c->limits = l;
-    cut_all(c, block, d->n_threads, &l);
+    c->s.bytes = bytes;
+    layout(&c->s, dev->n_threads, l, c->s.base);
     return 0;
+}
+
+/* ---- cutting work ---- */
+
+#define FORK_NS 2000 /* a loop worth less stays on the calling thread */
+#define ITEM_NS 3000 /* an item should be worth this much */
+
+void kk__cpu_for(struct kk_cpu *c, int n_items, int64_t ns,
+                 void (*fn)(void *arg, int item, int worker), void *arg)
+{
+    if (ns >= FORK_NS) {
+        kk_pool_for(c->pool, n_items, fn, arg);
+        return;
+    }
+    for (int i = 0; i < n_items; i++) fn(arg, i, 0);
+}
+
+static void rows_item(void *arg, int item, int worker)
+{
+    const struct kk_rows_job *j = arg;
+    int64_t lo, hi;
+    kk_range(j->n, item, j->parts, &lo, &hi);
+    j->fn(j->c, j->a, lo, hi, worker);
+}
+
+void kk__cpu_rows(struct kk_cpu *c, int64_t n, int64_t ns_each,
+                  void (*fn)(struct kk_cpu *c, const void *a, int64_t lo, int64_t hi, int worker),
+                  const void *a)
+{
+    int64_t ns = n * ns_each, parts = ns / ITEM_NS;
+    if (c->dev.n_threads == 1 || ns < FORK_NS || n < 2) {
+        if (n > 0) fn(c, a, 0, n, 0);
+        return;
+    }
+    parts = kk__min64(kk__min64(parts, n), 4 * c->dev.n_threads);
+    struct kk_rows_job j = {c, a, fn, n, parts < 2 ? 2 : (int)parts};
+    kk_pool_for(c->pool, j.parts, rows_item, &j);
+}
+
+#define GRID_ROWS 192 /* rows of x that share an L2 with a block of weights */
+
+struct kk_grid kk__cpu_grid(const struct kk_cpu *c, int T, int64_t n_panels, int64_t K)
+{
+    struct kk_grid g = {.T = T, .n_panels = n_panels};
+    int64_t threads = c->dev.n_threads;
+    g.row_blocks = (int)kk__ceil_div(T, GRID_ROWS);
+    g.rows = (int)kk__ceil_div(T, g.row_blocks);
+    g.row_blocks = (int)kk__ceil_div(T, g.rows);
+    /* 16 outputs of one input: 1.5 ns to read, 0.25 ns a row to multiply */
+    g.ns = n_panels * K * (6 + T) / 4;
+    int64_t items = threads == 1 ? g.row_blocks : kk__min64(g.ns / ITEM_NS, 8 * threads);
+    if (g.ns < FORK_NS || items < 1) items = 1;
+    g.chunk = kk__ceil_div(kk__ceil_div(n_panels, kk__ceil_div(items, g.row_blocks)), 4) * 4;
+    g.n_chunks = kk__ceil_div(n_panels, g.chunk);
+    return g;
 }

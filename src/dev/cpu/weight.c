@@ -1,152 +1,146 @@
-/* Repacking weights into panels of 16 outputs (kern_int.h), and reading embedding rows back out. */
-#include <stdatomic.h>
+/* Device memory of the CPU, and weights packed into panels (kern_int.h). */
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/mem.h"
 #include "dev/cpu/cpu_int.h"
 
-static size_t mat_bytes(enum kk_dtype t, int64_t rows, int64_t cols)
+#define HUGE_PAGE ((size_t)2 << 20)
+
+/* ---- memory: zeroed; on huge pages from one page up ---- */
+
+static void *map_huge(size_t bytes)
 {
-    return (size_t)kk_cpu_panels(rows) * kk_panel_bytes(t, cols);
+    size_t len = (bytes + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+    if (len < bytes || len + HUGE_PAGE < len) return NULL;
+    char *p = mmap(NULL, len + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+                   0);
+    if (p == MAP_FAILED) return NULL;
+    size_t head = (HUGE_PAGE - ((uintptr_t)p & (HUGE_PAGE - 1))) & (HUGE_PAGE - 1);
+    if (head) munmap(p, head);
+    munmap(p + head + len, HUGE_PAGE - head);
+    madvise(p + head, len, MADV_HUGEPAGE);
+    return p + head;
 }
 
-size_t kk__cpu_weight_bytes(const struct kk_dev *d, const struct kk_weight_src *s)
+void *kk__cpu_alloc(struct kk_dev *dev, size_t bytes)
 {
-    (void)d;
-    return mat_bytes(s->dtype, s->rows, s->cols) * (size_t)s->n_mats;
-}
-
-/* 16 rows (n of them real) of 32-bit words to words[k][16]; the rest stays zero. */
-static void pack_words(const uint32_t *const row[16], int n, int64_t words, uint32_t *dst)
-{
-    for (int64_t k0 = 0; k0 < words; k0 += 16) {
-        int64_t k1 = k0 + 16 < words ? k0 + 16 : words;
-        for (int l = 0; l < n; l++)
-            for (int64_t k = k0; k < k1; k++) memcpy(&dst[k * KK_LANES + l], &row[l][k], 4);
+    (void)dev;
+    if (bytes < HUGE_PAGE) {
+        void *p = kk_aligned(64, bytes);
+        return p ? memset(p, 0, bytes) : NULL;
     }
+    void *probe = kk_malloc(1); /* maps obey the guard and the injected failures of base/mem.h */
+    if (!probe) return NULL;
+    kk_free(probe);
+    return map_huge(bytes);
 }
 
-static void pack_halves(const uint16_t *const row[16], int n, int64_t cols, uint16_t *dst)
+void kk__cpu_free(struct kk_dev *dev, void *p, size_t bytes)
 {
-    for (int l = 0; l < n; l++)
-        for (int64_t k = 0; k < cols; k++) dst[k * KK_LANES + l] = row[l][k];
+    (void)dev;
+    if (!p) return;
+    if (bytes < HUGE_PAGE)
+        kk_free(p);
+    else
+        munmap(p, (bytes + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1));
 }
 
-/* bf16 pairs of an odd row end with a zero weight. */
-static void pack_odd_pair(const uint16_t *const row[16], int n, int64_t cols, uint16_t *dst)
+/* ---- weights ---- */
+
+static size_t mat_bytes(const struct kk_weight_src *src)
 {
-    for (int l = 0; l < n; l++) dst[(cols / 2 * KK_LANES + l) * 2] = row[l][cols - 1];
+    return (size_t)kk__panels(src->rows) * kk_panel_bytes(src->dtype, src->cols);
+}
+
+size_t kk__cpu_weight_bytes(const struct kk_dev *dev, const struct kk_weight_src *src)
+{
+    (void)dev;
+    return (size_t)src->n_mats * mat_bytes(src);
 }
 
 struct pack_job {
     const struct kk_weight_src *src;
-    struct kk_weight *w;
-    _Atomic int64_t next;
-    _Atomic int failed;
+    const struct kk_weight *w;
+    char *buffers; /* 16 source rows for each worker; NULL when the source is mapped */
+    size_t buffer_bytes;
+    int64_t panels; /* of a matrix */
 };
 
-static void pack_panel(const struct pack_job *job, int64_t item, char *tmp)
+static void pack_f32(const char *src, int n, int64_t K, float *dst)
 {
+    for (int64_t k = 0; k < K; k++)
+        for (int i = 0; i < n; i++)
+            memcpy(&dst[k * KK_LANES + i], src + (size_t)(i * K + k) * 4, 4);
+}
+
+static void pack_f16(const char *src, int n, int64_t K, uint16_t *dst)
+{
+    for (int64_t k = 0; k < K; k++)
+        for (int i = 0; i < n; i++)
+            memcpy(&dst[k * KK_LANES + i], src + (size_t)(i * K + k) * 2, 2);
+}
+
+static void pack_bf16(const char *src, int n, int64_t K, uint16_t *dst)
+{
+    for (int64_t k = 0; k + 1 < K; k += 2)
+        for (int i = 0; i < n; i++)
+            memcpy(&dst[(k / 2 * KK_LANES + i) * 2], src + (size_t)(i * K + k) * 2, 4);
+    if (K & 1)
+        for (int i = 0; i < n; i++)
+            memcpy(&dst[(K / 2 * KK_LANES + i) * 2], src + (size_t)(i * K + K - 1) * 2, 2);
+}
+
+/* One panel: 16 outputs, or what is left of them; the memory is zero already. */
+static void pack(void *arg, int item, int worker)
+{
+    const struct pack_job *job = arg;
     const struct kk_weight_src *s = job->src;
-    int64_t per = kk_cpu_panels(s->rows), m = item / per, p = item % per, first = p * KK_LANES;
-    int n = (int)(s->rows - first < KK_LANES ? s->rows - first : KK_LANES);
-    size_t row_bytes = (size_t)s->cols * kk_dtype_bytes(s->dtype);
-    uint64_t at = ((uint64_t)m * (uint64_t)s->rows + (uint64_t)first) * (uint64_t)s->cols;
-    const char *from = tmp;
-    if (s->data)
-        from = (const char *)s->data + at * kk_dtype_bytes(s->dtype);
+    int m = (int)(item / job->panels);
+    int64_t p = item % job->panels, row = p * KK_LANES;
+    int n = (int)kk__min64(KK_LANES, s->rows - row);
+    uint64_t first = ((uint64_t)m * (uint64_t)s->rows + (uint64_t)row) * (uint64_t)s->cols;
+    void *dst = (void *)kk__panel(job->w, m, p);
+    const char *from = (const char *)s->data + first * kk_dtype_bytes(s->dtype);
+    if (!s->data) {
+        char *buf = job->buffers + (size_t)worker * job->buffer_bytes;
+        s->read(s->ctx, first, (uint64_t)n * (uint64_t)s->cols, buf);
+        from = buf;
+    }
+    if (s->dtype == KK_F32)
+        pack_f32(from, n, s->cols, dst);
+    else if (s->dtype == KK_F16)
+        pack_f16(from, n, s->cols, dst);
     else
-        s->read(s->ctx, at, (uint64_t)n * (uint64_t)s->cols, tmp);
-    const void *row[KK_LANES] = {NULL};
-    for (int l = 0; l < n; l++) row[l] = from + (size_t)l * row_bytes;
-    char *dst = (char *)job->w->data + (size_t)m * job->w->mat_bytes +
-                (size_t)p * kk_panel_bytes(s->dtype, s->cols);
-    if (s->dtype == KK_F16) {
-        pack_halves((const uint16_t *const *)row, n, s->cols, (uint16_t *)(void *)dst);
-    } else if (s->dtype == KK_F32) {
-        pack_words((const uint32_t *const *)row, n, s->cols, (uint32_t *)(void *)dst);
-    } else {
-        pack_words((const uint32_t *const *)row, n, s->cols / 2, (uint32_t *)(void *)dst);
-        if (s->cols % 2)
-            pack_odd_pair((const uint16_t *const *)row, n, s->cols, (uint16_t *)(void *)dst);
-    }
+        pack_bf16(from, n, s->cols, dst);
 }
 
-static void pack_worker(void *arg, int worker, int n)
+int kk__cpu_weight_load(struct kk_dev *dev, const struct kk_weight_src *src,
+                        struct kk_account *acc, struct kk_weight *out, struct kk_err *err)
 {
-    struct pack_job *job = arg;
-    const struct kk_weight_src *s = job->src;
-    int64_t total = kk_cpu_panels(s->rows) * s->n_mats, item;
-    size_t tmp_bytes = (size_t)s->cols * KK_LANES * kk_dtype_bytes(s->dtype);
-    char *tmp = s->data ? NULL : kk_malloc(tmp_bytes);
-    (void)worker;
-    (void)n;
-    if (!s->data && !tmp) {
-        atomic_store(&job->failed, 1);
-        return;
-    }
-    while ((item = atomic_fetch_add(&job->next, 1)) < total) pack_panel(job, item, tmp);
-    kk_free(tmp);
-}
-
-int kk__cpu_weight_load(struct kk_dev *d, const struct kk_weight_src *s, struct kk_account *acc,
-                        struct kk_weight *out, struct kk_err *err)
-{
-    struct kk_cpu *c = kk_cpu_of(d);
-    struct kk_weight w = {.dtype = s->dtype,
-                          .n_mats = s->n_mats,
-                          .rows = s->rows,
-                          .cols = s->cols,
-                          .mat_bytes = mat_bytes(s->dtype, s->rows, s->cols),
+    struct kk_cpu *c = kk__cpu(dev);
+    struct kk_weight w = {.dtype = src->dtype,
+                          .n_mats = src->n_mats,
+                          .rows = src->rows,
+                          .cols = src->cols,
+                          .mat_bytes = mat_bytes(src),
                           .account = acc};
-    int rc = kk_dev_alloc(d, acc, w.mat_bytes * (size_t)w.n_mats, &w.data, err);
-    if (rc) return rc;
-    struct pack_job job = {.src = s, .w = &w};
-    kk_pool_run(c->pool, pack_worker, &job);
-    if (atomic_load(&job.failed)) {
-        kk_weight_free(d, &w);
-        return kk_fail(err, KK_ENOMEM, "out of memory packing weights");
+    struct pack_job job = {.src = src, .w = &w, .panels = kk__panels(src->rows)};
+    if (job.panels * src->n_mats > INT32_MAX)
+        return kk_fail(err, KK_ERANGE, "a weight of %d x %lld x %lld is too big", src->n_mats,
+                       (long long)src->rows, (long long)src->cols);
+    if (!src->data) {
+        job.buffer_bytes = (size_t)src->cols * KK_LANES * kk_dtype_bytes(src->dtype);
+        job.buffers = kk_array((size_t)dev->n_threads, job.buffer_bytes);
+        if (!job.buffers)
+            return kk_fail(err, KK_ENOMEM, "out of memory: %zu bytes to read weights",
+                           (size_t)dev->n_threads * job.buffer_bytes);
     }
-    *out = w;
-    return 0;
-}
-
-/* Row `id` of a table, unpacked, times scale. */
-static void unpack_row(const struct kk_weight *w, int64_t id, float scale, float *h)
-{
-    const char *p = kk_cpu_panel(w, 0, id / KK_LANES);
-    const uint16_t *half = (const uint16_t *)(const void *)p;
-    int64_t lane = id % KK_LANES;
-    for (int64_t k = 0; k < w->cols; k++) {
-        float v;
-        if (w->dtype == KK_F32)
-            v = ((const float *)(const void *)p)[k * KK_LANES + lane];
-        else if (w->dtype == KK_F16)
-            v = kk_f16_to_f32(half[k * KK_LANES + lane]);
-        else
-            v = kk_bf16_to_f32(half[(k / 2 * KK_LANES + lane) * 2 + k % 2]);
-        h[k] = v * scale;
+    int rc = kk_dev_alloc(dev, acc, (size_t)w.n_mats * w.mat_bytes, &w.data, err);
+    if (!rc) {
+        kk_pool_for(c->pool, (int)job.panels * src->n_mats, pack, &job);
+        *out = w;
     }
-}
-
-static void embed_worker(void *arg, int worker, int n)
-{
-    const struct kk_embed_args *a = arg;
-    int64_t first, end;
-    kk__cpu_range(a->T, 1, worker, n, &first, &end);
-    for (int64_t t = first; t < end; t++)
-        if (a->ids[t] >= 0 && a->ids[t] < a->table->rows)
-            unpack_row(a->table, a->ids[t], a->scale, a->h + t * a->table->cols);
-}
-
-void kk__cpu_embed(struct kk_dev *d, const struct kk_embed_args *a)
-{
-    struct kk_cpu *c = kk_cpu_of(d);
-    for (int t = 0; t < a->T; t++)
-        if (a->ids[t] < 0 || a->ids[t] >= a->table->rows)
-            kk__cpu_latch(c, "embed: id %d of %lld rows", a->ids[t], (long long)a->table->rows);
-    if (a->T < 8)
-        embed_worker((void *)(size_t)a, 0, 1);
-    else
-        kk_pool_run(c->pool, embed_worker, (void *)(size_t)a);
+    kk_free(job.buffers);
+    return rc;
 }
