@@ -32,7 +32,7 @@ struct kk_test_rng {
 };
 struct kk_test_rng kk_test_rng(const char *name);
 uint64_t kk_test_u64(struct kk_test_rng *r);
-uint32_t kk_test_below(struct kk_test_rng *r, uint32_t n); /* 0 .. n-1 (n >= 1) */
+uint32_t kk_test_below(struct kk_test_rng *r, uint32_t n);  /* 0 .. n-1 (n >= 1) */
 int kk_test_between(struct kk_test_rng *r, int lo, int hi); /* lo .. hi, both included */
 float kk_test_uniform(struct kk_test_rng *r, float lo, float hi);
 float kk_test_normal(struct kk_test_rng *r); /* near N(0, 1): sum of uniforms, |x| < 6 */
