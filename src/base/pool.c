@@ -47,7 +47,7 @@ struct kk_pool {
         struct kk_pool *pool;
         pthread_t thread;
         int index;
-    } *workers;
+    } * workers;
 };
 
 static inline void relax(void)
@@ -125,16 +125,13 @@ static void *work(void *arg)
         while (!in && !(g & CLOSED) && g >> 16 == seen)
             in = atomic_compare_exchange_weak_explicit(&p->gate, &g, g + 1, memory_order_acq_rel,
                                                        memory_order_acquire);
-        if (in) {
-            if (atomic_load_explicit(&p->stop, memory_order_relaxed)) return NULL;
-            if (p->item)
-                take_items(p, w->index);
-            else
-                p->run(p->arg, w->index, p->n);
-            atomic_fetch_add_explicit(&p->left, 1, memory_order_release);
-        } else {
-            seen = g >> 16 > seen ? seen : g >> 16;
-        }
+        if (!in) continue; /* over already */
+        if (atomic_load_explicit(&p->stop, memory_order_relaxed)) return NULL;
+        if (p->item)
+            take_items(p, w->index);
+        else
+            p->run(p->arg, w->index, p->n);
+        atomic_fetch_add_explicit(&p->left, 1, memory_order_release);
     }
 }
 
