@@ -6,7 +6,8 @@
  *
  *     kk_pool_for(pool, n_tiles, do_tile, &job);
  *
- * Which worker runs an item is not defined: a function must give the same result whoever runs it. */
+ * Which worker runs an item is not defined: a function must give the same result whoever runs it.
+ */
 #ifndef KK_BASE_POOL_H
 #define KK_BASE_POOL_H
 

@@ -45,23 +45,23 @@ void kk_dev_close(struct kk_dev *dev)
 void kk_dev_check(const struct kk_dev *dev)
 {
     static const char *const names[] = {
-        "alloc",    "free",          "upload",     "download", "weight_load", "weight_bytes",
-        "reserve",  "reserve_bytes", "close",      "step_begin", "step_end",  "embed",
-        "norm",     "linear",        "qkv",        "attn",     "residual",    "glu",
-        "route",    "moe",           "gather",     "argmax",   "kv_store",
+        "alloc",   "free",          "upload", "download",   "weight_load", "weight_bytes",
+        "reserve", "reserve_bytes", "close",  "step_begin", "step_end",    "embed",
+        "norm",    "linear",        "qkv",    "attn",       "residual",    "glu",
+        "route",   "moe",           "gather", "argmax",     "kv_store",
     };
     const struct kk_ops *o = dev->ops;
     void (*const slots[])(void) = {
-#define SLOT(name) (void (*)(void))o->name
-        SLOT(alloc),   SLOT(free),          SLOT(upload),  SLOT(download),   SLOT(weight_load),
-        SLOT(weight_bytes), SLOT(reserve),  SLOT(reserve_bytes), SLOT(close), SLOT(step_begin),
-        SLOT(step_end), SLOT(embed),        SLOT(norm),    SLOT(linear),     SLOT(qkv),
-        SLOT(attn),    SLOT(residual),      SLOT(glu),     SLOT(route),      SLOT(moe),
-        SLOT(gather),  SLOT(argmax),        SLOT(kv_store),
+#define SLOT(name) (void (*)(void)) o->name
+        SLOT(alloc),        SLOT(free),     SLOT(upload),        SLOT(download), SLOT(weight_load),
+        SLOT(weight_bytes), SLOT(reserve),  SLOT(reserve_bytes), SLOT(close),    SLOT(step_begin),
+        SLOT(step_end),     SLOT(embed),    SLOT(norm),          SLOT(linear),   SLOT(qkv),
+        SLOT(attn),         SLOT(residual), SLOT(glu),           SLOT(route),    SLOT(moe),
+        SLOT(gather),       SLOT(argmax),   SLOT(kv_store),
 #undef SLOT
     };
-    _Static_assert(sizeof slots == sizeof *o && sizeof names / sizeof *names ==
-                                                    sizeof slots / sizeof *slots,
+    _Static_assert(sizeof slots == sizeof *o &&
+                       sizeof names / sizeof *names == sizeof slots / sizeof *slots,
                    "a slot of struct kk_ops is missing here");
     for (size_t i = 0; i < sizeof slots / sizeof *slots; i++) {
         if (slots[i]) continue;

@@ -1,415 +1,388 @@
-/* Attention. Work is cut into tiles: some consecutive rows of one sequence and the query heads of
- * one KV head, at most KK_CPU_TILE_Q query vectors. All of a tile share the key rows (and derived
- * keys) of a split.
+/* Attention over keys in splits of S positions, in the order of dev/dev.h whatever the batch.
  *
- * With at least a tile per worker, a worker takes whole tiles and merges split by split. With fewer
- * (decode), workers take (tile, split) pairs into partial results, which are then merged in
- * ascending order. Both give the same bits: a split's result starts from zero, and the merge is the
- * same sequence of operations. */
-#include <stdatomic.h>
+ * A group is a tile of rows of one sequence and one KV head: its queries (rows x H/G) share every
+ * load of a key or value, and every derived key. For each split that some row of the group sees,
+ * scores, softmax and weighted values start from zero and make a partial sum: for each query
+ * o[D], m, l. Partial sums are merged into `state` in ascending order of splits.
+ *
+ * With many groups, a thread takes a group and goes through its splits. With few (decoding), a
+ * thread takes a chunk of the splits of a group and leaves the partial sums in shared scratch; who
+ * finishes the last chunk merges them all. Both do the same operations on the same numbers. */
 #include <string.h>
 
 #include "dev/cpu/cpu_int.h"
 
-/* ---- qkv -------------------------------------------------------------------------------------- */
-
-struct qkv_job {
-    struct kk_cpu *c;
-    const struct kk_qkv_args *a;
-};
-
-static void store_kv(const struct qkv_job *j, int64_t t, const float *rope)
-{
-    const struct kk_qkv_args *a = j->a;
-    const struct kk_cpu_kern *k = j->c->k;
-    const int GD = a->G * a->D;
-    const size_t e = kk_dtype_bytes(a->kv_dtype),
-                 row_bytes = (size_t)GD * e * (a->value_only ? 1 : 2);
-    char *row = (char *)a->rows + (size_t)t * row_bytes;
-    float tmp[1024];
-    for (int g = 0; g < a->G; g++) {
-        const float *key = a->k + t * GD + g * a->D;
-        const float *value = a->value_only ? key : a->v + t * GD + g * a->D;
-        char *dst = row + (size_t)(g * a->D) * e;
-        if (!a->value_only) {
-            k->norm(a->D, key, a->k_norm, a->eps, tmp);
-            k->rope(a->D, a->R, rope, tmp);
-            k->store[a->kv_dtype](a->D, tmp, dst);
-            dst += (size_t)GD * e;
-        }
-        k->norm(a->D, value, NULL, a->eps, tmp);
-        k->store[a->kv_dtype](a->D, tmp, dst);
-    }
-}
-
-static void qkv_worker(void *arg, int worker, int n)
-{
-    const struct qkv_job *j = arg;
-    const struct kk_qkv_args *a = j->a;
-    int64_t t, end;
-    kk__cpu_range(a->T, 1, worker, n, &t, &end);
-    for (; t < end; t++) {
-        const float *rope = a->rope + (int64_t)a->pos[t] * a->R * 2;
-        for (int h = 0; h < a->H; h++) {
-            float *q = a->q + (t * a->H + h) * a->D;
-            j->c->k->norm(a->D, q, a->q_norm, a->eps, q);
-            j->c->k->rope(a->D, a->R, rope, q);
-        }
-        store_kv(j, t, rope);
-    }
-}
-
-void kk__cpu_qkv(struct kk_dev *d, const struct kk_qkv_args *a)
-{
-    struct qkv_job j = {kk_cpu_of(d), a};
-    KK_BUG_ON(a->D > 1024);
-    if ((int64_t)a->T * (a->H + a->G) * a->D < 4096)
-        qkv_worker(&j, 0, 1);
-    else
-        kk_pool_run(j.c->pool, qkv_worker, &j);
-}
-
-/* ---- tiles ------------------------------------------------------------------------------------ */
-
-struct tile {
-    int t0, t1, b, g; /* rows [t0, t1) of sequence b; KV head g */
-    int nq;           /* (t1 - t0) * heads */
-};
+enum { S = KK_CPU_SPLIT };
 
 struct attn_job {
     struct kk_cpu *c;
     const struct kk_attn_args *a;
-    int heads; /* query heads of a KV head */
-    int rows_per_tile;
-    size_t row_bytes, elem;
-    int n_tiles;
-    _Atomic int64_t next;
-    /* partial mode: the pairs of one round, and where each lies */
-    const struct tile *tile; /* the tile being done */
-    struct tile one;
-    int64_t split0, n_splits;
+    int per_kv;     /* query heads of a KV head */
+    int n_groups;   /* tiles x G */
+    int max_nq;     /* queries of a tile */
+    int row_bytes;  /* of a stored row */
+    int64_t stride; /* floats of a query in a partial sum */
+    /* by chunks: splits [wave, wave + wave_len) of every group, in chunks */
+    int wave, wave_len, chunk, n_chunks, last_wave;
 };
 
-/* The i-th tile: row tiles in order, KV heads within. Rows of a sequence are consecutive. */
-static int next_rows(const struct attn_job *j, int t0)
-{
-    const struct kk_attn_args *a = j->a;
-    int t1 = t0 + 1;
-    while (t1 < a->T && t1 - t0 < j->rows_per_tile && a->seq[t1] == a->seq[t0]) t1++;
-    return t1;
-}
+/* Visible splits of a group, as an ascending list: [sink0, sink1) and then [win0, win1). */
+struct group {
+    int index, g;
+    int t0, rows;
+    int32_t pos; /* of row t0; the rows are consecutive */
+    const struct kk_kv_seq *seq;
+    int32_t sink0, sink1, win0, win1;
+};
 
-static int count_tiles(const struct attn_job *j)
-{
-    int n = 0;
-    for (int t = 0; t < j->a->T; t = next_rows(j, t)) n += j->a->G;
-    return n;
-}
+/* A thread's scratch */
+struct work {
+    float *q, *p, *part, *keys, *m, *l;
+    const void **rows, **key_rows;
+    const float **cs;
+};
 
-static struct tile tile_at(const struct attn_job *j, int64_t index)
-{
-    int t0 = 0;
-    for (int64_t skip = index / j->a->G; skip; skip--) t0 = next_rows(j, t0);
-    struct tile tl = {
-        .t0 = t0, .t1 = next_rows(j, t0), .b = j->a->seq[t0], .g = (int)(index % j->a->G)};
-    tl.nq = (tl.t1 - tl.t0) * j->heads;
-    return tl;
-}
+struct span {
+    int32_t lo, hi;
+};
 
-static int64_t max64(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
-static int64_t min64(int64_t a, int64_t b)
+static int32_t min32(int32_t a, int32_t b)
 {
     return a < b ? a : b;
 }
 
-/* First position a row at pos sees by nearness, and by the model's window at all. */
-static int64_t near_from(const struct kk_mask *m, int64_t pos)
+static int32_t max32(int32_t a, int32_t b)
 {
-    return max64(0, pos - min64(m->near, m->window) + 1);
-}
-static int64_t window_from(const struct kk_mask *m, int64_t pos)
-{
-    return max64(0, pos - (int64_t)m->window + 1);
+    return a > b ? a : b;
 }
 
-/* Splits that hold a visible key of the tile: [*s0, *s1). A gap between sinks and near is skipped
- * later. */
-static void tile_splits(const struct attn_job *j, const struct tile *tl, int64_t *s0, int64_t *s1)
+/* ---- which keys ---- */
+
+/* Keys visible to some row of positions [t0, t1]: window keys and the sinks below them. For one
+ * row exactly those it sees. */
+static void visible(const struct kk_mask *mask, int32_t t0, int32_t t1, struct span *sinks,
+                    struct span *win)
 {
-    const struct kk_attn_args *a = j->a;
-    const int64_t p0 = a->pos[tl->t0], p1 = a->pos[tl->t1 - 1];
-    int64_t from = near_from(&a->mask, p0), low = window_from(&a->mask, p0);
-    if (low < a->mask.sinks && low < from) from = low;
-    *s0 = max64(from / KK_CPU_SPLIT, a->first_split);
-    *s1 = min64(p1 / KK_CPU_SPLIT + 1, a->end_split);
+    *win = (struct span){max32(0, t0 - min32(mask->window, mask->near) + 1), t1 + 1};
+    *sinks = (struct span){max32(0, t0 - mask->window + 1), min32(mask->sinks, win->lo)};
+    if (sinks->hi < sinks->lo) sinks->hi = sinks->lo;
 }
 
-/* ---- one split of one tile -------------------------------------------------------------------- */
-
-/* A run of visible positions inside a split. */
-struct run {
-    int64_t first, end;
-};
-
-static int split_runs(const struct attn_job *j, const struct tile *tl, int64_t split,
-                      struct run r[2])
+static struct span clip(struct span s, int32_t lo, int32_t hi)
 {
-    const struct kk_mask *m = &j->a->mask;
-    const int64_t p0 = j->a->pos[tl->t0], p1 = j->a->pos[tl->t1 - 1];
-    const int64_t lo = split * KK_CPU_SPLIT, hi = min64(lo + KK_CPU_SPLIT, p1 + 1);
-    int64_t near = max64(lo, near_from(m, p0)), sink = max64(lo, window_from(m, p0));
-    int64_t sink_end = min64(min64(m->sinks, hi), near);
-    int n = 0;
-    if (sink < sink_end) r[n++] = (struct run){sink, sink_end};
-    if (near < hi) {
-        if (n && r[0].end == near)
-            r[0].end = hi;
-        else
-            r[n++] = (struct run){near, hi};
+    struct span r = {max32(s.lo, lo), min32(s.hi, hi)};
+    if (r.hi < r.lo) r.lo = r.hi = min32(max32(s.lo, lo), hi);
+    return r;
+}
+
+static struct group group_at(const struct attn_job *job, int index)
+{
+    const struct kk_attn_args *a = job->a;
+    const int32_t *tile = job->c->s.tiles + index / a->G;
+    struct group g = {.index = index, .g = index % a->G, .t0 = tile[0], .rows = tile[1] - tile[0]};
+    struct span sinks, win;
+    g.pos = a->pos[g.t0];
+    g.seq = &a->seqs[a->seq[g.t0]];
+    visible(&a->mask, g.pos, g.pos + g.rows - 1, &sinks, &win);
+    g.win0 = max32(win.lo / S, a->first_split);
+    g.win1 = min32((win.hi - 1) / S + 1, a->end_split);
+    g.sink0 = max32(sinks.lo / S, a->first_split);
+    g.sink1 = sinks.hi > sinks.lo ? min32((sinks.hi - 1) / S + 1, g.win0) : 0;
+    g.sink1 = max32(g.sink0, min32(g.sink1, a->end_split));
+    g.win1 = max32(g.win0, g.win1);
+    return g;
+}
+
+static int n_splits(const struct group *g)
+{
+    return g->sink1 - g->sink0 + g->win1 - g->win0;
+}
+
+static int32_t split_at(const struct group *g, int i)
+{
+    int sinks = g->sink1 - g->sink0;
+    return i < sinks ? g->sink0 + i : g->win0 + i - sinks;
+}
+
+/* Addresses of rows [j, j + n), plus off: runs of one block at a time */
+static void row_pointers(const struct kk_kv_seq *s, int32_t j, int32_t n, size_t row_bytes,
+                         size_t off, const void **out)
+{
+    while (n > 0) {
+        const char *p = (const char *)kk_kv_row(s, j, row_bytes) + off;
+        int32_t run = n;
+        if (j < s->committed) {
+            int32_t in_ring = !s->ring || j < s->sinks ? -1 : (j - s->sinks) % s->ring;
+            int32_t slot = in_ring < 0 ? j : s->sinks + in_ring;
+            run = min32(run, min32(s->committed - j, s->block_rows - slot % s->block_rows));
+            if (in_ring >= 0) run = min32(run, s->ring - in_ring);
+            if (s->ring && j < s->sinks) run = min32(run, s->sinks - j);
+        }
+        for (int32_t i = 0; i < run; i++) out[i] = p + (size_t)i * row_bytes;
+        out += run;
+        j += run;
+        n -= run;
     }
+}
+
+/* ---- one split ---- */
+
+static void fill(float *s, int32_t lo, int32_t hi)
+{
+    for (int32_t i = lo; i < hi; i++) s[i] = -INFINITY;
+}
+
+/* -inf for the keys of [lo, hi), relative to base, that each row does not see */
+static void mask_scores(const struct attn_job *job, const struct group *g, int32_t base, int32_t lo,
+                        int32_t hi, float *p)
+{
+    for (int r = 0; r < g->rows; r++) {
+        struct span sinks, win;
+        visible(&job->a->mask, g->pos + r, g->pos + r, &sinks, &win);
+        sinks = clip((struct span){sinks.lo - base, sinks.hi - base}, lo, hi);
+        win = clip((struct span){win.lo - base, win.hi - base}, lo, hi);
+        for (int i = 0; i < job->per_kv; i++, p += S) {
+            fill(p, lo, sinks.lo);
+            fill(p, sinks.hi, win.lo);
+            fill(p, win.hi, hi);
+        }
+    }
+}
+
+/* Keys of the split: addresses of values in w->rows, of keys in w->key_rows; returns their type. */
+static enum kk_dtype load_keys(const struct attn_job *job, const struct group *g,
+                               const struct span span[2], struct work *w)
+{
+    const struct kk_attn_args *a = job->a;
+    const size_t head = (size_t)g->g * (size_t)a->D * kk_dtype_bytes(a->kv_dtype);
+    const size_t half = (size_t)a->G * (size_t)a->D * kk_dtype_bytes(a->kv_dtype);
+    int n = 0;
+    for (int i = 0; i < 2; i++) {
+        int32_t len = span[i].hi - span[i].lo;
+        row_pointers(g->seq, span[i].lo, len, (size_t)job->row_bytes, head, w->key_rows + n);
+        for (int32_t j = 0; a->value_only && j < len; j++)
+            w->cs[n + j] = a->rope + (int64_t)(span[i].lo + j) * a->R * 2;
+        n += len;
+    }
+    if (!a->value_only) {
+        for (int j = 0; j < n; j++) w->rows[j] = (const char *)w->key_rows[j] + half;
+        return a->kv_dtype;
+    }
+    memcpy(w->rows, w->key_rows, (size_t)n * sizeof *w->rows);
+    job->c->kern->derive[a->kv_dtype](n, a->D, a->R, w->rows, a->k_norm, w->cs, w->keys);
+    for (int j = 0; j < n; j++) w->key_rows[j] = w->keys + (int64_t)j * a->D;
+    return KK_F32;
+}
+
+/* Partial sum of one split for the nq queries at q: o, m, l into part[i * stride]. Key base + i is
+ * always element i of a row of w->p, so that the order of sums is that of absolute positions. */
+static void do_split(const struct attn_job *job, const struct group *g, int32_t split,
+                     const float *q, struct work *w, float *part)
+{
+    const struct kk_attn_args *a = job->a;
+    const struct kk_cpu_kern *k = job->c->kern;
+    const int nq = g->rows * job->per_kv, D = a->D;
+    const int32_t base = split * S;
+    struct span span[2];
+    visible(&a->mask, g->pos, g->pos + g->rows - 1, &span[0], &span[1]);
+    span[0] = clip(span[0], base, base + S);
+    span[1] = clip(span[1], base, base + S);
+    const int n0 = span[0].hi - span[0].lo, n1 = span[1].hi - span[1].lo;
+    const int at0 = span[0].lo - base, at1 = span[1].lo - base;
+    const int lo = (n0 ? at0 : at1) & ~15, hi = ((n1 ? at1 + n1 : at0 + n0) + 15) & ~15;
+
+    const enum kk_dtype t = load_keys(job, g, span, w);
+    if (n0) k->scores[t](nq, n0, D, q, D, w->key_rows, a->scale, w->p + at0, S);
+    if (n1) k->scores[t](nq, n1, D, q, D, w->key_rows + n0, a->scale, w->p + at1, S);
+    mask_scores(job, g, base, lo, hi, w->p);
+    for (int i = 0; i < nq; i++) {
+        float *p = w->p + i * S, *end = part + i * job->stride + D;
+        k->softmax(hi - lo, p + lo, &end[0], &end[1]);
+        if (n0 && n1) memmove(p + at0 + n0, p + at1, (size_t)n1 * sizeof *p);
+    }
+    k->pv[a->kv_dtype](nq, n0 + n1, D, w->p + (n0 ? at0 : at1), S, w->rows, part, job->stride);
+}
+
+/* ---- merging ---- */
+
+static float *state_of(const struct attn_job *job, const struct group *g, int query)
+{
+    const struct kk_attn_args *a = job->a;
+    int64_t t = g->t0 + query / job->per_kv, h = g->g * job->per_kv + query % job->per_kv;
+    return a->state + (t * a->H + h) * (a->D + 2);
+}
+
+/* state <- state merged with the next split's sum */
+static void merge(const struct attn_job *job, const struct group *g, const float *part)
+{
+    const int D = job->a->D, nq = g->rows * job->per_kv;
+    for (int i = 0; i < nq; i++, part += job->stride) {
+        float *st = state_of(job, g, i), m0 = st[D], m1 = part[D];
+        if (m1 == -INFINITY) continue; /* this row sees no key of the split */
+        if (m0 == -INFINITY) {
+            memcpy(st, part, ((size_t)D + 2) * sizeof *st);
+            continue;
+        }
+        float m = m0 > m1 ? m0 : m1, old = kk_exp(m0 - m), new = kk_exp(m1 - m);
+        job->c->kern->merge(D, st, old, part, new);
+        st[D] = m;
+        st[D + 1] = fmaf(part[D + 1], new, st[D + 1] * old);
+    }
+}
+
+static void start(const struct attn_job *job, const struct group *g)
+{
+    if (!job->a->first) return;
+    for (int i = 0; i < g->rows * job->per_kv; i++) {
+        float *st = state_of(job, g, i);
+        memset(st, 0, (size_t)job->a->D * sizeof *st);
+        st[job->a->D] = -INFINITY;
+        st[job->a->D + 1] = 0;
+    }
+}
+
+static void finish(const struct attn_job *job, const struct group *g)
+{
+    const struct kk_attn_args *a = job->a;
+    if (!a->last) return;
+    for (int i = 0; i < g->rows * job->per_kv; i++) {
+        const float *st = state_of(job, g, i), l = st[a->D + 1], r = l > 0 ? 1.0f / l : 0;
+        float *o = (float *)a->o + (st - a->state) / (a->D + 2) * a->D;
+        for (int d = 0; d < a->D; d++) o[d] = st[d] * r;
+    }
+}
+
+/* ---- the two ways through the splits ---- */
+
+static void *take(char **at, size_t bytes)
+{
+    void *p = *at;
+    *at += (bytes + 63) & ~(size_t)63;
+    return p;
+}
+
+static struct work work_of(const struct attn_job *job, int worker)
+{
+    char *at = (char *)kk__cpu_scratch(job->c, worker);
+    size_t nq = (size_t)job->max_nq, D = (size_t)job->a->D, f = sizeof(float);
+    struct work w;
+    w.rows = take(&at, S * sizeof(void *));
+    w.key_rows = take(&at, S * sizeof(void *));
+    w.cs = take(&at, S * sizeof(void *));
+    w.q = take(&at, nq * D * f);
+    w.p = take(&at, nq * S * f);
+    w.part = take(&at, nq * (size_t)job->stride * f);
+    w.keys = job->a->value_only ? take(&at, S * D * f) : NULL;
+    KK_BUG_ON(at > (char *)kk__cpu_scratch(job->c, worker) + job->c->s.thread_bytes);
+    return w;
+}
+
+/* The group's queries, [nq, D]; in place for one row */
+static const float *queries(const struct attn_job *job, const struct group *g, struct work *w)
+{
+    const struct kk_attn_args *a = job->a;
+    const int64_t n = (int64_t)job->per_kv * a->D;
+    const float *q = a->q + ((int64_t)g->t0 * a->G + g->g) * n;
+    if (g->rows == 1 || a->G == 1) return q;
+    for (int r = 0; r < g->rows; r++) memcpy(w->q + r * n, q + r * n * a->G, (size_t)n * sizeof *q);
+    return w->q;
+}
+
+/* Item: a group, the last first, as they see most keys */
+static void group_item(void *arg, int item, int worker)
+{
+    const struct attn_job *job = arg;
+    struct group g = group_at(job, job->n_groups - 1 - item);
+    struct work w = work_of(job, worker);
+    const float *q = queries(job, &g, &w);
+    start(job, &g);
+    for (int i = 0; i < n_splits(&g); i++) {
+        do_split(job, &g, split_at(&g, i), q, &w, w.part);
+        merge(job, &g, w.part);
+    }
+    finish(job, &g);
+}
+
+static float *part_at(const struct attn_job *job, const struct group *g, int i)
+{
+    int64_t slot = (int64_t)g->index * job->wave_len + i - job->wave;
+    return job->c->s.parts + slot * job->max_nq * job->stride;
+}
+
+/* Item: a chunk of the splits of a group */
+static void chunk_item(void *arg, int item, int worker)
+{
+    const struct attn_job *job = arg;
+    struct group g = group_at(job, item / job->n_chunks);
+    const int end = (int)kk__min64(n_splits(&g), job->wave + job->wave_len);
+    const int lo = job->wave + item % job->n_chunks * job->chunk;
+    struct work w = work_of(job, worker);
+    const float *q = queries(job, &g, &w);
+    for (int i = lo; i < lo + job->chunk && i < end; i++)
+        do_split(job, &g, split_at(&g, i), q, &w, part_at(job, &g, i));
+    if (atomic_fetch_sub_explicit(&job->c->s.pending[g.index], 1, memory_order_acq_rel) > 1) return;
+    if (job->wave == 0) start(job, &g);
+    for (int i = job->wave; i < end; i++) merge(job, &g, part_at(job, &g, i));
+    if (job->last_wave) finish(job, &g);
+}
+
+static void by_chunks(struct attn_job *job, int most_splits, int64_t ns)
+{
+    struct kk_cpu *c = job->c;
+    const int64_t room = (int64_t)c->s.n_parts / (job->n_groups * job->max_nq * job->stride);
+    for (job->wave = 0; job->wave < most_splits; job->wave += job->wave_len) {
+        job->wave_len = (int)kk__min64(room, most_splits - job->wave);
+        job->last_wave = job->wave + job->wave_len == most_splits;
+        int64_t chunks = kk__ceil_div(4 * c->dev.n_threads, job->n_groups);
+        job->chunk = (int)kk__ceil_div(job->wave_len, chunks);
+        job->n_chunks = (int)kk__ceil_div(job->wave_len, job->chunk);
+        for (int i = 0; i < job->n_groups; i++)
+            atomic_store_explicit(&c->s.pending[i], job->n_chunks, memory_order_relaxed);
+        kk__cpu_for(c, job->n_groups * job->n_chunks, ns, chunk_item, job);
+    }
+}
+
+/* Tiles of consecutive rows of one sequence: their first rows, and T, into scratch. */
+static int cut_tiles(struct attn_job *job)
+{
+    const struct kk_attn_args *a = job->a;
+    int32_t *tile = job->c->s.tiles;
+    int n = 0, most = KK_CPU_QUERIES / job->per_kv, rows = 0;
+    for (int t = 0; t < a->T; t++) {
+        int next = t > 0 && a->seq[t] == a->seq[t - 1] && a->pos[t] == a->pos[t - 1] + 1;
+        if (next && t - tile[n - 1] < most) continue;
+        tile[n++] = t;
+    }
+    tile[n] = a->T;
+    for (int i = 0; i < n; i++) rows = max32(rows, tile[i + 1] - tile[i]);
+    job->max_nq = rows * job->per_kv;
     return n;
 }
 
-/* Pointers to the key and value rows of positions [first, end) at w->krow / vrow[at..]. */
-static void gather_rows(const struct attn_job *j, struct kk_cpu_worker *w, const struct tile *tl,
-                        struct run r, int at)
+void kk__cpu_attn(struct kk_dev *dev, const struct kk_attn_args *a)
 {
-    const struct kk_attn_args *a = j->a;
-    const struct kk_kv_seq *s = &a->seqs[tl->b];
-    const size_t head = (size_t)(tl->g * a->D) * j->elem;
-    const size_t value = a->value_only ? 0 : (size_t)(a->G * a->D) * j->elem;
-    for (int64_t p = r.first; p < r.end; p++, at++) {
-        const char *row = kk_kv_row(s, (int32_t)p, j->row_bytes);
-        w->krow[at] = row + head;
-        w->vrow[at] = row + head + value;
-        if (a->value_only) w->cs[at] = a->rope + p * a->R * 2;
-    }
-}
-
-/* -inf where row t of the tile may not look; s [SPLIT] starts at position lo. */
-static void mask_row(const struct kk_mask *m, int64_t pos, int64_t lo, float *s)
-{
-    const int64_t near = near_from(m, pos) - lo, sinks = m->sinks - lo,
-                  low = window_from(m, pos) - lo;
-    const int64_t last = pos - lo;
-    for (int64_t i = 0; i < KK_CPU_SPLIT && i < near; i++)
-        if (i >= sinks || i < low) s[i] = -INFINITY;
-    for (int64_t i = max64(0, last + 1); i < KK_CPU_SPLIT; i++) s[i] = -INFINITY;
-}
-
-/* Scores of a split's runs into w->s [nq, SPLIT] (by position), keys derived where values are all
- * there is. */
-static void split_scores(const struct attn_job *j, struct kk_cpu_worker *w, const struct tile *tl,
-                         const struct run *r, int n, int64_t lo)
-{
-    const struct kk_attn_args *a = j->a;
-    const struct kk_cpu_kern *k = j->c->k;
-    if (n == 2 || r[0].first > lo || r[0].end < lo + KK_CPU_SPLIT)
-        for (int i = 0; i < tl->nq * KK_CPU_SPLIT; i++) w->s[i] = -INFINITY;
-    for (int i = 0, at = 0; i < n; i++) {
-        int nk = (int)(r[i].end - r[i].first);
-        float *s = w->s + (r[i].first - lo);
-        gather_rows(j, w, tl, r[i], at);
-        if (a->value_only) {
-            k->derive[a->kv_dtype](nk, a->D, a->R, w->krow + at, a->k_norm, w->cs + at,
-                                   w->keys + (int64_t)at * a->D);
-            for (int x = 0; x < nk; x++) w->krow[at + x] = w->keys + (int64_t)(at + x) * a->D;
-        }
-        k->scores[a->value_only ? KK_F32 : a->kv_dtype](tl->nq, nk, a->D, w->q, a->D, w->krow + at,
-                                                        a->scale, s, KK_CPU_SPLIT);
-        at += nk;
-    }
-    for (int t = tl->t0, i = 0; t < tl->t1; t++)
-        for (int h = 0; h < j->heads; h++, i++)
-            mask_row(&a->mask, a->pos[t], lo, w->s + i * KK_CPU_SPLIT);
-}
-
-/* Weighted values of a split: o [nq] rows of `ldo` floats, with the maximum at o[D] and the sum at
- * o[D + 1]. Returns 0 if the split has no key that any row of the tile may see. */
-static int do_split(const struct attn_job *j, struct kk_cpu_worker *w, const struct tile *tl,
-                    int64_t split, float *o)
-{
-    const struct kk_attn_args *a = j->a;
-    const struct kk_cpu_kern *k = j->c->k;
-    const int64_t lo = split * KK_CPU_SPLIT;
-    const int ldo = a->D + 2;
-    struct run r[2];
-    int n = split_runs(j, tl, split, r), nk = 0;
-    if (!n) return 0;
-    split_scores(j, w, tl, r, n, lo);
-    for (int i = 0; i < tl->nq; i++)
-        k->softmax(KK_CPU_SPLIT, w->s + i * KK_CPU_SPLIT, &o[i * ldo + a->D],
-                   &o[i * ldo + a->D + 1]);
-    const float *p = w->s + (r[0].first - lo);
-    if (n == 2) { /* close the gap */
-        int n0 = (int)(r[0].end - r[0].first), n1 = (int)(r[1].end - r[1].first);
-        for (int i = 0; i < tl->nq; i++) {
-            const float *s = w->s + i * KK_CPU_SPLIT - lo;
-            memcpy(w->p + i * KK_CPU_SPLIT, s + r[0].first, (size_t)n0 * sizeof *s);
-            memcpy(w->p + i * KK_CPU_SPLIT + n0, s + r[1].first, (size_t)n1 * sizeof *s);
-        }
-        p = w->p;
-    }
-    for (int i = 0; i < n; i++) nk += (int)(r[i].end - r[i].first);
-    k->pv[a->kv_dtype](tl->nq, nk, a->D, p, KK_CPU_SPLIT, w->vrow, o, ldo);
-    return 1;
-}
-
-/* ---- merging ---------------------------------------------------------------------------------- */
-
-static void start_state(int nq, int D, float *state)
-{
-    for (int i = 0; i < nq; i++, state += D + 2) {
-        memset(state, 0, (size_t)D * sizeof *state);
-        state[D] = -INFINITY;
-        state[D + 1] = 0;
-    }
-}
-
-/* state = state merged with the next split's part; parts with no visible key change nothing. */
-static void merge_part(const struct kk_cpu_kern *k, int nq, int D, float *state, const float *part)
-{
-    for (int i = 0; i < nq; i++, state += D + 2, part += D + 2) {
-        if (part[D] == -INFINITY) continue;
-        float m = part[D] > state[D] ? part[D] : state[D];
-        float a = kk_exp(state[D] - m), b = kk_exp(part[D] - m);
-        k->merge(D, state, a, part, b);
-        state[D + 1] = fmaf(part[D + 1], b, state[D + 1] * a);
-        state[D] = m;
-    }
-}
-
-/* Where query vector i of a tile lies in [T, H] order. */
-static int64_t query_index(const struct attn_job *j, const struct tile *tl, int i)
-{
-    return (int64_t)(tl->t0 + i / j->heads) * j->a->H + tl->g * j->heads + i % j->heads;
-}
-
-static void load_tile(const struct attn_job *j, struct kk_cpu_worker *w, const struct tile *tl)
-{
-    const int D = j->a->D;
-    for (int i = 0; i < tl->nq; i++)
-        memcpy(w->q + i * D, j->a->q + query_index(j, tl, i) * D, (size_t)D * sizeof *w->q);
-}
-
-static void load_state(const struct attn_job *j, const struct tile *tl, float *state)
-{
-    const int ld = j->a->D + 2;
-    if (j->a->first) {
-        start_state(tl->nq, j->a->D, state);
+    struct kk_cpu *c = kk__cpu(dev);
+    struct attn_job job = {.c = c, .a = a, .per_kv = a->H / a->G};
+    int64_t ns = 0;
+    int most_splits = 0;
+    KK_BUG_ON(a->H % a->G || a->D % 2 || !c->s.base || a->T > c->s.limits.max_rows ||
+              a->D > c->s.limits.max_head_dim);
+    if (job.per_kv > KK_CPU_QUERIES) {
+        kk__cpu_latch(c, KK_EUNSUPPORTED, "attn: %d query heads share a KV head, at most %d",
+                      job.per_kv, KK_CPU_QUERIES);
         return;
     }
-    for (int i = 0; i < tl->nq; i++)
-        memcpy(state + i * ld, j->a->state + query_index(j, tl, i) * ld,
-               (size_t)ld * sizeof *state);
-}
-
-/* To the caller's state, or as the final output. */
-static void store_state(const struct attn_job *j, const struct tile *tl, const float *state)
-{
-    const int D = j->a->D, ld = D + 2;
-    for (int i = 0; i < tl->nq; i++, state += ld) {
-        int64_t at = query_index(j, tl, i);
-        if (!j->a->last) {
-            memcpy(j->a->state + at * ld, state, (size_t)ld * sizeof *state);
-            continue;
-        }
-        float *o = (float *)j->a->o + at * D, r = 1.0f / state[D + 1];
-        for (int d = 0; d < D; d++) o[d] = state[d] * r;
+    if (a->T == 0) return;
+    job.stride = ((a->D + 15) & ~15) + 16;
+    job.row_bytes = a->G * a->D * (int)kk_dtype_bytes(a->kv_dtype) * (a->value_only ? 1 : 2);
+    job.n_groups = cut_tiles(&job) * a->G;
+    for (int i = 0; i < job.n_groups; i++) {
+        struct group g = group_at(&job, i);
+        most_splits = max32(most_splits, n_splits(&g));
+        ns += (int64_t)n_splits(&g) * S * a->D * (4 + g.rows * job.per_kv) / 32;
     }
-}
-
-/* ---- the two ways to share work --------------------------------------------------------------- */
-
-static void whole_tiles(void *arg, int worker, int n)
-{
-    struct attn_job *j = arg;
-    struct kk_cpu_worker *w = &j->c->worker[worker];
-    int64_t i;
-    (void)n;
-    while ((i = atomic_fetch_add_explicit(&j->next, 1, memory_order_relaxed)) < j->n_tiles) {
-        struct tile tl = tile_at(j, i);
-        int64_t s, s1;
-        load_tile(j, w, &tl);
-        load_state(j, &tl, w->state);
-        tile_splits(j, &tl, &s, &s1);
-        for (; s < s1; s++)
-            if (do_split(j, w, &tl, s, w->o)) merge_part(j->c->k, tl.nq, j->a->D, w->state, w->o);
-        store_state(j, &tl, w->state);
-    }
-}
-
-/* Size of a partial result of the running job. */
-static size_t part_floats(const struct attn_job *j)
-{
-    return (size_t)j->one.nq * (size_t)(j->a->D + 2);
-}
-
-static void tile_splits_worker(void *arg, int worker, int n)
-{
-    struct attn_job *j = arg;
-    struct kk_cpu_worker *w = &j->c->worker[worker];
-    int64_t i, end;
-    load_tile(j, w, &j->one);
-    kk__cpu_range(j->n_splits, 1, worker, n, &i, &end);
-    for (; i < end; i++) {
-        float *o = j->c->partial + (size_t)i * part_floats(j);
-        if (!do_split(j, w, &j->one, j->split0 + i, o))
-            for (int q = 0; q < j->one.nq; q++) o[q * (j->a->D + 2) + j->a->D] = -INFINITY;
-    }
-}
-
-/* One tile, its splits spread over the workers; rounds bounded by the partial buffer. */
-static void split_tile(struct attn_job *j, int64_t index)
-{
-    struct kk_cpu *c = j->c;
-    float *state = c->worker[0].state;
-    int64_t s, s1;
-    j->one = tile_at(j, index);
-    int64_t room = (int64_t)c->partial_slots * KK_CPU_TILE_Q / j->one.nq;
-    load_state(j, &j->one, state);
-    tile_splits(j, &j->one, &s, &s1);
-    for (; s < s1; s += j->n_splits) {
-        j->split0 = s;
-        j->n_splits = min64(room, s1 - s);
-        kk_pool_run(c->pool, tile_splits_worker, j);
-        for (int64_t i = 0; i < j->n_splits; i++)
-            merge_part(c->k, j->one.nq, j->a->D, state, c->partial + (size_t)i * part_floats(j));
-    }
-    store_state(j, &j->one, state);
-}
-
-void kk__cpu_attn(struct kk_dev *d, const struct kk_attn_args *a)
-{
-    struct attn_job j = {.c = kk_cpu_of(d), .a = a, .heads = a->H / a->G};
-    j.elem = kk_dtype_bytes(a->kv_dtype);
-    j.row_bytes = (size_t)(a->G * a->D) * j.elem * (a->value_only ? 1 : 2);
-    j.rows_per_tile = KK_CPU_TILE_Q / j.heads;
-    KK_BUG_ON(j.rows_per_tile < 1);
-    j.n_tiles = count_tiles(&j);
-    if (j.n_tiles >= d->n_threads) {
-        kk_pool_run(j.c->pool, whole_tiles, &j);
-        return;
-    }
-    for (int64_t i = 0; i < j.n_tiles; i++) split_tile(&j, i);
-}
-
-/* ---- commit ----------------------------------------------------------------------------------- */
-
-void kk__cpu_kv_store(struct kk_dev *d, const struct kk_kv_store_args *a)
-{
-    (void)d;
-    for (int b = 0; b < a->B; b++) {
-        const struct kk_kv_seq *s = &a->seqs[b];
-        for (int32_t i = 0; i < a->keep[b]; i++) {
-            int32_t j = s->committed + i;
-            /* a later row of this step takes the same ring slot */
-            if (s->ring && j >= s->sinks && i + s->ring < a->keep[b]) continue;
-            memcpy(kk_kv_slot(s, j, a->row_bytes), (const char *)s->step + (size_t)i * a->row_bytes,
-                   a->row_bytes);
-        }
-    }
+    if (dev->n_threads > 1 && job.n_groups < 4 * dev->n_threads && most_splits > 1)
+        by_chunks(&job, most_splits, ns);
+    else
+        kk__cpu_for(c, job.n_groups, ns, group_item, &job);
 }

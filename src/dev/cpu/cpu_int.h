@@ -130,7 +130,8 @@ static inline const void *kk__panel(const struct kk_weight *w, int m, int64_t p)
 }
 
 /* scratch.c */
-int kk__cpu_reserve(struct kk_dev *, const struct kk_limits *, struct kk_account *, struct kk_err *);
+int kk__cpu_reserve(struct kk_dev *, const struct kk_limits *, struct kk_account *,
+                    struct kk_err *);
 size_t kk__cpu_reserve_bytes(const struct kk_dev *, const struct kk_limits *);
 
 /* weight.c */

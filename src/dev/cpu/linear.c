@@ -67,7 +67,8 @@ static void glu_item(void *arg, int item, int worker)
     const struct kk_cpu_kern *k = job->c->kern;
     const struct kk_cell e = kk__grid_cell(&job->grid, item);
     const int64_t C = a->gate->cols, F = a->gate->rows;
-    const int64_t most = KK_CPU_TILE / (e.rows * KK_LANES); /* panels that fit the scratch */
+    const int64_t most =
+        KK_CPU_TILE / (e.rows * KK_LANES) / 4 * 4; /* panels that fit the scratch */
     const float *x = (const float *)a->x + e.row * C;
     float *up = kk__cpu_scratch(job->c, worker);
     for (int64_t p = e.panel, n, N; p < e.panel + e.panels; p += n) {

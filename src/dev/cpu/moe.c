@@ -1,195 +1,202 @@
-/* Routing and experts. Rows are grouped by expert, so each expert's weights are read once a step; a
- * row's sum goes over its experts in ascending index, so company changes no bit. */
+/* Experts: routing, and the feed-forward with rows grouped by expert, so that a step reads the
+ * weights of an expert once for all its rows. */
 #include <string.h>
 
 #include "dev/cpu/cpu_int.h"
 
-/* ---- route ------------------------------------------------------------------------------------ */
-
-enum { MAX_EXPERTS = 4096 };
+/* ---- route ---- */
 
 struct route_job {
     struct kk_cpu *c;
     const struct kk_route_args *a;
+    struct kk_grid grid;
+    float *logits; /* [T, ld] */
+    int ld;        /* E rounded up to lanes */
 };
 
-/* The A largest of p[E] in descending order, lowest index on ties. */
-static void top(int E, int A, float *p, int32_t *idx, float *w)
+static void route_product(void *arg, int item, int worker)
 {
-    for (int i = 0; i < A; i++) {
-        int best = 0;
-        for (int e = 1; e < E; e++)
-            if (p[e] > p[best]) best = e;
-        idx[i] = best;
-        w[i] = p[best];
-        p[best] = -1;
-    }
+    const struct route_job *j = arg;
+    const struct kk_weight *w = j->a->w;
+    struct kk_cell e = kk__grid_cell(&j->grid, item);
+    int64_t N = kk__min64(w->rows - e.panel * KK_LANES, e.panels * KK_LANES);
+    (void)worker;
+    j->c->kern->gemm[w->dtype](e.rows, N, w->cols, (const float *)j->a->x + e.row * w->cols,
+                               w->cols, kk__panel(w, 0, e.panel),
+                               j->logits + (int64_t)e.row * j->ld + e.panel * KK_LANES, j->ld);
 }
 
-static void route_worker(void *arg, int worker, int n)
+static void route_rows(struct kk_cpu *c, const void *arg, int64_t lo, int64_t hi, int worker)
 {
     const struct route_job *j = arg;
     const struct kk_route_args *a = j->a;
-    const int E = a->E, A = a->A, padded = (E + KK_LANES - 1) / KK_LANES * KK_LANES;
-    float p[MAX_EXPERTS], m, l;
-    int64_t t, end, K = a->w->cols;
-    kk__cpu_range(a->T, 1, worker, n, &t, &end);
-    for (; t < end; t++) {
-        float *weight = a->weight + t * A, sum = 0;
-        int32_t *idx = a->idx + t * A;
-        j->c->k->gemm[a->w->dtype](1, E, K, (const float *)a->x + t * K, K, a->w->data, p, E);
-        for (int e = E; e < padded; e++) p[e] = -INFINITY;
-        j->c->k->softmax(padded, p, &m, &l);
-        for (int e = 0; e < E; e++) p[e] /= l;
-        top(E, A, p, idx, weight);
-        for (int i = 0; i < A; i++) sum += weight[i];
-        for (int i = 0; i < A; i++) weight[i] = weight[i] / sum * a->expert_scale[idx[i]];
+    (void)worker;
+    for (int64_t t = lo; t < hi; t++) {
+        float *p = j->logits + t * j->ld, *weight = a->weight + t * a->A, m, l, sum = 0;
+        int32_t *idx = a->idx + t * a->A;
+        for (int e = a->E; e < j->ld; e++) p[e] = -INFINITY;
+        c->kern->softmax(j->ld, p, &m, &l);
+        for (int e = 0; e < a->E; e++) p[e] /= l;
+        for (int i = 0; i < a->A; i++) {
+            idx[i] = (int32_t)c->kern->argmax(a->E, p);
+            weight[i] = p[idx[i]];
+            sum += weight[i];
+            p[idx[i]] = -1;
+        }
+        for (int i = 0; i < a->A; i++) weight[i] = weight[i] / sum * a->expert_scale[idx[i]];
     }
 }
 
-void kk__cpu_route(struct kk_dev *d, const struct kk_route_args *a)
+void kk__cpu_route(struct kk_dev *dev, const struct kk_route_args *a)
 {
-    struct route_job j = {kk_cpu_of(d), a};
-    KK_BUG_ON(a->E > MAX_EXPERTS);
-    if ((int64_t)a->T * a->E * a->w->cols < 16384)
-        route_worker(&j, 0, 1);
-    else
-        kk_pool_run(j.c->pool, route_worker, &j);
+    struct kk_cpu *c = kk__cpu(dev);
+    struct route_job j = {.c = c, .a = a, .logits = c->s.pairs, .ld = (a->E + 15) & ~15};
+    KK_BUG_ON(a->w->rows != a->E || a->A > a->E || (size_t)a->T * (size_t)j.ld > c->s.n_pairs);
+    if (a->T == 0) return;
+    j.grid = kk__cpu_grid(c, a->T, kk__panels(a->E), a->w->cols);
+    kk__cpu_for(c, kk__grid_items(&j.grid), j.grid.ns, route_product, &j);
+    kk__cpu_rows(c, a->T, (int64_t)a->E * (a->A + 16) / 8, route_rows, &j);
 }
 
-/* ---- experts ---------------------------------------------------------------------------------- */
+/* ---- moe ---- */
 
 struct moe_job {
     struct kk_cpu *c;
     const struct kk_moe_args *a;
-    int64_t C, F;
-    int pairs; /* T * A */
-    /* the product being done: rows of `in` [pairs, K] times expert matrices, to `out` [pairs, N] */
-    const struct kk_weight *w;
-    const float *in;
-    float *out;
+    int C, F;
+    int n_experts;          /* with rows */
+    int64_t chunk, n_parts; /* panels of an item; items of an expert, or of the output */
 };
 
-static void sort_ascending(int32_t *x, int n)
+/* Pairs sorted by expert and then by row; 0, or -1 with an error latched. */
+static int group_by_expert(struct moe_job *j)
 {
-    for (int i = 1; i < n; i++)
-        for (int k = i; k > 0 && x[k - 1] > x[k]; k--) {
-            int32_t t = x[k];
-            x[k] = x[k - 1];
-            x[k - 1] = t;
-        }
-}
-
-/* Counting sort of (row, expert) pairs by expert, rows ascending within. */
-static void group(struct moe_job *j)
-{
-    struct kk_cpu *c = j->c;
     const struct kk_moe_args *a = j->a;
-    int32_t *start = c->moe_start;
-    memset(start, 0, (size_t)(a->E + 1) * sizeof *start);
-    for (int i = 0; i < j->pairs; i++) start[a->idx[i] + 1]++;
-    for (int e = 0; e < a->E; e++) start[e + 1] += start[e];
-    for (int i = 0; i < j->pairs; i++) {
-        int32_t at = start[a->idx[i]]++;
-        c->moe_row[at] = i / a->A;
-        c->moe_weight[at] = a->weight[i];
-        c->moe_pair[i] = at;
+    struct kk_cpu_scratch *s = &j->c->s;
+    const int n = a->T * a->A;
+    memset(s->starts, 0, ((size_t)a->E + 1) * sizeof *s->starts);
+    for (int i = 0; i < n; i++) {
+        if (a->idx[i] < 0 || a->idx[i] >= a->E) {
+            kk__cpu_latch(j->c, KK_ERANGE, "moe: expert %d of %d", (int)a->idx[i], a->E);
+            return -1;
+        }
+        s->starts[a->idx[i] + 1]++;
     }
-    for (int e = a->E; e > 0; e--) start[e] = start[e - 1];
-    start[0] = 0;
-    /* a row's pairs in ascending order are its experts in ascending index */
-    for (int t = 0; t < a->T; t++) sort_ascending(c->moe_pair + t * a->A, a->A);
+    for (int e = 0; e < a->E; e++) {
+        if (s->starts[e + 1]) s->experts[j->n_experts++] = e;
+        s->starts[e + 1] += s->starts[e];
+    }
+    for (int i = 0; i < n; i++) s->order[s->starts[a->idx[i]]++] = i;
+    memmove(s->starts + 1, s->starts, (size_t)a->E * sizeof *s->starts);
+    s->starts[0] = 0;
+    return 0;
 }
 
-static void gather_worker(void *arg, int worker, int n)
+/* The inputs of pairs [p, p + n): in place if their rows follow each other, else gathered. */
+static const float *gather(const struct moe_job *j, int p, int n, float *buf)
 {
-    const struct moe_job *j = arg;
-    int64_t i, end;
-    kk__cpu_range(j->pairs, 1, worker, n, &i, &end);
-    for (; i < end; i++)
-        memcpy(j->c->moe_x + i * j->C, (const float *)j->a->x + j->c->moe_row[i] * j->C,
-               (size_t)j->C * sizeof(float));
+    const int32_t *order = j->c->s.order;
+    const float *x = j->a->x;
+    const int A = j->a->A, first = order[p] / A;
+    int i = 1;
+    while (i < n && order[p + i] / A == first + i) i++;
+    if (i == n) return x + (int64_t)first * j->C;
+    for (i = 0; i < n; i++)
+        memcpy(buf + (int64_t)i * j->C, x + (int64_t)(order[p + i] / A) * j->C,
+               (size_t)j->C * sizeof *x);
+    return buf;
 }
 
-/* Work items are panel blocks of every matrix that has rows, numbered expert by expert. */
-static void product_worker(void *arg, int worker, int n)
+/* Activations of outputs [n0, n0 + N) of F for pairs [p, p + rows), whose inputs are x. The up
+ * matrix begins at output F, which need not begin a panel: `skip` outputs before it are computed
+ * and not used. */
+static void gate_up(const struct moe_job *j, int e, int p, int rows, int64_t n0, int64_t N,
+                    const float *x, float *up)
+{
+    const struct kk_cpu_kern *k = j->c->kern;
+    const struct kk_weight *w = j->a->gate_up;
+    const int64_t F = j->F, skip = (F + n0) % KK_LANES, ld = N + skip;
+    float *y = j->c->s.pairs + p * F + n0;
+    k->gemm[w->dtype](rows, N, j->C, x, j->C, kk__panel(w, e, n0 / KK_LANES), y, F);
+    k->gemm[w->dtype](rows, ld, j->C, x, j->C, kk__panel(w, e, (F + n0) / KK_LANES), up, ld);
+    for (int r = 0; r < rows; r++)
+        k->glu((int)N, j->a->act, y + r * F, up + skip + r * ld, y + r * F);
+}
+
+/* Item: some panels of F of one expert, all its rows */
+static void moe_up_item(void *arg, int item, int worker)
 {
     const struct moe_job *j = arg;
-    const struct kk_weight *w = j->w;
-    const int32_t *start = j->c->moe_start;
-    int64_t K = w->cols, N = w->rows, panels = kk_cpu_panels(N), total = 0, first, end, at = 0;
-    int64_t grain = j->pairs <= 16 ? 2 : KK_CPU_PANEL_BLOCK;
-    for (int e = 0; e < j->a->E; e++)
-        if (start[e + 1] > start[e]) total += panels;
-    kk__cpu_range(total, grain, worker, n, &first, &end);
-    for (int e = 0; e < j->a->E && at < end; e++) {
-        int m = start[e + 1] - start[e];
-        if (!m) continue;
-        int64_t p0 = first > at ? first - at : 0, p1 = end - at < panels ? end - at : panels;
-        at += panels;
-        for (int64_t p = p0; p < p1; p += KK_CPU_PANEL_BLOCK) {
-            int64_t q = p + KK_CPU_PANEL_BLOCK < p1 ? p + KK_CPU_PANEL_BLOCK : p1;
-            int64_t n0 = p * KK_LANES, n1 = q * KK_LANES < N ? q * KK_LANES : N;
-            for (int r = 0; r < m; r += KK_CPU_ROW_BLOCK) {
-                int64_t i = start[e] + r;
-                int rows = m - r < KK_CPU_ROW_BLOCK ? m - r : KK_CPU_ROW_BLOCK;
-                j->c->k->gemm[w->dtype](rows, n1 - n0, K, j->in + i * K, K, kk_cpu_panel(w, e, p),
-                                        j->out + i * N + n0, N);
+    const struct kk_cpu_scratch *s = &j->c->s;
+    const int e = s->experts[item / j->n_parts], end = s->starts[e + 1];
+    const int64_t lo = item % j->n_parts * j->chunk * KK_LANES;
+    const int64_t hi = kk__min64(lo + j->chunk * KK_LANES, j->F);
+    float *up = kk__cpu_scratch(j->c, worker), *buf = up + KK_CPU_TILE;
+    for (int p = s->starts[e], rows; p < end; p += rows) {
+        rows = end - p < KK_CPU_MOE_ROWS ? end - p : KK_CPU_MOE_ROWS;
+        const float *x = gather(j, p, rows, buf);
+        const int64_t most = (KK_CPU_TILE / rows - KK_LANES) / KK_LANES * KK_LANES;
+        for (int64_t n0 = lo; n0 < hi; n0 += most)
+            gate_up(j, e, p, rows, n0, kk__min64(most, hi - n0), x, up);
+    }
+}
+
+/* Outputs [n0, n0 + N) of C: experts ascending, each row's sum in that order */
+static void moe_down(const struct moe_job *j, int64_t n0, int64_t N, float *tile)
+{
+    const struct kk_cpu_kern *k = j->c->kern;
+    const struct kk_moe_args *a = j->a;
+    const struct kk_cpu_scratch *s = &j->c->s;
+    const struct kk_weight *w = a->down;
+    const int most = (int)kk__min64(KK_CPU_TILE / N, 192);
+    for (int t = 0; t < a->T; t++)
+        memset(a->y + (int64_t)t * j->C + n0, 0, (size_t)N * sizeof(float));
+    for (int i = 0; i < j->n_experts; i++) {
+        const int e = s->experts[i], end = s->starts[e + 1];
+        for (int p = s->starts[e], rows; p < end; p += rows) {
+            rows = end - p < most ? end - p : most;
+            k->gemm[w->dtype](rows, N, j->F, s->pairs + (int64_t)p * j->F, j->F,
+                              kk__panel(w, e, n0 / KK_LANES), tile, N);
+            for (int r = 0; r < rows; r++) {
+                const int pair = s->order[p + r];
+                k->axpy((int)N, a->weight[pair], tile + r * N,
+                        a->y + (int64_t)(pair / a->A) * j->C + n0);
             }
         }
     }
 }
 
-static void product(struct moe_job *j, const struct kk_weight *w, const float *in, float *out)
-{
-    j->w = w;
-    j->in = in;
-    j->out = out;
-    kk_pool_run(j->c->pool, product_worker, j);
-}
-
-static void act_worker(void *arg, int worker, int n)
+static void moe_down_item(void *arg, int item, int worker)
 {
     const struct moe_job *j = arg;
-    int64_t i, end, F = j->F;
-    kk__cpu_range(j->pairs, 1, worker, n, &i, &end);
-    for (; i < end; i++) {
-        const float *gu = j->c->moe_gu + i * 2 * F;
-        j->c->k->glu((int)F, j->a->act, gu, gu + F, j->c->moe_h + i * F);
-    }
+    const int64_t lo = item * j->chunk * KK_LANES;
+    const int64_t hi = kk__min64(lo + j->chunk * KK_LANES, j->C), most = 1024;
+    float *tile = kk__cpu_scratch(j->c, worker);
+    for (int64_t n0 = lo; n0 < hi; n0 += most) moe_down(j, n0, kk__min64(most, hi - n0), tile);
 }
 
-static void combine_worker(void *arg, int worker, int n)
+/* Cuts `panels` into about `parts` chunks of whole fours. */
+static void cut(struct moe_job *j, int64_t panels, int64_t parts)
 {
-    const struct moe_job *j = arg;
-    int64_t t, end;
-    kk__cpu_range(j->a->T, 1, worker, n, &t, &end);
-    for (; t < end; t++) {
-        float *y = j->a->y + t * j->C;
-        memset(y, 0, (size_t)j->C * sizeof *y);
-        for (int k = 0; k < j->a->A; k++) {
-            int32_t i = j->c->moe_pair[t * j->a->A + k];
-            j->c->k->axpy((int)j->C, j->c->moe_weight[i], j->c->moe_y + i * j->C, y);
-        }
-    }
+    if (parts < 1) parts = 1;
+    j->chunk = kk__ceil_div(kk__ceil_div(panels, parts), 4) * 4;
+    j->n_parts = kk__ceil_div(panels, j->chunk);
 }
 
-static void run(struct moe_job *j, kk__cpu_work *fn)
+void kk__cpu_moe(struct kk_dev *dev, const struct kk_moe_args *a)
 {
-    if (j->pairs <= 8)
-        fn(j, 0, 1);
-    else
-        kk_pool_run(j->c->pool, fn, j);
-}
-
-void kk__cpu_moe(struct kk_dev *d, const struct kk_moe_args *a)
-{
-    struct moe_job j = {
-        .c = kk_cpu_of(d), .a = a, .C = a->down->rows, .F = a->down->cols, .pairs = a->T * a->A};
-    group(&j);
-    run(&j, gather_worker);
-    product(&j, a->gate_up, j.c->moe_x, j.c->moe_gu);
-    run(&j, act_worker);
-    product(&j, a->down, j.c->moe_h, j.c->moe_y);
-    run(&j, combine_worker);
+    struct kk_cpu *c = kk__cpu(dev);
+    struct moe_job j = {.c = c, .a = a, .C = (int)a->down->rows, .F = (int)a->down->cols};
+    const int64_t pairs = (int64_t)a->T * a->A, threads = dev->n_threads;
+    const int64_t weights = (int64_t)j.C * j.F;
+    KK_BUG_ON(a->gate_up->rows != 2 * a->down->cols || a->gate_up->cols != a->down->rows);
+    KK_BUG_ON(a->E > c->s.max_experts || (size_t)(pairs * j.F) > c->s.n_pairs ||
+              a->T > c->s.limits.max_rows || a->A > c->s.limits.max_active);
+    if (a->T == 0 || group_by_expert(&j)) return;
+    const int64_t ns = weights * (6 * j.n_experts + pairs) / 64;
+    const int64_t items = threads == 1 ? 1 : kk__min64(4 * threads, ns / 2000);
+    cut(&j, kk__panels(j.F), items / j.n_experts);
+    kk__cpu_for(c, j.n_experts * (int)j.n_parts, 2 * ns, moe_up_item, &j);
+    cut(&j, kk__panels(j.C), items);
+    kk__cpu_for(c, (int)j.n_parts, ns, moe_down_item, &j);
 }

@@ -17,10 +17,10 @@ static size_t round64(size_t bytes)
 static size_t thread_bytes(const struct kk_limits *l)
 {
     size_t D = (size_t)(l->max_head_dim + 31) & ~(size_t)15, S = KK_CPU_SPLIT;
-    size_t Q = KK_CPU_QUERIES > l->max_heads ? KK_CPU_QUERIES : (size_t)l->max_heads;
+    const size_t Q = KK_CPU_QUERIES;
     size_t attn = (Q * D + Q * S + Q * D + S * D + 2 * Q) * sizeof(float) + 4 * S * sizeof(void *);
-    size_t rows = 3 * ((size_t)l->max_width + D + 16) * sizeof(float);
-    size_t moe = l->max_active ? KK_CPU_MOE_ROWS * (size_t)l->max_width : 0;
+    size_t rows = 3 * ((size_t)l->max_model_width + D + 16) * sizeof(float);
+    size_t moe = l->max_active ? KK_CPU_MOE_ROWS * (size_t)l->max_model_width : 0;
     return round64(max3(attn + 256, rows, (KK_CPU_TILE + moe) * sizeof(float) + 128));
 }
 
@@ -37,7 +37,7 @@ static size_t layout(struct kk_cpu_scratch *s, int n_threads, const struct kk_li
 {
     size_t at = 0, n = (size_t)n_threads, T = (size_t)l->max_rows;
     size_t pairs = T * (size_t)l->max_active, D = (size_t)l->max_head_dim + 32;
-    size_t Q = KK_CPU_QUERIES > l->max_heads ? KK_CPU_QUERIES : (size_t)l->max_heads;
+    const size_t Q = KK_CPU_QUERIES;
     size_t E = !l->max_active ? 0 : l->max_experts ? (size_t)l->max_experts : KK_CPU_EXPERTS;
     s->limits = *l;
     s->max_experts = (int)E;

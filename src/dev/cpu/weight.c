@@ -13,8 +13,8 @@ static void *map_huge(size_t bytes)
 {
     size_t len = (bytes + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
     if (len < bytes || len + HUGE_PAGE < len) return NULL;
-    char *p = mmap(NULL, len + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-                   0);
+    char *p =
+        mmap(NULL, len + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) return NULL;
     size_t head = (HUGE_PAGE - ((uintptr_t)p & (HUGE_PAGE - 1))) & (HUGE_PAGE - 1);
     if (head) munmap(p, head);
@@ -115,8 +115,8 @@ static void pack(void *arg, int item, int worker)
         pack_bf16(from, n, s->cols, dst);
 }
 
-int kk__cpu_weight_load(struct kk_dev *dev, const struct kk_weight_src *src,
-                        struct kk_account *acc, struct kk_weight *out, struct kk_err *err)
+int kk__cpu_weight_load(struct kk_dev *dev, const struct kk_weight_src *src, struct kk_account *acc,
+                        struct kk_weight *out, struct kk_err *err)
 {
     struct kk_cpu *c = kk__cpu(dev);
     struct kk_weight w = {.dtype = src->dtype,
