@@ -72,8 +72,7 @@ int kk_model_file_has(const struct kk_model_file *mf, const char *name);
 size_t kk_model_file_count(const struct kk_model_file *mf);
 int kk_model_file_at(const struct kk_model_file *mf, size_t i, struct kk_tensor *out);
 
-/* Copy elements [first, first + n) of t, which must exist, into dst, in t's own dtype. Thread-safe.
- */
+/* Copy elements [first, first + n) of t (inside it) to dst, in t's own dtype. Thread-safe. */
 void kk_tensor_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void *dst);
 
 #endif
