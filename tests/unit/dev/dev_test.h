@@ -1,0 +1,209 @@
+/* Shared by the tests of the CPU device: devices of every instruction set and some thread counts,
+ * random weights, and the check that all of them and every cut of the rows give the same bits. */
+#ifndef KK_TESTS_DEV_TEST_H
+#define KK_TESTS_DEV_TEST_H
+
+#include "kk_test.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/mem.h"
+#include "dev/dev.h"
+
+static struct kk_test_rng rng;
+
+/* ---- devices ---- */
+
+static struct kk_dev *devs[9]; /* the first is scalar, one thread: the oracle */
+static int n_devs;
+static struct kk_account scratch_account = {.name = "scratch"};
+
+static const struct kk_limits dev_limits = {.max_rows = 80,
+                                            .max_model_width = 320,
+                                            .max_head_dim = 96,
+                                            .max_active = 8,
+                                            .max_expert_width = 160,
+                                            .max_experts = 24};
+
+static int open_devs(void **state)
+{
+    static const char *const isas[] = {"scalar", "avx2", "avx512"};
+    (void)state;
+    for (int i = 0; i < 3; i++)
+        for (int threads = 1; threads <= 3; threads++) {
+            struct kk_err err = {0};
+            int rc = kk_dev_open_cpu(isas[i], threads, &devs[n_devs], &err);
+            if (rc == KK_EUNSUPPORTED && threads == 1) print_message("skipped: %s\n", err.msg);
+            if (rc == KK_EUNSUPPORTED) continue;
+            KK_ASSERT_OK(rc, &err);
+            struct kk_dev *d = devs[n_devs++];
+            KK_ASSERT_OK(d->ops->reserve(d, &dev_limits, &scratch_account, &err), &err);
+        }
+    return 0;
+}
+
+static int close_devs(void **state)
+{
+    (void)state;
+    for (int i = 0; i < n_devs; i++) kk_dev_close(devs[i]);
+    return atomic_load(&scratch_account.bytes) != 0;
+}
+
+/* ---- values ---- */
+
+static int between(int lo, int hi)
+{
+    return kk_test_between(&rng, lo, hi);
+}
+
+static float *normals(int64_t n, float scale)
+{
+    float *x = malloc((size_t)n * sizeof *x + 1);
+    kk_test_fill_normal(&rng, x, (size_t)n, scale);
+    return x;
+}
+
+static uint16_t f32_to_f16(float f) /* normal range, truncated */
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    int e = (int)(u >> 23 & 255) - 112;
+    uint32_t sign = u >> 16 & 0x8000;
+    return (uint16_t)(e <= 0 ? sign : sign | (uint32_t)(e > 30 ? 30 : e) << 10 | (u >> 13 & 1023));
+}
+
+/* x rounded to t in place; its stored form in the result (malloc) */
+static void *to_dtype(enum kk_dtype t, float *x, int64_t n)
+{
+    uint16_t *h = malloc((size_t)n * 4 + 1);
+    if (t == KK_F32) return memcpy(h, x, (size_t)n * 4);
+    for (int64_t i = 0; i < n; i++) {
+        h[i] = t == KK_BF16 ? kk_f32_to_bf16(x[i]) : f32_to_f16(x[i]);
+        x[i] = t == KK_BF16 ? kk_bf16_to_f32(h[i]) : kk_f16_to_f32(h[i]);
+    }
+    return h;
+}
+
+/* ---- weights: the values, and packed by each device ---- */
+
+struct weight {
+    float *v; /* [n_mats, rows, cols] */
+    void *raw;
+    struct kk_weight_src src;
+    struct kk_weight w[9];
+    struct kk_account account;
+};
+
+static void read_raw(const void *ctx, uint64_t first, uint64_t n, void *dst)
+{
+    const struct weight *w = ctx;
+    size_t e = kk_dtype_bytes(w->src.dtype);
+    memcpy(dst, (const char *)w->raw + first * e, n * e);
+}
+
+static void make_weight(struct weight *w, enum kk_dtype t, int n_mats, int rows, int cols)
+{
+    struct kk_err err = {0};
+    int64_t n = (int64_t)n_mats * rows * cols;
+    w->v = normals(n, 1.0f / sqrtf((float)cols));
+    w->raw = to_dtype(t, w->v, n);
+    w->account = (struct kk_account){.name = "weights"};
+    w->src = (struct kk_weight_src){
+        .dtype = t, .n_mats = n_mats, .rows = rows, .cols = cols, .ctx = w, .read = read_raw};
+    for (int i = 0; i < n_devs; i++) {
+        int64_t before = atomic_load(&w->account.bytes);
+        w->src.data = i % 2 ? w->raw : NULL;
+        KK_ASSERT_OK(devs[i]->ops->weight_load(devs[i], &w->src, &w->account, &w->w[i], &err),
+                     &err);
+        assert_int_equal(atomic_load(&w->account.bytes) - before,
+                         devs[i]->ops->weight_bytes(devs[i], &w->src));
+    }
+}
+
+static void free_weight(struct weight *w)
+{
+    for (int i = 0; i < n_devs; i++) kk_weight_free(devs[i], &w->w[i]);
+    assert_int_equal(atomic_load(&w->account.bytes), 0);
+    free(w->v);
+    free(w->raw);
+}
+
+static double dot(const struct weight *w, int64_t row, const float *x)
+{
+    double s = 0;
+    for (int64_t k = 0; k < w->src.cols; k++)
+        s += (double)w->v[row * w->src.cols + k] * (double)x[k];
+    return s;
+}
+
+/* ---- the check ---- */
+
+struct check {
+    const char *what;
+    int T, width; /* output floats of a row */
+    double tol;   /* of the row's largest value */
+    /* rows [t0, t1) on device i, as if they were all there are; their outputs to out */
+    void (*run)(const void *c, int i, int t0, int t1, float *out);
+    /* the row in doubles; got: what the oracle gave (for choices that may be close) */
+    void (*ref)(const void *c, int t, const float *got, double *want);
+};
+
+static void run_rows(const struct check *k, const void *c, int i, int t0, int t1, float *out)
+{
+    struct kk_err err = {0};
+    devs[i]->ops->step_begin(devs[i]);
+    kk_mem_guard_enter("test");
+    k->run(c, i, t0, t1, out);
+    kk_mem_guard_leave();
+    KK_ASSERT_OK(devs[i]->ops->step_end(devs[i], &err), &err);
+}
+
+static void same_bits(const struct check *k, int i, const float *got, const float *want)
+{
+    for (int64_t n = 0; n < (int64_t)k->T * k->width; n++) {
+        if (!memcmp(&got[n], &want[n], 4)) continue;
+        fail_msg("%s on %s: row %d [%d] is %a, oracle %a", k->what, devs[i]->name,
+                 (int)(n / k->width), (int)(n % k->width), (double)got[n], (double)want[n]);
+    }
+}
+
+static void close_to(const struct check *k, const void *c, const float *got)
+{
+    double *want = malloc((size_t)k->width * sizeof *want);
+    for (int t = 0; t < k->T; t++, got += k->width) {
+        double top = 1e-3;
+        k->ref(c, t, got, want);
+        for (int i = 0; i < k->width; i++) top = fmax(top, fabs(want[i]));
+        for (int i = 0; i < k->width; i++)
+            if (!(fabs((double)got[i] - want[i]) <= k->tol * top))
+                fail_msg("%s: row %d [%d] is %.9g, reference %.9g", k->what, t, i, (double)got[i],
+                         want[i]);
+    }
+    free(want);
+}
+
+static void check_op(const struct check *k, const void *c)
+{
+    size_t bytes = (size_t)k->T * (size_t)k->width * sizeof(float);
+    float *want = malloc(bytes), *got = malloc(bytes);
+    run_rows(k, c, 0, 0, k->T, want);
+    close_to(k, c, want);
+    for (int i = 0; i < n_devs; i++) {
+        memset(got, 0x7f, bytes);
+        run_rows(k, c, i, 0, k->T, got);
+        same_bits(k, i, got, want);
+        memset(got, 0x7f, bytes);
+        for (int t = 0, n; t < k->T; t += n) {
+            n = between(1, between(0, 2) ? 9 : 60);
+            if (n > k->T - t) n = k->T - t;
+            run_rows(k, c, i, t, t + n, got + (int64_t)t * k->width);
+        }
+        same_bits(k, i, got, want);
+    }
+    free(want);
+    free(got);
+}
+
+#endif
