@@ -1,6 +1,6 @@
 # kakeya. Two commands: `make demo` and `make check`. `make help` lists the rest.
 # One non-recursive makefile; the parts are in mk/. Everything made goes to build/.
-VERSION := 0.1.0
+VERSION := $(shell sed -n 's/^#define KAKEYA_VERSION "\(.*\)"/\1/p' include/kakeya.h)
 all:
 
 include mk/config.mk

@@ -1,4 +1,5 @@
-# Installation: the program, the one header, the library and its pkg-config file.
+# Installation: the program, the one header (base/err.h, which it needs, put into it), the library
+# and its pkg-config file.
 PREFIX     ?= /usr/local
 BINDIR     ?= $(PREFIX)/bin
 INCLUDEDIR ?= $(PREFIX)/include
@@ -22,7 +23,8 @@ export KAKEYA_PC
 install: all
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(INCLUDEDIR) $(DESTDIR)$(LIBDIR)/pkgconfig
 	install -m 755 $B/kakeya $(DESTDIR)$(BINDIR)/kakeya
-	install -m 644 include/kakeya.h $(DESTDIR)$(INCLUDEDIR)/kakeya.h
+	@sed -e '/^#include "base\/err.h"/{r src/base/err.h' -e 'd;}' include/kakeya.h >$B/kakeya.h
+	install -m 644 $B/kakeya.h $(DESTDIR)$(INCLUDEDIR)/kakeya.h
 	install -m 644 $B/libkakeya.a $(DESTDIR)$(LIBDIR)/libkakeya.a
 	@printf '%s\n' "$$KAKEYA_PC" >$B/kakeya.pc
 	install -m 644 $B/kakeya.pc $(DESTDIR)$(LIBDIR)/pkgconfig/kakeya.pc
