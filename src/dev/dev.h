@@ -58,11 +58,12 @@ struct kk_weight_src {
 /* ---- the rows a query may see ----------------------------------------------------------------- */
 
 /* Row j is visible to a query at position t iff
- *     0 <= t - j < window  and  (t - j < near  or  j < sinks).
- * "No bound" is KK_NO_BOUND. native: near = KK_NO_BOUND. */
+ *     -ahead <= t - j < window  and  (t - j < near  or  j < sinks)  and row j exists.
+ * "No bound" is KK_NO_BOUND. native: near = KK_NO_BOUND. Causal: ahead = 0; a drafter's block looks
+ * ahead among the rows of the running step. */
 #define KK_NO_BOUND INT32_MAX
 struct kk_mask {
-    int32_t window, near, sinks;
+    int32_t window, near, sinks, ahead;
 };
 
 /* One sequence's rows of one layer, as an op sees them. Row j (an absolute position) is
@@ -129,6 +130,7 @@ struct kk_linear_args {
  * sin}`; other pairs are left as they are. rms has no weight of its own here. */
 struct kk_qkv_args {
     int T, H, G, D, R, value_only;
+    int raw_value; /* V = v as it is (Qwen 3); H may be 0: keys and values alone */
     float *q;                     /* [T, H*D] in and out */
     const float *k;               /* [T, G*D] */
     const float *v;               /* [T, G*D]; unused when value_only */
@@ -166,10 +168,10 @@ struct kk_attn_args {
 
 /* The residual stream takes a sublayer's output, and up to three normed copies leave it:
  *   x = n_in == 1 ? a[0] : rms(a[0]) * w_in[0] + rms(a[1]) * w_in[1]
- *   h = (h + rms(x) * w_post) * scale
+ *   h = (h + rms(x) * w_post) * scale       plain: h = (h + a[0]) * scale, no norm of x
  *   y[i] = rms(h) * w_out[i]            for i < n_out */
 struct kk_residual_args {
-    int T, C, n_in, n_out;
+    int T, C, n_in, n_out, plain;
     float *h;
     const float *a[2];
     const float *w_in[2];
@@ -215,12 +217,14 @@ struct kk_moe_args {
     float *y;
 };
 
-/* dst[i] = src[rows[i]] for i < n; rows of C floats; rows NULL: the first n rows */
+/* dst[i * stride ..] = src[rows[i]] for i < n; rows of C floats; rows NULL: the first n rows; stride in
+ * floats, 0: C */
 struct kk_gather_args {
     int n, C;
     const int32_t *rows;
     const float *src;
     float *dst;
+    int64_t stride;
 };
 
 /* out[i] = index of the largest of x[i, 0..n), lowest index on ties, i < T */

@@ -236,11 +236,8 @@ static void tap(const struct step *s, const struct kk_forward *fwd, int l)
     for (int i = 0; i < fwd->n_taps; i++)
         if (fwd->tap_layers[i] == l)
             s->op->gather(s->dev, &(struct kk_gather_args){
-                                      .n = s->T,
-                                      .C = s->C,
-                                      .rows = NULL,
-                                      .src = s->m->buf.h,
-                                      .dst = fwd->taps + (size_t)i * (size_t)s->T * (size_t)s->C});
+                .n = s->T, .C = s->C, .src = s->m->buf.h, .dst = fwd->taps + i * s->C,
+                .stride = (int64_t)fwd->n_taps * s->C});
 }
 
 void kk__gemma4_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_forward *fwd)

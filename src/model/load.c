@@ -9,6 +9,11 @@ static void read_tensor(const void *ctx, uint64_t first, uint64_t n, void *dst)
     kk_tensor_read(ctx, first, n, dst);
 }
 
+static struct kk_account *account_of(struct kk_loader *ld)
+{
+    return ld->account ? ld->account : &ld->m->weights;
+}
+
 static void progress(struct kk_loader *ld, const struct kk_tensor *t)
 {
     ld->done += t->count * kk_dtype_bytes(t->dtype);
@@ -30,7 +35,7 @@ int kk__load_matrix(struct kk_loader *ld, const char *name, int n_mats, int64_t 
         ld->total += t.count * kk_dtype_bytes(t.dtype);
         return 0;
     }
-    rc = ld->m->dev->ops->weight_load(ld->m->dev, &src, &ld->m->weights, w, err);
+    rc = ld->m->dev->ops->weight_load(ld->m->dev, &src, account_of(ld), w, err);
     if (rc) return kk_wrap(err, rc, "tensor '%s'", name);
     progress(ld, &t);
     return 0;
@@ -66,7 +71,7 @@ int kk__load_vector(struct kk_loader *ld, const char *name, int64_t n, float sca
     float *host = kk_array((size_t)n, sizeof *host);
     if (!host) return kk_fail(err, KK_ENOMEM, "out of memory reading tensor '%s'", name);
     rc = read_f32(&t, host, err);
-    if (!rc) rc = kk_dev_alloc(ld->m->dev, &ld->m->weights, bytes, (void **)out, err);
+    if (!rc) rc = kk_dev_alloc(ld->m->dev, account_of(ld), bytes, (void **)out, err);
     if (!rc) {
         for (int64_t i = 0; i < n; i++) host[i] *= scale;
         ld->m->dev->ops->upload(ld->m->dev, *out, host, bytes);

@@ -82,7 +82,7 @@ struct kk_forward {
     const int32_t *logit_rows; /* host [n_logits], indices into T */
     int n_taps;                /* auxiliary taps: residual stream after these layers, all rows */
     const int *tap_layers;     /* host [n_taps] */
-    float *taps;               /* device [n_taps, T, C]; the caller's */
+    float *taps;               /* device [T, n_taps, C]; the caller's */
 };
 
 /* Runs begin..end of a device step. Logits are then at kk_model_logits (device [n_logits, V]) until
@@ -91,6 +91,34 @@ struct kk_forward {
 int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_forward *fwd,
                      struct kk_err *err);
 float *kk_model_logits(const struct kk_model *m);
+
+/* ---- DFlash drafter: a block-diffusion model over the verifier's auxiliary states ----------- */
+
+/* The directory format of z-lab (arXiv:2602.06036). The drafter has no embedding and no head: it
+ * borrows the verifier's, so the verifier must stay open. Its context rows live in a KV pool of its
+ * own, one kk_kv a session: row j is made from the verifier's taps of row j. */
+struct kk_dflash;
+int kk_dflash_open(const struct kk_model_file *mf, struct kk_model *verifier,
+                   const struct kk_model_limits *limits, struct kk_dflash **out,
+                   struct kk_err *err);
+void kk_dflash_close(struct kk_dflash *d); /* NULL is fine */
+int64_t kk_dflash_weight_bytes(const struct kk_dflash *d);
+int kk_dflash_block(const struct kk_dflash *d); /* rows of the block it was trained with */
+
+/* Which layers of the verifier to tap, in order; borrowed. Returns how many. */
+int kk_dflash_taps(const struct kk_dflash *d, const int **layers);
+
+/* Its pool's layout; layer is borrowed from d. */
+struct kk_kv_layout kk_dflash_layout(const struct kk_dflash *d, enum kk_dtype kv_type);
+
+/* Append n context rows to kv from taps (device [n, n_taps, C]); n <= limits.max_rows. */
+int kk_dflash_observe(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv *kv,
+                      const float *taps, int n, struct kk_err *err);
+
+/* Draft n tokens (n < max_logit_rows) to follow `carry`, which stands at position kk_kv_rows(kv).
+ * kv is as it was afterwards. */
+int kk_dflash_propose(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv *kv, int32_t carry,
+                      int n, int32_t *out, struct kk_err *err);
 
 /* Greedy choice of every logits row of the last forward, to host. Lowest index on ties. */
 int kk_model_argmax(struct kk_model *m, int n, int32_t *out, struct kk_err *err);

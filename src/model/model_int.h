@@ -81,6 +81,7 @@ struct kk_model {
 struct kk_loader {
     const struct kk_model_file *mf;
     struct kk_model *m;
+    struct kk_account *account; /* NULL: the model's weights */
     const struct kk_progress_fn *progress;
     int plan;
     size_t planned;

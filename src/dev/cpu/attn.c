@@ -60,10 +60,12 @@ static int32_t max32(int32_t a, int32_t b)
 
 /* Keys visible to some row of positions [t0, t1]: window keys and the sinks below them. For one
  * row exactly those it sees. */
-static void visible(const struct kk_mask *mask, int32_t t0, int32_t t1, struct span *sinks,
-                    struct span *win)
+static void visible(const struct kk_mask *mask, const struct kk_kv_seq *seq, int32_t t0, int32_t t1,
+                    struct span *sinks, struct span *win)
 {
-    *win = (struct span){max32(0, t0 - min32(mask->window, mask->near) + 1), t1 + 1};
+    const int32_t last = seq->committed + seq->n_step - 1; /* rows beyond do not exist */
+    const int32_t ahead = mask->ahead < last - t1 ? mask->ahead : last - t1;
+    *win = (struct span){max32(0, t0 - min32(mask->window, mask->near) + 1), t1 + ahead + 1};
     *sinks = (struct span){max32(0, t0 - mask->window + 1), min32(mask->sinks, win->lo)};
     if (sinks->hi < sinks->lo) sinks->hi = sinks->lo;
 }
@@ -83,7 +85,7 @@ static struct group group_at(const struct attn_job *job, int index)
     struct span sinks, win;
     g.pos = a->pos[g.t0];
     g.seq = &a->seqs[a->seq[g.t0]];
-    visible(&a->mask, g.pos, g.pos + g.rows - 1, &sinks, &win);
+    visible(&a->mask, g.seq, g.pos, g.pos + g.rows - 1, &sinks, &win);
     g.win0 = max32(win.lo / S, a->first_split);
     g.win1 = min32((win.hi - 1) / S + 1, a->end_split);
     g.sink0 = max32(sinks.lo / S, a->first_split);
@@ -138,7 +140,7 @@ static void mask_scores(const struct attn_job *job, const struct group *g, int32
 {
     for (int r = 0; r < g->rows; r++) {
         struct span sinks, win;
-        visible(&job->a->mask, g->pos + r, g->pos + r, &sinks, &win);
+        visible(&job->a->mask, g->seq, g->pos + r, g->pos + r, &sinks, &win);
         sinks = clip((struct span){sinks.lo - base, sinks.hi - base}, lo, hi);
         win = clip((struct span){win.lo - base, win.hi - base}, lo, hi);
         for (int i = 0; i < job->per_kv; i++, p += S) {
@@ -184,7 +186,7 @@ static void do_split(const struct attn_job *job, const struct group *g, int32_t 
     const int nq = g->rows * job->per_kv, D = a->D;
     const int32_t base = split * S;
     struct span span[2];
-    visible(&a->mask, g->pos, g->pos + g->rows - 1, &span[0], &span[1]);
+    visible(&a->mask, g->seq, g->pos, g->pos + g->rows - 1, &span[0], &span[1]);
     span[0] = clip(span[0], base, base + S);
     span[1] = clip(span[1], base, base + S);
     const int n0 = span[0].hi - span[0].lo, n1 = span[1].hi - span[1].lo;

@@ -77,8 +77,11 @@ static void residual_rows(struct kk_cpu *c, const void *args, int64_t lo, int64_
             k->add(C, x, x2, x);
             in = x;
         }
-        k->norm(C, in, a->w_post, a->eps, x);
-        k->add_scale(C, x, a->scale, h);
+        if (!a->plain) {
+            k->norm(C, in, a->w_post, a->eps, x);
+            in = x;
+        }
+        k->add_scale(C, in, a->scale, h);
         for (int i = 0; i < a->n_out; i++)
             k->norm(C, h, a->w_out[i], a->eps, (float *)a->y[i] + t * C);
     }
@@ -105,6 +108,10 @@ static void write_kv(const struct kk_cpu_kern *k, const struct kk_qkv_args *a, i
         k->norm(D, a->k + t * GD + g * D, a->k_norm, a->eps, tmp);
         k->rope(D, a->R, cs, tmp);
         k->store[a->kv_dtype](D, tmp, row + g * D * esz);
+    }
+    if (a->raw_value) {
+        k->store[a->kv_dtype](D, v, v_row);
+        return;
     }
     k->norm(D, v, NULL, a->eps, tmp);
     k->store[a->kv_dtype](D, tmp, v_row);
@@ -141,7 +148,7 @@ static void gather_rows(struct kk_cpu *c, const void *args, int64_t lo, int64_t 
     const struct kk_gather_args *a = args;
     (void)c, (void)worker;
     for (int64_t i = lo; i < hi; i++)
-        memcpy(a->dst + i * a->C, a->src + (int64_t)(a->rows ? a->rows[i] : i) * a->C,
+        memcpy(a->dst + i * (a->stride ? a->stride : a->C), a->src + (int64_t)(a->rows ? a->rows[i] : i) * a->C,
                (size_t)a->C * sizeof(float));
 }
 

@@ -1,0 +1,489 @@
+/* DFlash block-diffusion drafter (z-lab; PyPI `dflash` 0.1.0 is the oracle).
+ *
+ * Context row j: c = rms_hidden(fc(taps of row j)); each layer stores K = rope(rms_k(k c)), V = v
+ * c. Draft: rows [carry, mask x n] of raw verifier embeddings; pre-norm Qwen 3 layers whose keys
+ * are the context and the whole block (full layers), or those within the window and not later
+ * (sliding layers, unless is_causal says otherwise); logits of rows 1..n through the verifier's
+ * head. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "base/mem.h"
+#include "model/model_int.h"
+
+enum { MAX_TAPS = 32 };
+
+struct draft_layer {
+    float *input_norm, *post_norm; /* [C] */
+    float *q_norm, *k_norm;        /* [D] */
+    struct kk_weight wq, wk, wv, wo, gate, up, down;
+    struct kk_mask mask;
+};
+
+struct kk_dflash {
+    struct kk_model *verifier;
+    struct kk_dev *dev;
+    struct kk_model_limits limits;
+    struct kk_account weights, scratch;
+    int n_layers, C, H, G, D, F, n_taps, block;
+    int taps[MAX_TAPS];
+    int32_t mask_id;
+    float eps, embed_scale, output_scale, softcap;
+    struct kk_rope_table rope;
+    struct draft_layer *layer;
+    struct kk_kv_layer *kv_layer;
+    struct kk_weight fc; /* [C, n_taps * C] */
+    float *hidden_norm, *final_norm;
+    /* buffers of a step, T = limits.max_rows */
+    int32_t *ids, *choice;
+    float *h, *a, *q, *k, *v, *state, *logits;
+    void *x, *o, *f;
+};
+
+/* ---- config --------------------------------------------------------------------------------- */
+
+/* dflash_config first, then the config itself. */
+static const json_t *setting(const json_t *o, const char *key)
+{
+    const json_t *d = json_object_get(o, "dflash_config");
+    return json_object_get(d, key) ? d : o;
+}
+
+static int get_int(const json_t *o, const char *key, int64_t max, int64_t fallback, int *out,
+                   struct kk_err *err)
+{
+    int64_t v = fallback;
+    int rc = kk_json_int(setting(o, key), key, 1, max, fallback < 0, &v, err);
+    if (!rc) *out = (int)v;
+    return rc;
+}
+
+static int parse_taps(struct kk_dflash *d, const json_t *o, struct kk_err *err)
+{
+    const json_t *ids = json_object_get(setting(o, "target_layer_ids"), "target_layer_ids");
+    int n_target = d->verifier->config.info.n_layers;
+    if (!ids) { /* the authors' default */
+        d->n_taps = d->n_layers;
+        for (int i = 0; i < d->n_layers && i < MAX_TAPS; i++)
+            d->taps[i] = d->n_layers == 1
+                             ? n_target / 2
+                             : (int)rint(1 + (double)i * (n_target - 4) / (d->n_layers - 1));
+    } else {
+        d->n_taps = (int)json_array_size(ids);
+    }
+    if (d->n_taps < 1 || d->n_taps > MAX_TAPS)
+        return kk_fail(err, KK_EFORMAT, "'target_layer_ids' must list 1 to %d layers", MAX_TAPS);
+    for (int i = 0; i < d->n_taps; i++) {
+        if (ids) d->taps[i] = (int)json_integer_value(json_array_get(ids, (size_t)i));
+        if (d->taps[i] < 0 || d->taps[i] >= n_target)
+            return kk_fail(err, KK_EFORMAT,
+                           "the drafter reads layer %d of the verifier, which has %d layers",
+                           d->taps[i], n_target);
+    }
+    return 0;
+}
+
+static int parse_scales(struct kk_dflash *d, const json_t *o, struct kk_err *err)
+{
+    double eps = 1e-6, in = 1, out = 1, cap = 0, theta = 10000;
+    int64_t mask = -1, V = d->verifier->config.info.V;
+    const json_t *rope = json_object_get(o, "rope_parameters");
+    int rc = kk_json_real(o, "rms_norm_eps", 0, 1, 0, &eps, err);
+    if (!rc)
+        rc = kk_json_real(setting(o, "input_embedding_scale"), "input_embedding_scale", -1e6, 1e6,
+                          0, &in, err);
+    if (!rc)
+        rc = kk_json_real(setting(o, "output_multiplier"), "output_multiplier", -1e6, 1e6, 0, &out,
+                          err);
+    if (!rc)
+        rc = kk_json_real(setting(o, "final_logit_softcapping"), "final_logit_softcapping", 0, 1e6,
+                          0, &cap, err);
+    if (!rc) rc = kk_json_real(rope ? rope : o, "rope_theta", 1, 1e12, 0, &theta, err);
+    if (!rc)
+        rc = kk_json_int(setting(o, "mask_token_id"), "mask_token_id", 0, V - 1, 0, &mask, err);
+    if (rc) return rc;
+    if (mask < 0)
+        return kk_fail(err, KK_EFORMAT, "'mask_token_id' is missing: a drafter needs a mask token");
+    d->mask_id = (int32_t)mask;
+    d->eps = (float)eps;
+    d->embed_scale = (float)in;
+    d->output_scale = (float)out;
+    d->softcap = (float)cap;
+    d->rope = (struct kk_rope_table){theta, 1.0, d->D, d->D / 2, 0, NULL};
+    return 0;
+}
+
+/* Layer types to masks: sliding layers are causal and windowed unless is_causal says otherwise. */
+static int parse_layer_types(struct kk_dflash *d, const json_t *o, struct kk_err *err)
+{
+    const json_t *types = json_object_get(o, "layer_types"),
+                 *causal = json_object_get(o, "is_causal");
+    int64_t window = 0;
+    int rc = kk_json_int(o, "sliding_window", 1, 1 << 30, 0, &window, err);
+    if (rc) return rc;
+    for (int l = 0; l < d->n_layers; l++) {
+        const char *t = json_string_value(json_array_get(types, (size_t)l));
+        int sliding = t && !strcmp(t, "sliding_attention");
+        if (sliding && !window) return kk_fail(err, KK_EFORMAT, "'sliding_window' is missing");
+        int is_causal = json_is_boolean(causal) ? json_is_true(causal) : sliding;
+        int32_t w = sliding ? (int32_t)window : KK_NO_BOUND;
+        d->layer[l].mask = (struct kk_mask){.window = w,
+                                            .near = KK_NO_BOUND,
+                                            .ahead = is_causal ? 0
+                                                     : sliding ? w - 1
+                                                               : KK_NO_BOUND};
+        d->kv_layer[l] = (struct kk_kv_layer){sliding, d->G, d->D, 0, sliding ? w : 0};
+    }
+    return 0;
+}
+
+static int parse(struct kk_dflash *d, const struct kk_model_file *mf, struct kk_err *err)
+{
+    const json_t *o = kk_model_file_config(mf);
+    const char *arch = kk_model_file_architecture(mf);
+    int C = d->verifier->config.info.C, bias = 0;
+    if (strcmp(arch, "DFlashDraftModel"))
+        return kk_fail(err, KK_EUNSUPPORTED,
+                       "architecture '%s' is no drafter (known: DFlashDraftModel)", arch);
+    int rc = get_int(o, "hidden_size", 1 << 20, -1, &d->C, err);
+    if (!rc) rc = get_int(o, "num_hidden_layers", 256, -1, &d->n_layers, err);
+    if (!rc) rc = get_int(o, "num_attention_heads", 1024, -1, &d->H, err);
+    if (!rc) rc = get_int(o, "num_key_value_heads", 1024, d->H, &d->G, err);
+    if (!rc) rc = get_int(o, "head_dim", 1024, d->H ? d->C / d->H : 1, &d->D, err);
+    if (!rc) rc = get_int(o, "intermediate_size", 1 << 20, -1, &d->F, err);
+    if (!rc) rc = get_int(o, "block_size", 1024, 16, &d->block, err);
+    if (!rc) rc = kk_json_bool(o, "attention_bias", 0, &bias, err);
+    if (rc) return rc;
+    if (bias) return kk_fail(err, KK_EUNSUPPORTED, "attention_bias is not supported in a drafter");
+    if (d->C != C)
+        return kk_fail(err, KK_EFORMAT,
+                       "the drafter is %d wide, the verifier %d: they do not belong together", d->C,
+                       C);
+    if (d->H % d->G || d->D % 2)
+        return kk_fail(err, KK_EFORMAT, "%d heads, %d KV heads of %d: not a valid geometry", d->H,
+                       d->G, d->D);
+    d->layer = kk_calloc((size_t)d->n_layers, sizeof *d->layer);
+    d->kv_layer = kk_calloc((size_t)d->n_layers, sizeof *d->kv_layer);
+    if (!d->layer || !d->kv_layer) return kk_fail(err, KK_ENOMEM, "out of memory for a drafter");
+    rc = parse_taps(d, o, err);
+    if (!rc) rc = parse_scales(d, o, err);
+    return rc ? rc : parse_layer_types(d, o, err);
+}
+
+/* ---- weights -------------------------------------------------------------------------------- */
+
+#define LOAD(expr)                                                                                 \
+    do {                                                                                           \
+        int rc_ = (expr);                                                                          \
+        if (rc_) return rc_;                                                                       \
+    } while (0)
+
+static int bind_layer(struct kk_loader *ld, struct kk_dflash *d, int l, struct kk_err *err)
+{
+    struct draft_layer *w = &d->layer[l];
+    int64_t C = d->C, HD = (int64_t)d->H * d->D, GD = (int64_t)d->G * d->D;
+    char n[160];
+#define NAME(what) (snprintf(n, sizeof n, "layers.%d.%s.weight", l, what), n)
+    LOAD(kk__load_vector(ld, NAME("input_layernorm"), C, 1, &w->input_norm, err));
+    LOAD(kk__load_vector(ld, NAME("post_attention_layernorm"), C, 1, &w->post_norm, err));
+    LOAD(kk__load_vector(ld, NAME("self_attn.q_norm"), d->D, 1, &w->q_norm, err));
+    LOAD(kk__load_vector(ld, NAME("self_attn.k_norm"), d->D, 1, &w->k_norm, err));
+    LOAD(kk__load_matrix(ld, NAME("self_attn.q_proj"), 1, HD, C, &w->wq, err));
+    LOAD(kk__load_matrix(ld, NAME("self_attn.k_proj"), 1, GD, C, &w->wk, err));
+    LOAD(kk__load_matrix(ld, NAME("self_attn.v_proj"), 1, GD, C, &w->wv, err));
+    LOAD(kk__load_matrix(ld, NAME("self_attn.o_proj"), 1, C, HD, &w->wo, err));
+    LOAD(kk__load_matrix(ld, NAME("mlp.gate_proj"), 1, d->F, C, &w->gate, err));
+    LOAD(kk__load_matrix(ld, NAME("mlp.up_proj"), 1, d->F, C, &w->up, err));
+    return kk__load_matrix(ld, NAME("mlp.down_proj"), 1, C, d->F, &w->down, err);
+#undef NAME
+}
+
+static int bind(struct kk_loader *ld, struct kk_dflash *d, struct kk_err *err)
+{
+    LOAD(kk__load_matrix(ld, "fc.weight", 1, d->C, (int64_t)d->n_taps * d->C, &d->fc, err));
+    LOAD(kk__load_vector(ld, "hidden_norm.weight", d->C, 1, &d->hidden_norm, err));
+    LOAD(kk__load_vector(ld, "norm.weight", d->C, 1, &d->final_norm, err));
+    for (int l = 0; l < d->n_layers; l++) LOAD(bind_layer(ld, d, l, err));
+    return 0;
+}
+
+struct buffer_spec {
+    void **ptr;
+    size_t bytes;
+};
+enum { N_BUFFERS = 12 };
+
+static void buffer_specs(struct kk_dflash *d, struct buffer_spec s[static N_BUFFERS])
+{
+    size_t T = (size_t)d->limits.max_rows, L = (size_t)d->limits.max_logit_rows, f = sizeof(float);
+    size_t C = (size_t)d->C, HD = (size_t)(d->H * d->D), GD = (size_t)(d->G * d->D);
+    size_t act = kk_dtype_bytes(d->dev->act), H = (size_t)d->H, D = (size_t)d->D;
+    const struct buffer_spec all[N_BUFFERS] = {
+        {(void **)&d->ids, L * 4},
+        {(void **)&d->choice, L * 4},
+        {(void **)&d->h, T * C * f},
+        {(void **)&d->a, T * C * f},
+        {(void **)&d->q, L * HD * f},
+        {(void **)&d->k, T * GD * f},
+        {(void **)&d->v, T * GD * f},
+        {(void **)&d->state, L * H * (D + 2) * f},
+        {(void **)&d->logits, L * (size_t)d->verifier->config.info.V * f},
+        {(void **)&d->x, T * C * act},
+        {(void **)&d->o, L * HD * act},
+        {(void **)&d->f, L * (size_t)d->F * act},
+    };
+    memcpy(s, all, sizeof all);
+}
+
+static int alloc_buffers(struct kk_dflash *d, struct kk_err *err)
+{
+    struct buffer_spec s[N_BUFFERS];
+    const struct kk_limits lim = {
+        .max_rows = d->limits.max_rows, .max_model_width = d->C, .max_head_dim = d->D};
+    buffer_specs(d, s);
+    int rc = d->dev->ops->reserve(d->dev, &lim, &d->dev->tables, err);
+    for (int k = 0; !rc && k < N_BUFFERS; k++)
+        rc = kk_dev_alloc(d->dev, &d->scratch, s[k].bytes, s[k].ptr, err);
+    if (!rc) rc = kk__rope_ensure(d->dev, &d->scratch, &d->rope, d->limits.positions, err);
+    return rc;
+}
+
+int kk_dflash_open(const struct kk_model_file *mf, struct kk_model *verifier,
+                   const struct kk_model_limits *limits, struct kk_dflash **out, struct kk_err *err)
+{
+    struct kk_dflash *d = kk_calloc(1, sizeof *d);
+    struct kk_model shell = {.dev = verifier->dev}; /* what the loader puts weights of */
+    if (!d) return kk_fail(err, KK_ENOMEM, "out of memory for a drafter");
+    d->verifier = verifier;
+    d->dev = verifier->dev;
+    d->limits = *limits;
+    d->weights.name = "drafter weights";
+    d->scratch.name = "drafter scratch";
+    struct kk_loader ld = {.mf = mf, .m = &shell, .account = &d->weights};
+    int rc = parse(d, mf, err);
+    if (!rc) rc = bind(&ld, d, err);
+    if (!rc) rc = alloc_buffers(d, err);
+    if (rc) {
+        kk_wrap(err, rc, "drafter");
+        kk_dflash_close(d);
+        return rc;
+    }
+    *out = d;
+    return 0;
+}
+
+static void free_layer(struct kk_dflash *d, struct draft_layer *w)
+{
+    const size_t C = (size_t)d->C * sizeof(float), D = (size_t)d->D * sizeof(float);
+    struct kk_weight *const mat[] = {&w->wq, &w->wk, &w->wv, &w->wo, &w->gate, &w->up, &w->down};
+    kk_dev_free(d->dev, &d->weights, w->input_norm, C);
+    kk_dev_free(d->dev, &d->weights, w->post_norm, C);
+    kk_dev_free(d->dev, &d->weights, w->q_norm, D);
+    kk_dev_free(d->dev, &d->weights, w->k_norm, D);
+    for (size_t k = 0; k < sizeof mat / sizeof *mat; k++) kk_weight_free(d->dev, mat[k]);
+}
+
+void kk_dflash_close(struct kk_dflash *d)
+{
+    struct buffer_spec s[N_BUFFERS];
+    if (!d) return;
+    for (int l = 0; d->layer && l < d->n_layers; l++) free_layer(d, &d->layer[l]);
+    kk_weight_free(d->dev, &d->fc);
+    kk_dev_free(d->dev, &d->weights, d->hidden_norm, (size_t)d->C * sizeof(float));
+    kk_dev_free(d->dev, &d->weights, d->final_norm, (size_t)d->C * sizeof(float));
+    buffer_specs(d, s);
+    for (int k = 0; k < N_BUFFERS; k++) kk_dev_free(d->dev, &d->scratch, *s[k].ptr, s[k].bytes);
+    kk__rope_free(d->dev, &d->scratch, &d->rope);
+    kk_free(d->layer);
+    kk_free(d->kv_layer);
+    kk_free(d);
+}
+
+int64_t kk_dflash_weight_bytes(const struct kk_dflash *d)
+{
+    return atomic_load(&d->weights.bytes);
+}
+int kk_dflash_block(const struct kk_dflash *d)
+{
+    return d->block;
+}
+
+int kk_dflash_taps(const struct kk_dflash *d, const int **layers)
+{
+    *layers = d->taps;
+    return d->n_taps;
+}
+
+struct kk_kv_layout kk_dflash_layout(const struct kk_dflash *d, enum kk_dtype kv_type)
+{
+    return (struct kk_kv_layout){d->n_layers, d->kv_layer, kv_type};
+}
+
+/* ---- forward -------------------------------------------------------------------------------- */
+
+/* clang-format off: one op call a stage, its arguments grouped by meaning */
+
+/* Keys and values of x [T, C] into the step's rows of layer l; with H > 0 queries too. */
+static void project(struct kk_dflash *d, struct kk_kv_pool *pool, int l, int H)
+{
+    const struct draft_layer *w = &d->layer[l];
+    const struct kk_kv_view kv = kk_kv_layer(pool, l);
+    const int T = kk_kv_step_T(pool);
+    d->dev->ops->linear(d->dev, &(struct kk_linear_args){.T = T,
+                                                         .n = H ? 3 : 2,
+                                                         .x = d->x,
+                                                         .w = {&w->wk, &w->wv, &w->wq},
+                                                         .y = {d->k, d->v, d->q}});
+    d->dev->ops->qkv(d->dev, &(struct kk_qkv_args){.T = T,
+                                                   .H = H,
+                                                   .G = d->G,
+                                                   .D = d->D,
+                                                   .R = d->D / 2,
+                                                   .raw_value = 1,
+                                                   .q = d->q,
+                                                   .k = d->k,
+                                                   .v = d->v,
+                                                   .q_norm = w->q_norm,
+                                                   .k_norm = w->k_norm,
+                                                   .eps = d->eps,
+                                                   .pos = kk_kv_step_pos(pool),
+                                                   .rope = d->rope.cs,
+                                                   .kv_dtype = kk_kv_dtype(pool),
+                                                   .rows = kv.rows});
+}
+
+static void context_forward(struct kk_dflash *d, struct kk_kv_pool *pool, const float *taps)
+{
+    const int T = kk_kv_step_T(pool);
+    d->dev->ops->linear(
+        d->dev, &(struct kk_linear_args){.T = T, .n = 1, .x = taps, .w = {&d->fc}, .y = {d->a}});
+    d->dev->ops->norm(
+        d->dev, &(struct kk_norm_args){
+                    .T = T, .C = d->C, .x = d->a, .w = d->hidden_norm, .eps = d->eps, .y = d->x});
+    for (int l = 0; l < d->n_layers; l++) {
+        project(d, pool, l, 0);
+        kk_kv_layer_done(pool, l);
+    }
+}
+
+static void layer_forward(struct kk_dflash *d, struct kk_kv_pool *pool, int l,
+                          const float *next_norm)
+{
+    const struct draft_layer *w = &d->layer[l];
+    const struct kk_kv_view kv = kk_kv_layer(pool, l);
+    const int T = kk_kv_step_T(pool);
+    project(d, pool, l, d->H);
+    d->dev->ops->attn(d->dev, &(struct kk_attn_args){.T = T,
+                                                     .B = 1,
+                                                     .H = d->H,
+                                                     .G = d->G,
+                                                     .D = d->D,
+                                                     .q = d->q,
+                                                     .pos = kk_kv_step_pos(pool),
+                                                     .seq = kk_kv_step_seq(pool),
+                                                     .seqs = kv.seqs,
+                                                     .mask = w->mask,
+                                                     .scale = (float)(1.0 / sqrt((double)d->D)),
+                                                     .kv_dtype = kk_kv_dtype(pool),
+                                                     .end_split = KK_NO_BOUND,
+                                                     .first = 1,
+                                                     .last = 1,
+                                                     .state = d->state,
+                                                     .o = d->o});
+    d->dev->ops->linear(
+        d->dev, &(struct kk_linear_args){.T = T, .n = 1, .x = d->o, .w = {&w->wo}, .y = {d->a}});
+    d->dev->ops->residual(d->dev, &(struct kk_residual_args){.T = T,
+                                                             .C = d->C,
+                                                             .n_in = 1,
+                                                             .n_out = 1,
+                                                             .plain = 1,
+                                                             .h = d->h,
+                                                             .a = {d->a},
+                                                             .scale = 1.0f,
+                                                             .eps = d->eps,
+                                                             .w_out = {w->post_norm},
+                                                             .y = {d->x}});
+    d->dev->ops->glu(
+        d->dev, &(struct kk_glu_args){
+                    .T = T, .act = KK_SILU, .x = d->x, .gate = &w->gate, .up = &w->up, .y = d->f});
+    d->dev->ops->linear(
+        d->dev, &(struct kk_linear_args){.T = T, .n = 1, .x = d->f, .w = {&w->down}, .y = {d->a}});
+    d->dev->ops->residual(d->dev, &(struct kk_residual_args){.T = T,
+                                                             .C = d->C,
+                                                             .n_in = 1,
+                                                             .n_out = 1,
+                                                             .plain = 1,
+                                                             .h = d->h,
+                                                             .a = {d->a},
+                                                             .scale = 1.0f,
+                                                             .eps = d->eps,
+                                                             .w_out = {next_norm},
+                                                             .y = {d->x}});
+}
+
+static void block_forward(struct kk_dflash *d, struct kk_kv_pool *pool)
+{
+    const struct kk_model *m = d->verifier;
+    const int T = kk_kv_step_T(pool);
+    d->dev->ops->embed(
+        d->dev, &(struct kk_embed_args){
+                    .T = T, .ids = d->ids, .table = &m->embed, .scale = d->embed_scale, .h = d->h});
+    d->dev->ops->norm(
+        d->dev,
+        &(struct kk_norm_args){
+            .T = T, .C = d->C, .x = d->h, .w = d->layer[0].input_norm, .eps = d->eps, .y = d->x});
+    for (int l = 0; l < d->n_layers; l++)
+        layer_forward(d, pool, l, l + 1 < d->n_layers ? d->layer[l + 1].input_norm : d->final_norm);
+    /* rows 1.. are the drafts; a positive multiplier and a soft-cap do not change which is largest
+     */
+    d->dev->ops->linear(d->dev,
+                        &(struct kk_linear_args){.T = T - 1,
+                                                 .n = 1,
+                                                 .x = (float *)d->x + d->C,
+                                                 .w = {m->config.tied ? &m->embed : &m->head},
+                                                 .y = {d->logits}});
+    d->dev->ops->argmax(d->dev,
+                        &(struct kk_argmax_args){
+                            .T = T - 1, .n = m->config.info.V, .x = d->logits, .out = d->choice});
+}
+/* clang-format on */
+
+int kk_dflash_observe(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv *kv,
+                      const float *taps, int n, struct kk_err *err)
+{
+    const int32_t rows = n;
+    KK_BUG_ON(n > d->limits.max_rows);
+    int rc = kk__rope_ensure(d->dev, &d->scratch, &d->rope, kk_kv_rows(kv) + n, err);
+    if (!rc) rc = kk_kv_begin(pool, KK_STEP_CHUNK, 1, &kv, &rows, err);
+    if (rc) return rc;
+    d->dev->ops->step_begin(d->dev);
+    context_forward(d, pool, taps);
+    rc = d->dev->ops->step_end(d->dev, err);
+    if (rc)
+        kk_kv_abort(pool);
+    else
+        kk_kv_commit(pool, NULL);
+    return rc;
+}
+
+int kk_dflash_propose(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv *kv, int32_t carry,
+                      int n, int32_t *out, struct kk_err *err)
+{
+    int32_t ids[1025];
+    const int32_t rows = n + 1;
+    KK_BUG_ON(n < 1 || rows > d->limits.max_logit_rows || n > 1024);
+    int rc = kk__rope_ensure(d->dev, &d->scratch, &d->rope, kk_kv_rows(kv) + rows, err);
+    if (!rc) rc = kk_kv_begin(pool, KK_STEP_HOLD, 1, &kv, &rows, err);
+    if (rc) return rc;
+    ids[0] = carry;
+    for (int i = 1; i <= n; i++) ids[i] = d->mask_id;
+    d->dev->ops->upload(d->dev, d->ids, ids, (size_t)rows * sizeof *ids);
+    d->dev->ops->step_begin(d->dev);
+    block_forward(d, pool);
+    rc = d->dev->ops->step_end(d->dev, err);
+    if (!rc) d->dev->ops->download(d->dev, out, d->choice, (size_t)n * sizeof *out);
+    kk_kv_abort(pool); /* nothing of the block is kept */
+    return rc;
+}
