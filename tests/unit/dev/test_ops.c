@@ -2,6 +2,58 @@
  * sets, thread counts and cuts of the rows. kk-test: tsan */
 #include "unit/dev/dev_test.h"
 
+/* ---- weights: the values, and packed by each device ---- */
+
+struct weight {
+    float *v; /* [n_mats, rows, cols] */
+    void *raw;
+    struct kk_weight_src src;
+    struct kk_weight w[9];
+    struct kk_account account;
+};
+
+static void read_raw(const void *ctx, uint64_t first, uint64_t n, void *dst)
+{
+    const struct weight *w = ctx;
+    size_t e = kk_dtype_bytes(w->src.dtype);
+    memcpy(dst, (const char *)w->raw + first * e, n * e);
+}
+
+static void make_weight(struct weight *w, enum kk_dtype t, int n_mats, int rows, int cols)
+{
+    struct kk_err err = {0};
+    int64_t n = (int64_t)n_mats * rows * cols;
+    w->v = normals(n, 1.0f / sqrtf((float)cols));
+    w->raw = to_dtype(t, w->v, n);
+    w->account = (struct kk_account){.name = "weights"};
+    w->src = (struct kk_weight_src){
+        .dtype = t, .n_mats = n_mats, .rows = rows, .cols = cols, .ctx = w, .read = read_raw};
+    for (int i = 0; i < n_devs; i++) {
+        int64_t before = atomic_load(&w->account.bytes);
+        w->src.data = i % 2 ? w->raw : NULL;
+        KK_ASSERT_OK(devs[i]->ops->weight_load(devs[i], &w->src, &w->account, &w->w[i], &err),
+                     &err);
+        assert_int_equal(atomic_load(&w->account.bytes) - before,
+                         devs[i]->ops->weight_bytes(devs[i], &w->src));
+    }
+}
+
+static void free_weight(struct weight *w)
+{
+    for (int i = 0; i < n_devs; i++) kk_weight_free(devs[i], &w->w[i]);
+    assert_int_equal(atomic_load(&w->account.bytes), 0);
+    free(w->v);
+    free(w->raw);
+}
+
+static double dot(const struct weight *w, int64_t row, const float *x)
+{
+    double s = 0;
+    for (int64_t k = 0; k < w->src.cols; k++)
+        s += (double)w->v[row * w->src.cols + k] * (double)x[k];
+    return s;
+}
+
 static enum kk_dtype any_dtype(void)
 {
     return (enum kk_dtype)between(0, 2);
