@@ -370,7 +370,7 @@ int kk_model_file_get(const struct kk_model_file *mf, const char *name, int rank
     if (mf->synth) return get_synth(mf, name, rank, shape, out, err);
     const struct kk_tensor *t = kk__tensor_find(mf, name);
     if (!t) return kk_fail(err, KK_ENOENT, "tensor '%s' is missing", name);
-    if (t->rank != rank || memcmp(t->shape, shape, (size_t)rank * sizeof *shape))
+    if (t->rank != rank || (rank && memcmp(t->shape, shape, (size_t)rank * sizeof *shape)))
         return kk_fail(err, KK_EFORMAT, "tensor '%s' has shape %s, expected %s", name,
                        kk__shape_text(a, t->rank, t->shape), kk__shape_text(b, rank, shape));
     if (!t->loadable)
