@@ -47,7 +47,7 @@ struct kk_engine_options {
     int64_t ctx;              /* most tokens of a session; 0: what the model was made for */
     int prefill_chunk;        /* rows of a prefill step */
     int max_batch;            /* sessions of one decode step */
-    const char *draft;        /* "none", "ngram"; changes speed, never tokens */
+    const char *draft;        /* "none", "ngram", or a DFlash directory: speed, never tokens */
     int draft_width;          /* rows of a verifying step, 1 to 16; 0: found while running */
     kk_progress_cb *progress; /* may be NULL */
     void *progress_arg;

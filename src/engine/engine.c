@@ -187,6 +187,7 @@ int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, st
     rc = kk_model_open(s.mf, e->dev, &s.limits, &progress, &e->model, err);
     if (!rc) rc = kk_kv_pool_open(e->dev, &e->layout, &s.kv, &s.kv_limits, &e->pool, err);
     if (!rc) rc = alloc_step_arrays(e, err);
+    if (!rc) rc = kk__draft_setup(e, err);
     kk_model_file_close(s.mf);
     if (rc) {
         kk_engine_close(e);
@@ -199,6 +200,7 @@ int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, st
 void kk_engine_close(struct kk_engine *e)
 {
     if (!e) return;
+    kk__draft_release(e);
     kk_kv_pool_close(e->pool);
     kk_model_close(e->model);
     kk_dev_close(e->dev);
@@ -265,7 +267,11 @@ static int pack(struct kk_engine *e, const struct kk_step_item *item, int B,
 int kk__step(struct kk_engine *e, enum kk_step_kind kind, const struct kk_step_item *item, int B,
              enum kk_want_logits want, struct kk_err *err)
 {
-    struct kk_forward fwd = {.ids = e->ids, .logit_rows = e->logit_rows};
+    struct kk_forward fwd = {.ids = e->ids,
+                             .logit_rows = e->logit_rows,
+                             .n_taps = e->n_taps,
+                             .tap_layers = e->tap_layers,
+                             .taps = e->taps};
     pack(e, item, B, want, &fwd.n_logits);
     int rc = kk_kv_begin(e->pool, kind, B, e->kv, e->rows_n, err);
     if (rc) return rc;

@@ -28,8 +28,15 @@ struct kk_engine {
     float *logits;                               /* host [max_logit_rows, V] */
     struct kk_kv **kv;                           /* [max_batch] */
     struct kk_step_item *items;                  /* [max_batch] */
-    struct kk_step_costs costs;                  /* of verifying steps, by width */
-    struct kk_candidate *candidates;             /* [V], sampler scratch */
+    struct kk_dflash *dflash;                    /* NULL: no such drafter */
+    struct kk_kv_layout draft_layout;            /* layer borrowed from dflash */
+    struct kk_kv_pool *draft_pool;
+    struct kk_account draft_taps;
+    float *taps; /* device [max rows of a step, n_taps, C], of the last step */
+    int n_taps;
+    const int *tap_layers;
+    struct kk_step_costs costs;      /* of verifying steps, by width */
+    struct kk_candidate *candidates; /* [V], sampler scratch */
 };
 
 struct kk_session {
@@ -48,8 +55,15 @@ enum kk_want_logits { KK_WANT_NONE, KK_WANT_LAST, KK_WANT_ALL };
 int kk__step(struct kk_engine *e, enum kk_step_kind kind, const struct kk_step_item *item, int B,
              enum kk_want_logits want, struct kk_err *err);
 
-/* generate.c: one drafter for a session by the engine's options (NULL for "none"). */
+/* draft.c: what the engine's options ask for (a drafter directory is loaded), and one drafter for a
+ * session (NULL for "none"). */
+int kk__draft_setup(struct kk_engine *e, struct kk_err *err);
+void kk__draft_release(struct kk_engine *e);
 int kk__drafter_open(struct kk_engine *e, struct kk_drafter **out, struct kk_err *err);
+
+/* Rows [first, first + rows) of the step just committed are settled rows of s: show its drafter. */
+int kk__settle(struct kk_session *s, int first, int rows, struct kk_err *err);
+
 /* session.c */
 int kk__history_reserve(struct kk_session *s, size_t n, struct kk_err *err);
 int kk__step_allowed(const struct kk_session *s, struct kk_err *err);

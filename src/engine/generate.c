@@ -5,23 +5,10 @@
  * longest prefix of drafts that equals what was sampled: m tokens come out, m rows are committed,
  * the m-th token is pending. One verifier forward a block, never a second one for the correction.
  */
-#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
-#include "base/mem.h"
 #include "engine/engine_int.h"
-
-int kk__drafter_open(struct kk_engine *e, struct kk_drafter **out, struct kk_err *err)
-{
-    const char *kind = e->options.draft;
-    *out = NULL;
-    if (!strcmp(kind, "none")) return 0;
-    if (!strcmp(kind, "ngram")) return kk_ngram_open(out, err);
-    if (!strcmp(kind, "wrong"))
-        return kk_wrong_open((uint32_t)kk_model_info(e->model)->V, out, err);
-    return kk_fail(err, KK_EINVAL, "unknown drafter '%s' (known: none, ngram)", kind);
-}
 
 static int is_eos(const struct kk_engine *e, uint32_t id)
 {
@@ -57,12 +44,6 @@ static uint32_t choose_row(struct kk_engine *e, int i, const struct kk_sampling 
 
 /* ---- several sessions, one token each ------------------------------------------------------- */
 
-/* After a plain token: the drafter sees it too. */
-static int settle(struct kk_session *s, struct kk_err *err)
-{
-    return s->drafter ? s->drafter->ops->observe(s->drafter, s->history, s->n, err) : 0;
-}
-
 static int step_sessions(struct kk_engine *e, struct kk_session *const *s, int n,
                          const struct kk_sampling *p, uint32_t *ids, struct kk_err *err)
 {
@@ -83,7 +64,7 @@ static int step_sessions(struct kk_engine *e, struct kk_session *const *s, int n
         ids[i] = choose_row(e, i, p, s[i]->history, s[i]->n);
         s[i]->history[s[i]->n++] = ids[i];
     }
-    for (int i = 0; !rc && i < n; i++) rc = settle(s[i], err);
+    for (int i = 0; !rc && i < n; i++) rc = kk__settle(s[i], i, 1, err);
     return rc;
 }
 
@@ -175,7 +156,7 @@ static int fused_step(struct generation *g, const uint32_t *d, int k, struct kk_
     g->out.steps++;
     g->out.drafted += k;
     if (!g->stopped) kk_width_note(&s->width, k, m - 1);
-    return settle(s, err);
+    return kk__settle(s, 0, m, err);
 }
 
 static int generate(struct generation *g, struct kk_err *err)

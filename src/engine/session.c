@@ -70,6 +70,8 @@ static int prefill(struct kk_session *s, size_t end, struct kk_err *err)
         int rc = kk__step(e, KK_STEP_CHUNK, &item, 1, KK_WANT_NONE, err);
         if (rc) return rc;
         kk_kv_commit(e->pool, NULL);
+        rc = kk__settle(s, 0, item.n, err);
+        if (rc) return rc;
         if (e->options.progress && end - start > most)
             e->options.progress(e->options.progress_arg, "reading",
                                 (uint64_t)kk_kv_rows(s->kv) - start, end - start);
@@ -143,6 +145,9 @@ void kk_session_describe(const struct kk_session *s, struct kk_session_info *out
         .history = (int64_t)s->n,
         .rows = kk_kv_rows(s->kv),
         .kv_device_bytes = kk_kv_device_bytes(s->kv),
+        .drafter_device_bytes = s->drafter && s->drafter->ops->device_bytes
+                                    ? s->drafter->ops->device_bytes(s->drafter)
+                                    : 0,
         .resident_rows = kk_kv_resident_rows(s->kv),
         .dropped = kk_kv_dropped(s->kv),
     };

@@ -50,9 +50,9 @@ static int reserve(struct ngram *g, const uint32_t *history, size_t n, struct kk
     return 0;
 }
 
-static int observe(struct kk_drafter *d, const uint32_t *history, size_t n, struct kk_err *err)
+/* Index the pairs of a history that has grown to n. */
+static int extend(struct ngram *g, const uint32_t *history, size_t n, struct kk_err *err)
 {
-    struct ngram *g = (struct ngram *)d;
     int rc = reserve(g, history, n, err);
     if (rc || n <= g->indexed) return rc;
     index_pairs(g, history, g->indexed, n);
@@ -72,7 +72,7 @@ static int propose(struct kk_drafter *d, const uint32_t *history, size_t n, int 
                    struct kk_err *err)
 {
     struct ngram *g = (struct ngram *)d;
-    int rc = observe(d, history, n, err);
+    int rc = extend(g, history, n, err);
     if (rc) return rc;
     if (n < KK_NGRAM_MIN + 1) return 0;
     size_t best = 0, at = 0, last = n - 1;
@@ -104,7 +104,8 @@ static void close_ngram(struct kk_drafter *d)
 
 int kk_ngram_open(struct kk_drafter **out, struct kk_err *err)
 {
-    static const struct kk_drafter_ops ops = {"ngram", propose, observe, close_ngram};
+    static const struct kk_drafter_ops ops = {
+        .name = "ngram", .propose = propose, .close = close_ngram};
     struct ngram *g = kk_calloc(1, sizeof *g);
     if (!g) return kk_fail(err, KK_ENOMEM, "out of memory for the n-gram drafter");
     g->base.ops = &ops;
@@ -112,7 +113,8 @@ int kk_ngram_open(struct kk_drafter **out, struct kk_err *err)
     return 0;
 }
 
-/* ---- always wrong ----------------------------------------------------------------------------- */
+/* ---- always wrong -----------------------------------------------------------------------------
+ */
 
 struct wrong {
     struct kk_drafter base;
@@ -130,16 +132,6 @@ static int propose_wrong(struct kk_drafter *d, const uint32_t *history, size_t n
     return most;
 }
 
-static int observe_nothing(struct kk_drafter *d, const uint32_t *history, size_t n,
-                           struct kk_err *err)
-{
-    (void)d;
-    (void)history;
-    (void)n;
-    (void)err;
-    return 0;
-}
-
 static void close_wrong(struct kk_drafter *d)
 {
     kk_free(d);
@@ -147,7 +139,8 @@ static void close_wrong(struct kk_drafter *d)
 
 int kk_wrong_open(uint32_t vocabulary, struct kk_drafter **out, struct kk_err *err)
 {
-    static const struct kk_drafter_ops ops = {"wrong", propose_wrong, observe_nothing, close_wrong};
+    static const struct kk_drafter_ops ops = {
+        .name = "wrong", .propose = propose_wrong, .close = close_wrong};
     struct wrong *w = kk_calloc(1, sizeof *w);
     if (!w) return kk_fail(err, KK_ENOMEM, "out of memory for a drafter");
     w->base.ops = &ops;

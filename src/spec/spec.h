@@ -13,10 +13,13 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "kv/kv.h"
+#include "model/model.h"
 
 #define KK_MAX_WIDTH 16
 
-/* ---- drafters --------------------------------------------------------------------------------- */
+/* ---- drafters ---------------------------------------------------------------------------------
+ */
 
 struct kk_drafter;
 
@@ -27,8 +30,10 @@ struct kk_drafter_ops {
      * or KK_E*. history[n - 1] is the pending token. */
     int (*propose)(struct kk_drafter *d, const uint32_t *history, size_t n, int most, uint32_t *out,
                    struct kk_err *err);
-    /* The history has grown to n tokens, all settled. Called after every step and append. */
-    int (*observe)(struct kk_drafter *d, const uint32_t *history, size_t n, struct kk_err *err);
+    /* The verifier has settled `rows` more rows; taps: their auxiliary states (device [rows,
+     * n_taps, C], valid during the call). May be NULL: the drafter needs no taps. */
+    int (*observe)(struct kk_drafter *d, const float *taps, int rows, struct kk_err *err);
+    int64_t (*device_bytes)(const struct kk_drafter *d); /* of this session; may be NULL: none */
     void (*close)(struct kk_drafter *d);
 };
 
@@ -42,8 +47,11 @@ struct kk_drafter {
 #define KK_NGRAM_MIN 2
 int kk_ngram_open(struct kk_drafter **out, struct kk_err *err);
 
-/* Proposes another's drafts or tokens that are always wrong: what "never slower than plain" is
- * tested with. */
+/* The DFlash block drafter; model and pool are borrowed and outlive it. */
+int kk_draft_dflash_open(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk_drafter **out,
+                         struct kk_err *err);
+
+/* Proposes tokens that are almost always wrong: what "never slower than plain" is tested with. */
 int kk_wrong_open(uint32_t vocabulary, struct kk_drafter **out, struct kk_err *err);
 
 static inline void kk_drafter_close(struct kk_drafter *d)
@@ -51,7 +59,8 @@ static inline void kk_drafter_close(struct kk_drafter *d)
     if (d) d->ops->close(d);
 }
 
-/* ---- width ------------------------------------------------------------------------------------ */
+/* ---- width ------------------------------------------------------------------------------------
+ */
 
 /* Seconds of a step by width, learned from the steps run; shared by all sessions of an engine. */
 struct kk_step_costs {

@@ -1,0 +1,69 @@
+/* Drafters of an engine: a DFlash model loaded beside the verifier, or the n-gram lookup. */
+#include <string.h>
+
+#include "engine/engine_int.h"
+
+static int is_directory_kind(const char *kind)
+{
+    return strcmp(kind, "none") && strcmp(kind, "ngram") && strcmp(kind, "wrong");
+}
+
+static size_t taps_bytes(const struct kk_engine *e)
+{
+    size_t rows = (size_t)(e->kv_limits.max_chunk_rows > e->kv_limits.max_hold_rows
+                               ? e->kv_limits.max_chunk_rows
+                               : e->kv_limits.max_hold_rows);
+    return rows * (size_t)e->n_taps * (size_t)kk_model_info(e->model)->C * sizeof(float);
+}
+
+static int open_dflash(struct kk_engine *e, const char *dir, struct kk_err *err)
+{
+    const struct kk_kv_options native = {.policy = "native"};
+    const struct kk_kv_limits kl = {1, e->kv_limits.max_chunk_rows, KK_MAX_WIDTH};
+    struct kk_model_limits ml = {.max_rows = e->kv_limits.max_chunk_rows,
+                                 .max_logit_rows = KK_MAX_WIDTH,
+                                 .positions = e->ctx < 16384 ? e->ctx : 16384};
+    struct kk_model_file *mf;
+    if (ml.max_rows < KK_MAX_WIDTH) ml.max_rows = KK_MAX_WIDTH;
+    int rc = kk_model_file_open(dir, &mf, err);
+    if (rc) return kk_wrap(err, rc, "drafter");
+    rc = kk_dflash_open(mf, e->model, &ml, &e->dflash, err);
+    kk_model_file_close(mf);
+    if (rc) return rc;
+    e->n_taps = kk_dflash_taps(e->dflash, &e->tap_layers);
+    e->draft_layout = kk_dflash_layout(e->dflash, e->layout.dtype);
+    e->draft_taps.name = "drafter taps";
+    rc = kk_dev_alloc(e->dev, &e->draft_taps, taps_bytes(e), (void **)&e->taps, err);
+    return rc ? rc : kk_kv_pool_open(e->dev, &e->draft_layout, &native, &kl, &e->draft_pool, err);
+}
+
+int kk__draft_setup(struct kk_engine *e, struct kk_err *err)
+{
+    return is_directory_kind(e->options.draft) ? open_dflash(e, e->options.draft, err) : 0;
+}
+
+void kk__draft_release(struct kk_engine *e)
+{
+    if (e->taps) kk_dev_free(e->dev, &e->draft_taps, e->taps, taps_bytes(e));
+    kk_kv_pool_close(e->draft_pool);
+    kk_dflash_close(e->dflash);
+}
+
+int kk__drafter_open(struct kk_engine *e, struct kk_drafter **out, struct kk_err *err)
+{
+    const char *kind = e->options.draft;
+    *out = NULL;
+    if (e->dflash) return kk_draft_dflash_open(e->dflash, e->draft_pool, out, err);
+    if (!strcmp(kind, "ngram")) return kk_ngram_open(out, err);
+    if (!strcmp(kind, "wrong"))
+        return kk_wrong_open((uint32_t)kk_model_info(e->model)->V, out, err);
+    return 0;
+}
+
+int kk__settle(struct kk_session *s, int first, int rows, struct kk_err *err)
+{
+    const struct kk_engine *e = s->e;
+    size_t row = (size_t)e->n_taps * (size_t)kk_model_info(e->model)->C;
+    if (!s->drafter || !s->drafter->ops->observe || rows < 1) return 0;
+    return s->drafter->ops->observe(s->drafter, e->taps + (size_t)first * row, rows, err);
+}
