@@ -1,13 +1,15 @@
-"""Random weights that src/file/synth.c makes bit for bit: docs/formats/synth.md. NumPy for the integers, torch for
-the tensors.
+"""Random weights that src/file/synth.c makes bit for bit: docs/formats/synth.md. PyTorch, on any device.
 
-    synth_tensor(seed, name, shape, dtype) -> torch.Tensor
-    synth_state_dict(model, seed, dtype)      fill every parameter, and Gemma 4's layer_scalar buffers, in place
+    synth_tensor(seed, name, shape, dtype, device="cpu") -> torch.Tensor
+    synth_state_dict(model, seed, dtype)      fill every parameter, and Gemma 4's layer_scalar buffers, in place,
+                                              on the device where each one is
 """
-import numpy as np
+import math
+
 import torch
 
 M64 = (1 << 64) - 1
+CHUNK = 1 << 22  # elements at a time: a few temporaries of 8 bytes each
 
 
 def mix64(z):
@@ -23,16 +25,24 @@ def fnv1a(name):
     return h
 
 
-def sums(key, first, n):
+def signed(z):
+    """The int64 with the bits of z: PyTorch's 64-bit arithmetic is signed and wraps."""
+    return z - (1 << 64) if z >> 63 else z
+
+
+def shift_right(z, n):
+    """Logical: the sign is not carried along."""
+    return (z >> n) & ((1 << (64 - n)) - 1)
+
+
+def sums(key, first, n, device):
     """The centred sum of the four 16-bit fields of words first .. first + n - 1, as int64."""
-    with np.errstate(over="ignore"):
-        z = np.uint64(key) + np.arange(first + 1, first + n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    field = np.uint64(65535)
-    s = (z & field) + (z >> np.uint64(16) & field) + (z >> np.uint64(32) & field) + (z >> np.uint64(48))
-    return s.astype(np.int64) - 131070
+    z = torch.arange(first + 1, first + n + 1, dtype=torch.int64, device=device)
+    z = z * signed(0x9E3779B97F4A7C15) + signed(key)
+    z = (z ^ shift_right(z, 30)) * signed(0xBF58476D1CE4E5B9)
+    z = (z ^ shift_right(z, 27)) * signed(0x94D049BB133111EB)
+    z = z ^ shift_right(z, 31)
+    return (z & 65535) + (z >> 16 & 65535) + (z >> 32 & 65535) + (z >> 48 & 65535) - 131070
 
 
 def half_log2(n):
@@ -56,18 +66,16 @@ def rule(name, shape):
     return 0.0, 22
 
 
-def synth_tensor(seed, name, shape, dtype):
-    n = int(np.prod(shape))
+def synth_tensor(seed, name, shape, dtype, device="cpu"):
     r = rule(name, shape)
     if r is None:
-        return torch.ones(*shape, dtype=dtype)
-    key = mix64(fnv1a(name) ^ mix64(seed))
+        return torch.ones(*shape, dtype=dtype, device=device)
     base, shift = r
-    out = torch.empty(n, dtype=dtype)
-    for at in range(0, n, 1 << 22):
-        k = min(1 << 22, n - at)
-        value = base + np.ldexp(sums(key, at, k).astype(np.float64), -shift)  # at most 19 bits: exact in float32
-        out[at:at + k] = torch.from_numpy(value.astype(np.float32)).to(dtype)
+    n, key = math.prod(shape), mix64(fnv1a(name) ^ mix64(seed))
+    out = torch.empty(n, dtype=dtype, device=device)
+    for at in range(0, n, CHUNK):
+        s = sums(key, at, min(CHUNK, n - at), device).to(torch.float32)  # at most 18 bits
+        out[at:at + len(s)] = (s * 2.0 ** -shift + base).to(dtype)       # at most 19: exact, then rounded once
     return out.reshape(*shape)
 
 
@@ -77,4 +85,4 @@ def synth_state_dict(model, seed, dtype):
     tensors = dict(model.named_parameters())
     tensors.update((k, v) for k, v in model.named_buffers() if k.endswith("layer_scalar"))
     for name, p in tensors.items():
-        p.copy_(synth_tensor(seed, name, tuple(p.shape), dtype).to(p.dtype))
+        p.copy_(synth_tensor(seed, name, tuple(p.shape), dtype, p.device))

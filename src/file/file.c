@@ -190,15 +190,15 @@ static int open_dir(struct kk_model_file *mf, const char *dir, struct kk_err *er
     char config[4096], whole[4096], index[4096];
     mf->dir = kk_strdup(dir);
     if (!mf->dir) return kk_fail(err, KK_ENOMEM, "out of memory opening '%s'", dir);
+    int rc = kk_fs_join(config, sizeof config, dir, "config.json", err);
+    if (!rc) rc = kk_fs_join(whole, sizeof whole, dir, "model.safetensors", err);
+    if (!rc) rc = kk_fs_join(index, sizeof index, dir, "model.safetensors.index.json", err);
+    if (rc) return rc;
     if (!kk_fs_exists(dir))
         return kk_fail(err, KK_ENOENT, "model directory '%s' does not exist", dir);
     if (!kk_fs_is_dir(dir))
         return kk_fail(err, KK_EFORMAT,
                        "'%s' is not a model directory (config.json and model.safetensors)", dir);
-    int rc = kk_fs_join(config, sizeof config, dir, "config.json", err);
-    if (!rc) rc = kk_fs_join(whole, sizeof whole, dir, "model.safetensors", err);
-    if (!rc) rc = kk_fs_join(index, sizeof index, dir, "model.safetensors.index.json", err);
-    if (rc) return rc;
     if (!kk_fs_exists(config))
         return kk_fail(err, KK_ENOENT, "'%s' has no config.json: is it a model directory?", dir);
     rc = load_config(mf, config, err);
