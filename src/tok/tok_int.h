@@ -1,0 +1,258 @@
+/* Inside src/tok only: what a loaded tokenizer is, and the parts of an encode.
+ *
+ * Encoding, in the order of Hugging Face `tokenizers` (each part is one file):
+ *
+ *   utf8.c       ill-formed bytes become U+FFFD, once; everything after works on valid UTF-8
+ *   added.c      added tokens that match the raw text are cut out
+ *   normalize.c  each remaining segment is normalized
+ *   added.c      added tokens that match normalized text are cut out
+ *   pretok.c     each remaining segment is split into pieces
+ *   bpe.c        each piece becomes ids
+ *
+ * Byte-level tokenizers spell bytes as printable letters ("Ġ" is a space). Text is never rewritten
+ * in that spelling: a piece stays bytes, and the BPE starts from byte_id[]. That is why a ByteLevel
+ * pre-tokenizer must be the last.
+ *
+ * Invariants of a loaded tokenizer:
+ *   1. ids < KK_TOK_MAX_IDS; an id without a token ("hole") has no flags.
+ *   2. Every merge names three model tokens, and text(id) = text(a) text(b).
+ *   3. Nothing changes after kk_tok_open: any number of threads may use one tokenizer. */
+#ifndef KK_TOK_TOK_INT_H
+#define KK_TOK_TOK_INT_H
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
+#include "base/buf.h"
+#include "base/json.h"
+#include "tok/tok.h"
+
+#define KK_TOK_MAX_IDS   (1u << 22)
+#define KK_TOK_MAX_STEPS 16
+#define KK_TOK_NONE      UINT32_MAX
+#define KK_TOK_MAX_TEXT  ((size_t)1 << 30) /* bytes of one text, and of any rewriting of it */
+
+typedef unsigned char u8;
+
+/* ---- utf8.c: characters ---------------------------------------------------------------------- */
+
+/* The character at p [n >= 1 bytes]: its length if well-formed; 0 if the n bytes are only the
+ * beginning of one; -k if the first k bytes are ill-formed (k is the maximal subpart: one U+FFFD).
+ */
+int kk__utf8_step(const u8 *p, size_t n);
+/* Bytes at the start of p that are well-formed. */
+size_t kk__utf8_valid(const u8 *p, size_t n);
+/* Decode one character of valid UTF-8; returns its length. */
+unsigned kk__utf8_get(const u8 *p, uint32_t *cp);
+unsigned kk__utf8_put(u8 out[4], uint32_t cp);
+/* Append p with every ill-formed part as U+FFFD. 0 or a kk_buf code. */
+int kk__utf8_repair(const u8 *p, size_t n, struct kk_buf *out);
+
+int kk__is_space(uint32_t cp);   /* White_Space */
+int kk__is_numeric(uint32_t cp); /* Nd, Nl, No */
+int kk__is_word(uint32_t cp);    /* \w of UTS 18 */
+
+/* GPT-2's byte spelling: byte -> character, character -> byte or -1. */
+uint32_t kk__byte_char(u8 b);
+int kk__char_byte(uint32_t cp);
+
+/* Text of a file in a message: at most 40 bytes, control characters as '?'. Returns out. */
+const char *kk__quote(char out[64], const char *s, size_t len);
+
+/* ---- regex.c: patterns -------------------------------------------------------------------------
+ */
+
+/* A literal (code NULL) or a compiled pattern. */
+struct tok_pattern {
+    pcre2_code *code;
+    char *lit; /* owned */
+    size_t lit_len;
+};
+/* {"String": s} or {"Regex": s}. */
+int kk__pattern_load(const json_t *v, struct tok_pattern *out, struct kk_err *err);
+int kk__pattern_regex(const char *rx, size_t len, struct tok_pattern *out, struct kk_err *err);
+void kk__pattern_release(struct tok_pattern *p);
+
+/* Successive matches in s [len]. Start from {.p, .s, .len}; next: 1 and [start, end), 0 at the end,
+ * or an error (a pattern that costs too much on this text). */
+struct tok_matches {
+    const struct tok_pattern *p;
+    const u8 *s;
+    size_t len, at, last_end;
+    int any;
+    pcre2_match_data *md; /* made on first use; kk__matches_end frees it */
+};
+int kk__matches_next(struct tok_matches *m, size_t *start, size_t *end, struct kk_err *err);
+void kk__matches_end(struct tok_matches *m);
+
+/* ---- the pipeline, as loaded
+ * --------------------------------------------------------------------- */
+
+enum norm_kind { NORM_REPLACE, NORM_PREPEND, NORM_UNICODE, NORM_LOWER, NORM_STRIP };
+struct tok_norm {
+    enum norm_kind kind;
+    struct tok_pattern pat; /* REPLACE */
+    char *text;             /* REPLACE, PREPEND; owned */
+    size_t text_len;
+    int compose, compat; /* UNICODE: NFC = compose, NFKD = compat, NFKC = both */
+    int left, right;     /* STRIP */
+};
+
+enum split_how { HOW_ISOLATED, HOW_REMOVED, HOW_PREVIOUS, HOW_NEXT, HOW_CONTIGUOUS };
+enum pre_kind { PRE_SPLIT, PRE_DIGITS, PRE_BYTES, PRE_METASPACE };
+enum prefix_when { PREFIX_NEVER, PREFIX_FIRST, PREFIX_ALWAYS };
+struct tok_pre {
+    enum pre_kind kind;
+    enum split_how how;
+    struct tok_pattern pat; /* SPLIT; BYTES with use_regex; METASPACE: its mark */
+    int invert, split;
+    enum prefix_when prefix;
+};
+
+enum dec_kind { DEC_REPLACE, DEC_STRIP, DEC_BYTE_LEVEL, DEC_METASPACE, DEC_BYTE_FALLBACK };
+struct tok_dec {
+    enum dec_kind kind;
+    struct tok_pattern pat;
+    char *text;
+    size_t text_len;
+    int64_t start, stop; /* STRIP */
+    int prefix;          /* METASPACE: the first token loses its marks */
+};
+
+/* Added tokens as a byte trie; a node's children are a list. Node 0 is unused. */
+struct trie_node {
+    uint32_t child, sibling;
+    uint32_t tok; /* index into added, or KK_TOK_NONE */
+    u8 byte;
+};
+struct tok_trie {
+    struct trie_node *node;
+    uint32_t n, cap;
+    uint32_t first[256];
+};
+struct tok_added {
+    uint32_t id;
+    u8 special, lstrip, rstrip, single_word, normalized;
+};
+
+enum { ENT_MODEL = 1, ENT_ADDED = 2, ENT_SPECIAL = 4 };
+struct tok_span {
+    uint32_t off, len;
+};
+struct tok_ent {
+    struct tok_span text;   /* in blob, NUL-terminated */
+    struct tok_span shown;  /* in blob: what a decode starts from; text, or as normalized */
+    struct tok_span dec[2]; /* in decoded: as a later token, as the first token */
+    uint32_t flags;         /* 0: a hole */
+};
+
+struct tok_merge {
+    uint64_t key; /* left << 32 | right; UINT64_MAX: empty */
+    uint32_t rank, id;
+};
+
+struct kk_tok {
+    struct tok_ent *ent; /* [size] */
+    uint32_t size;
+    struct kk_buf blob, decoded;
+    uint32_t *slot; /* text -> id, open addressing */
+    uint32_t slot_mask;
+    uint32_t max_len; /* longest token text, bytes */
+
+    struct tok_merge *merge;
+    uint32_t merge_mask;
+    uint32_t *char_id;     /* [65536]: id of a one-character token, or NONE */
+    uint32_t byte_id[256]; /* the same through the byte spelling */
+    uint32_t fallback[256];
+    uint32_t unk;
+    int fuse_unk, ignore_merges, byte_level, byte_fallback;
+
+    struct tok_added *added;
+    uint32_t n_added;
+    struct tok_trie raw, normed;
+
+    struct tok_norm norm[KK_TOK_MAX_STEPS];
+    struct tok_pre pre[KK_TOK_MAX_STEPS];
+    struct tok_dec dec[KK_TOK_MAX_STEPS];
+    int n_norm, n_pre, n_dec;
+    int dec_spaces;         /* no decoder: tokens joined by spaces */
+    int dec_fused;          /* the decoder holds a Fuse (load only) */
+    char dec_strip_char[8]; /* the decoder's last Strip: this character, */
+    int dec_strip;          /* at most so many times, from the start of the text */
+};
+
+/* ---- vocab.c
+ * -------------------------------------------------------------------------------------- */
+
+int kk__vocab_init(struct kk_tok *t, uint32_t size, size_t n_tokens, struct kk_err *err);
+int kk__vocab_add(struct kk_tok *t, uint32_t id, const char *text, size_t len, uint32_t flags,
+                  struct kk_err *err);
+/* Id of a text, or NONE. want: flags the token must have (0: any). */
+uint32_t kk__vocab_find(const struct kk_tok *t, const void *text, size_t len, uint32_t want);
+int kk__vocab_tables(struct kk_tok *t, struct kk_err *err); /* char_id, byte_id, fallback */
+int kk__merge_init(struct kk_tok *t, size_t n, struct kk_err *err);
+void kk__merge_add(struct kk_tok *t, uint32_t a, uint32_t b, uint32_t rank, uint32_t id);
+
+static inline uint32_t kk__merge_slot(uint64_t key, uint32_t mask)
+{
+    return (uint32_t)((key * 0x9e3779b97f4a7c15u) >> 32) & mask;
+}
+
+static inline const struct tok_merge *kk__merge_find(const struct kk_tok *t, uint32_t a, uint32_t b)
+{
+    uint64_t key = (uint64_t)a << 32 | b;
+    for (uint32_t i = kk__merge_slot(key, t->merge_mask);; i = (i + 1) & t->merge_mask) {
+        if (t->merge[i].key == key) return &t->merge[i];
+        if (t->merge[i].key == UINT64_MAX) return NULL;
+    }
+}
+
+/* ---- load.c, pipeline.c
+ * --------------------------------------------------------------------------- */
+
+int kk__load_norm(struct kk_tok *t, const json_t *v, struct kk_err *err);
+int kk__load_pre(struct kk_tok *t, const json_t *v, struct kk_err *err);
+int kk__load_dec(struct kk_tok *t, const json_t *v, struct kk_err *err);
+/* ent[].dec of every token, from dec[]. */
+int kk__decode_tables(struct kk_tok *t, struct kk_err *err);
+
+/* ---- one encode
+ * ----------------------------------------------------------------------------------- */
+
+struct sym;
+struct heap_ent;
+struct tok_enc {
+    const struct kk_tok *t;
+    struct kk_ids *out;
+    struct kk_err *err;
+    int special;
+    struct kk_buf fixed, norm[2];
+    struct kk_buf step[KK_TOK_MAX_STEPS]; /* a rewritten piece, per step */
+    struct tok_matches match[KK_TOK_MAX_STEPS];
+    struct kk_buf spelled; /* a piece in byte spelling (ignore_merges) */
+    uint32_t *ids;         /* [cap]: symbols of the piece at hand */
+    struct sym *sym;       /* [cap] */
+    struct heap_ent *heap; /* [2 cap] */
+    size_t ids_cap, sym_cap;
+};
+
+/* A run of text that holds no added token. first: it starts where the whole text starts. */
+typedef int segment_fn(struct tok_enc *e, const u8 *s, size_t len, int first);
+
+int kk__trie_add(struct tok_trie *tr, const u8 *s, size_t len, uint32_t tok);
+/* Cut the trie's tokens out of s: pushes their ids, calls fn between them, in order. */
+int kk__added_split(struct tok_enc *e, const struct tok_trie *tr, const u8 *s, size_t len,
+                    int first, segment_fn *fn);
+/* *s, *len become the normalized text: the input, or in buf[0] or buf[1]. */
+int kk__normalize(const struct kk_tok *t, struct kk_buf buf[2], const u8 **s, size_t *len,
+                  struct kk_err *err);
+/* out = s with every match of pat replaced by text. */
+int kk__replace(const struct tok_pattern *pat, const char *text, size_t text_len, const u8 *s,
+                size_t len, struct kk_buf *out, struct kk_err *err);
+int kk__pretok(struct tok_enc *e, const u8 *s, size_t len, int first);
+int kk__bpe(struct tok_enc *e, const u8 *s, size_t len);
+
+/* A kk_buf code as an error with a message. */
+int kk__buf_err(int rc, struct kk_err *err);
+
+#endif
