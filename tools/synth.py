@@ -9,7 +9,7 @@ import math
 import torch
 
 M64 = (1 << 64) - 1
-CHUNK = 1 << 22  # elements at a time: a few temporaries of 8 bytes each
+CHUNK = {"cpu": 1 << 16}  # elements at a time, a few temporaries of 8 bytes each: a core's cache, or a GPU filled
 
 
 def mix64(z):
@@ -73,8 +73,9 @@ def synth_tensor(seed, name, shape, dtype, device="cpu"):
     base, shift = r
     n, key = math.prod(shape), mix64(fnv1a(name) ^ mix64(seed))
     out = torch.empty(n, dtype=dtype, device=device)
-    for at in range(0, n, CHUNK):
-        s = sums(key, at, min(CHUNK, n - at), device).to(torch.float32)  # at most 18 bits
+    chunk = CHUNK.get(out.device.type, 1 << 24)
+    for at in range(0, n, chunk):
+        s = sums(key, at, min(chunk, n - at), device).to(torch.float32)  # at most 18 bits
         out[at:at + len(s)] = (s * 2.0 ** -shift + base).to(dtype)       # at most 19: exact, then rounded once
     return out.reshape(*shape)
 
