@@ -34,7 +34,7 @@ endif
 # Law 2 rests on -ffp-contract=off: a product and a sum are fused only where a kernel says so.
 KKFLAGS = -std=c17 -D_GNU_SOURCE -Isrc -Iinclude -I$B/gen \
           -Wall -Wextra -Wshadow -Wstrict-prototypes -Wvla -Werror \
-          -Wno-unknown-warning-option -Wno-format-truncation \
+          -Wno-format-truncation $(if $(findstring clang,$(CC)),-Wno-unknown-warning-option) \
           -fno-math-errno -fno-trapping-math -ffp-contract=off -pthread $(PKG_CFLAGS)
 LIBS    = $(PKG_LIBS) -lm -pthread
 
