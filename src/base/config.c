@@ -1,0 +1,456 @@
+/* The option table, and reading it from flags, environment and file. Parsing of single values is in
+ * option.c. */
+#include "base/config.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/fs.h"
+
+enum { CONFIG_FILE_MAX = 1 << 20, HELP_COLUMN = 30, HELP_WIDTH = 96 };
+
+/* Commands that run a model, and those that read text. */
+#define RUNS      (KK_CMD_RUN | KK_CMD_LOGITS | KK_CMD_NIAH | KK_CMD_DECODE)
+#define SIZES     (RUNS | KK_CMD_PLAN)
+#define TEXT      (KK_CMD_RUN | KK_CMD_TOKENIZE)
+#define GENERATES (KK_CMD_RUN | KK_CMD_NIAH | KK_CMD_DECODE)
+#define BIG       9e15 /* an integer that a double holds exactly */
+
+#define MODEL    "Model"
+#define CACHE    "KV cache"
+#define DRAFT    "Speculation (changes speed, never tokens)"
+#define INPUT    "Input"
+#define SAMPLING "Generation"
+#define BENCH    "Measurement"
+#define OUTPUT   "Output"
+#define OTHER    "Other"
+
+/* clang-format off */
+static const struct kk_option table[KK_OPT_COUNT] = {
+    [KK_OPT_MODEL] = {"model", 'm', KK_OPT_STRING, 0, KK_CMD_ALL, 0, 0, NULL, "MODEL", MODEL,
+        "snapshot directory, or synth:CONFIG.json[:SEED] for random weights"},
+    [KK_OPT_THREADS] = {"threads", 0, KK_OPT_INT, 0, SIZES, 0, 256, "0", "N", MODEL,
+        "threads; 0: one for each core this process may use"},
+    [KK_OPT_CPU_ISA] = {"cpu-isa", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|scalar|avx2|avx512", MODEL,
+        "instruction set; auto: the best this machine has"},
+    [KK_OPT_PREFILL_CHUNK] = {"prefill-chunk", 0, KK_OPT_INT, 0, SIZES, 1, 65536, "512", "N", MODEL,
+        "tokens of a prompt that go through the model at once"},
+
+    [KK_OPT_KV] = {"kv", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "native", "full|native|s5|sinkwin", CACHE,
+        "what is kept: everything; what the model can see; sinks and a window on sliding layers; "
+        "sinks and a window on all layers (no recall)"},
+    [KK_OPT_KV_TYPE] = {"kv-type", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|f32|bf16", CACHE,
+        "type of the kept rows; auto: f32 if the weights are, else bf16"},
+    [KK_OPT_KV_SINKS] = {"kv-sinks", 0, KK_OPT_INT, 0, SIZES, 0, 65536, "4", "N", CACHE,
+        "first rows that s5 and sinkwin keep"},
+    [KK_OPT_KV_WINDOW] = {"kv-window", 0, KK_OPT_INT, 0, SIZES, 1, 16777216, "64", "N", CACHE,
+        "latest rows that s5 and sinkwin keep"},
+    [KK_OPT_CTX] = {"ctx", 0, KK_OPT_INT, 0, SIZES & ~KK_CMD_DECODE, 0, BIG, "0", "N", CACHE,
+        "most tokens of a session; 0: what the model was made for"},
+
+    [KK_OPT_DRAFT] = {"draft", 0, KK_OPT_STRING, 0, GENERATES, 0, 0, "none", "DIR|ngram|none", DRAFT,
+        "who proposes tokens: a drafter's directory, earlier text (ngram), or nobody"},
+    [KK_OPT_DRAFT_WIDTH] = {"draft-width", 0, KK_OPT_INT, 0, GENERATES, 0, 16, "0", "N", DRAFT,
+        "tokens verified at once; 0: found while running"},
+
+    [KK_OPT_PROMPT] = {"prompt", 'p', KK_OPT_STRING, 0, TEXT, 0, 0, NULL, "TEXT", INPUT,
+        "the text"},
+    [KK_OPT_FILE] = {"file", 'f', KK_OPT_STRING, 0, TEXT, 0, 0, NULL, "FILE", INPUT,
+        "a file with the text; -: standard input"},
+    [KK_OPT_DECODE] = {"decode", 0, KK_OPT_STRING, 1, KK_CMD_TOKENIZE, 0, 0, NULL, "IDS", INPUT,
+        "print the text of these ids (\"5,17,3\" or \"[5, 17, 3]\") instead"},
+    [KK_OPT_IDS_FILE] = {"ids", 0, KK_OPT_STRING, 0, KK_CMD_LOGITS, 0, 0, NULL, "FILE", INPUT,
+        "a JSON list of token ids; -: standard input"},
+
+    [KK_OPT_N] = {"n", 'n', KK_OPT_INT, 0, KK_CMD_RUN, 1, BIG, "128", "N", SAMPLING,
+        "most tokens to generate"},
+    [KK_OPT_TEMP] = {"temp", 0, KK_OPT_REAL, 0, KK_CMD_RUN, 0, 100, "0", "X", SAMPLING,
+        "temperature; 0: always the likeliest token"},
+    [KK_OPT_TOP_K] = {"top-k", 0, KK_OPT_INT, 0, KK_CMD_RUN, 0, 16777216, "0", "N", SAMPLING,
+        "sample from the N likeliest; 0: off"},
+    [KK_OPT_TOP_P] = {"top-p", 0, KK_OPT_REAL, 0, KK_CMD_RUN, 0, 1, "1", "X", SAMPLING,
+        "sample from the likeliest that make up X of the probability; 1: off"},
+    [KK_OPT_MIN_P] = {"min-p", 0, KK_OPT_REAL, 0, KK_CMD_RUN, 0, 1, "0", "X", SAMPLING,
+        "sample from those at least X times as likely as the likeliest; 0: off"},
+    [KK_OPT_REPEAT_PENALTY] = {"repeat-penalty", 0, KK_OPT_REAL, 0, KK_CMD_RUN, 0.01, 100, "1", "X", SAMPLING,
+        "make earlier tokens less likely; 1: off"},
+    [KK_OPT_REPEAT_LAST_N] = {"repeat-last-n", 0, KK_OPT_INT, 0, KK_CMD_RUN, 0, 16777216, "64", "N", SAMPLING,
+        "how many earlier tokens that concerns; 0: all"},
+    [KK_OPT_SEED] = {"seed", 0, KK_OPT_INT, 0, GENERATES, 0, BIG, NULL, "N", SAMPLING,
+        "same seed, same result (unset: drawn and told; benches: 0)"},
+    [KK_OPT_STOP] = {"stop", 0, KK_OPT_STRINGS, 0, KK_CMD_RUN, 0, 0, NULL, "TEXT", SAMPLING,
+        "stop before this text; may be given more than once"},
+    [KK_OPT_IGNORE_EOS] = {"ignore-eos", 0, KK_OPT_BOOL, 0, KK_CMD_RUN, 0, 0, "no", NULL, SAMPLING,
+        "go on after an end-of-sequence token"},
+
+    [KK_OPT_SESSIONS] = {"sessions", 0, KK_OPT_INT, 0, KK_CMD_PLAN, 1, 1e9, "1", "N", BENCH,
+        "sessions held at the same time"},
+    [KK_OPT_LINES] = {"lines", 0, KK_OPT_LIST, 0, KK_CMD_NIAH, 10, 9999999, "60,160,320", "N,..", BENCH,
+        "lines of padding in a document, one rung for each"},
+    [KK_OPT_SAMPLES] = {"samples", 0, KK_OPT_INT, 0, KK_CMD_NIAH, 1, 100000, "8", "N", BENCH,
+        "documents of each rung"},
+    [KK_OPT_KEYS] = {"keys", 0, KK_OPT_INT, 0, KK_CMD_NIAH, 0, 200, "0", "N", BENCH,
+        "hide N keyed facts and ask for one; 0: one code, the reference's documents"},
+    [KK_OPT_DEPTHS] = {"ctx", 0, KK_OPT_LIST, 1, KK_CMD_DECODE, 0, 1e9, "0,3072,6144", "N,..", BENCH,
+        "tokens of context already there, one run for each"},
+    [KK_OPT_REPS] = {"reps", 0, KK_OPT_INT, 0, KK_CMD_DECODE, 1, 1000, "5", "N", BENCH,
+        "repetitions; the median counts"},
+
+    [KK_OPT_TENSORS] = {"tensors", 0, KK_OPT_BOOL, 0, KK_CMD_INSPECT, 0, 0, "no", NULL, OUTPUT,
+        "list every tensor"},
+    [KK_OPT_PRINT_IDS] = {"ids", 0, KK_OPT_BOOL, 0, KK_CMD_RUN, 0, 0, "no", NULL, OUTPUT,
+        "print token ids instead of text"},
+    [KK_OPT_OUT] = {"out", 'o', KK_OPT_STRING, 0, KK_CMD_LOGITS, 0, 0, NULL, "FILE.npy", OUTPUT,
+        "NumPy file, float32 [tokens, vocabulary]"},
+    [KK_OPT_JSON] = {"json", 0, KK_OPT_REPORT, 0, KK_CMD_ALL, 0, 0, NULL, "FILE", OUTPUT,
+        "JSON instead of text, or beside it in FILE"},
+
+    [KK_OPT_CONFIG] = {"config", 0, KK_OPT_STRING, 0, KK_CMD_ALL, 0, 0, NULL, "FILE", OTHER,
+        "read options from lines \"name = value\""},
+    [KK_OPT_PRINT_CONFIG] = {"print-config", 0, KK_OPT_BOOL, 1, KK_CMD_ALL, 0, 0, "no", NULL, OTHER,
+        "print every option, its value and where that came from"},
+    [KK_OPT_HELP] = {"help", 'h', KK_OPT_BOOL, 1, KK_CMD_ALL, 0, 0, "no", NULL, OTHER,
+        "print this"},
+};
+/* clang-format on */
+
+const struct kk_option *kk_option_at(enum kk_option_id id)
+{
+    return &table[id];
+}
+
+/* ---- setting values ---------------------------------------------------------------------------
+ */
+
+/* Set option id unless a stronger place already has; a wrong value is refused either way. */
+static int set(struct kk_config *c, int id, const char *text, enum kk_origin origin,
+               struct kk_err *err)
+{
+    struct kk_value v = {0};
+    int rc = kk_option_parse(&table[id], text, &v, err);
+    if (rc || origin < c->origin[id]) return rc;
+    if (table[id].type == KK_OPT_STRINGS && origin == c->origin[id]) {
+        struct kk_value *had = &c->value[id];
+        if (had->n == KK_LIST_MAX)
+            return kk_fail(err, KK_EUSAGE, "--%s is given more than %d times", table[id].name,
+                           KK_LIST_MAX);
+        had->text[had->n++] = text;
+        return 0;
+    }
+    c->value[id] = v;
+    c->origin[id] = origin;
+    return 0;
+}
+
+static int applies(const struct kk_config *c, int id)
+{
+    return (table[id].commands & (unsigned)c->command) != 0;
+}
+
+/* The command's option of that name [len], or -1; *elsewhere: some other command has it. */
+static int find(const struct kk_config *c, const char *name, size_t len, int *elsewhere)
+{
+    *elsewhere = 0;
+    for (int i = 0; i < KK_OPT_COUNT; i++) {
+        if (strncmp(table[i].name, name, len) != 0 || table[i].name[len]) continue;
+        if (applies(c, i)) return i;
+        *elsewhere = 1;
+    }
+    return -1;
+}
+
+/* The option nearest to a misspelt name, or NULL if none is near. */
+static const char *nearest(const struct kk_config *c, const char *name)
+{
+    int best = 1 + (int)strlen(name) / 2;
+    const char *found = NULL;
+    if (best > 4) best = 4;
+    for (int i = 0; i < KK_OPT_COUNT; i++) {
+        if (!applies(c, i)) continue;
+        int d = kk_edit_distance(name, table[i].name);
+        if (d < best) {
+            best = d;
+            found = table[i].name;
+        }
+    }
+    return found;
+}
+
+static int unknown(const struct kk_config *c, const char *command, const char *name, int elsewhere,
+                   struct kk_err *err)
+{
+    const char *near = nearest(c, name);
+    if (elsewhere)
+        return kk_fail(err, KK_EUSAGE,
+                       "--%s does not apply to 'kakeya %s' (its options: kakeya %s --help)", name,
+                       command, command);
+    if (near) return kk_fail(err, KK_EUSAGE, "unknown option --%s: did you mean --%s?", name, near);
+    return kk_fail(err, KK_EUSAGE, "unknown option --%s (kakeya %s --help lists them)", name,
+                   command);
+}
+
+/* ---- flags ------------------------------------------------------------------------------------
+ */
+
+/* A type whose flag may stand alone; its value comes only after '='. */
+static const char *alone(const struct kk_option *o)
+{
+    return o->type == KK_OPT_BOOL ? "yes" : o->type == KK_OPT_REPORT ? "-" : NULL;
+}
+
+static int needs_value(const struct kk_option *o, struct kk_err *err)
+{
+    return kk_fail(err, KK_EUSAGE, "--%s needs a value: --%s %s", o->name, o->name,
+                   o->words ? o->words : "VALUE");
+}
+
+/* --name, --name=VALUE or --name VALUE at argv[*i]. */
+static int long_flag(struct kk_config *c, const char *command, int argc, char *const *argv, int *i,
+                     struct kk_err *err)
+{
+    const char *name = argv[*i] + 2, *eq = strchr(name, '=');
+    size_t len = eq ? (size_t)(eq - name) : strlen(name);
+    int elsewhere, id = find(c, name, len, &elsewhere);
+    if (id < 0) {
+        char word[64];
+        snprintf(word, sizeof word, "%.*s", (int)(len < 60 ? len : 60), name);
+        return unknown(c, command, word, elsewhere, err);
+    }
+    const char *text = eq ? eq + 1 : alone(&table[id]);
+    if (!text && *i + 1 >= argc) return needs_value(&table[id], err);
+    return set(c, id, text ? text : argv[++*i], KK_FROM_FLAG, err);
+}
+
+/* -m VALUE or -mVALUE. */
+static int short_flag(struct kk_config *c, const char *command, int argc, char *const *argv, int *i,
+                      struct kk_err *err)
+{
+    const char *a = argv[*i];
+    int id = 0;
+    while (id < KK_OPT_COUNT && (table[id].letter != a[1] || !applies(c, id))) id++;
+    if (id == KK_OPT_COUNT)
+        return kk_fail(err, KK_EUSAGE, "unknown option -%c (kakeya %s --help lists them)", a[1],
+                       command);
+    const char *text = alone(&table[id]);
+    if (text && a[2]) return kk_fail(err, KK_EUSAGE, "-%c takes no value", a[1]);
+    if (!text && a[2]) text = a + 2;
+    if (!text && *i + 1 >= argc) return needs_value(&table[id], err);
+    return set(c, id, text ? text : argv[++*i], KK_FROM_FLAG, err);
+}
+
+static int read_flags(struct kk_config *c, const char *command, int argc, char *const *argv,
+                      struct kk_err *err)
+{
+    int rc = 0, only_words = 0;
+    for (int i = 0; !rc && i < argc; i++) {
+        const char *a = argv[i];
+        if (!only_words && !strcmp(a, "--")) {
+            only_words = 1;
+        } else if (!only_words && a[0] == '-' && a[1] == '-') {
+            rc = long_flag(c, command, argc, argv, &i, err);
+        } else if (!only_words && a[0] == '-' && a[1]) {
+            rc = short_flag(c, command, argc, argv, &i, err);
+        } else if (c->n_args < (int)(sizeof c->args / sizeof *c->args)) {
+            c->args[c->n_args++] = a;
+        } else {
+            rc = kk_fail(err, KK_EUSAGE, "too many arguments at '%s'", a);
+        }
+    }
+    return rc;
+}
+
+/* ---- environment and file ---------------------------------------------------------------------
+ */
+
+static int read_environment(struct kk_config *c, struct kk_err *err)
+{
+    for (int id = 0; id < KK_OPT_COUNT; id++) {
+        char name[64];
+        if (!applies(c, id) || table[id].flag_only) continue;
+        int n = snprintf(name, sizeof name, "KAKEYA_%s", table[id].name);
+        for (int i = 7; i < n; i++) {
+            if (name[i] == '-') name[i] = '_';
+            if (name[i] >= 'a' && name[i] <= 'z') name[i] = (char)(name[i] - 'a' + 'A');
+        }
+        const char *text = getenv(name);
+        int rc = text ? set(c, id, text, KK_FROM_ENVIRONMENT, err) : 0;
+        if (rc) return kk_wrap(err, rc, "%s", name);
+    }
+    return 0;
+}
+
+/* Cut blanks at both ends, in place. */
+static char *trim(char *s)
+{
+    s += strspn(s, " \t\r");
+    size_t n = strlen(s);
+    while (n && strchr(" \t\r", s[n - 1])) s[--n] = 0;
+    return s;
+}
+
+/* One line, in place. An option of another command is checked by name alone, and passed over. */
+static int file_line(struct kk_config *c, const char *command, char *line, struct kk_err *err)
+{
+    char *name = trim(line), *eq = strchr(name, '=');
+    int elsewhere;
+    if (!*name || *name == '#') return 0;
+    if (!eq) return kk_fail(err, KK_EUSAGE, "'%.64s' is not \"name = value\"", name);
+    *eq = 0;
+    name = trim(name);
+    char *text = trim(eq + 1);
+    size_t n = strlen(text);
+    if (n >= 2 && text[0] == '"' && text[n - 1] == '"') {
+        text[n - 1] = 0;
+        text++;
+    }
+    int id = find(c, name, strlen(name), &elsewhere);
+    if (id < 0) return elsewhere ? 0 : unknown(c, command, name, 0, err);
+    if (id == KK_OPT_CONFIG || table[id].flag_only)
+        return kk_fail(err, KK_EUSAGE, "'%s' can only be a flag", name);
+    return set(c, id, text, KK_FROM_FILE, err);
+}
+
+static int read_file(struct kk_config *c, const char *command, const char *path, struct kk_err *err)
+{
+    int rc = kk_fs_read(path, &c->file, err), number = 0;
+    if (rc) return kk_wrap(err, rc, "--config");
+    if (c->file.len && memchr(c->file.data, 0, c->file.len))
+        return kk_fail(err, KK_EUSAGE, "%s: not a text file", path);
+    for (char *line = c->file.data; line && !rc;) {
+        char *end = strchr(line, '\n');
+        if (end) *end = 0;
+        number++;
+        rc = file_line(c, command, line, err);
+        line = end ? end + 1 : NULL;
+    }
+    return rc ? kk_wrap(err, rc, "%s:%d", path, number) : 0;
+}
+
+int kk_config_load(struct kk_config *c, enum kk_command command, const char *name, int argc,
+                   char *const *argv, struct kk_err *err)
+{
+    *c = (struct kk_config){.command = command};
+    kk_buf_init(&c->file, CONFIG_FILE_MAX);
+    int rc = 0;
+    for (int id = 0; !rc && id < KK_OPT_COUNT; id++)
+        if (applies(c, id) && table[id].def) rc = set(c, id, table[id].def, KK_FROM_DEFAULT, err);
+    KK_BUG_ON(rc); /* a default that its own option refuses */
+    rc = read_flags(c, name, argc, argv, err);
+    if (rc || kk_config_int(c, KK_OPT_HELP)) goto out;
+    rc = read_environment(c, err);
+    const char *path = kk_config_text(c, KK_OPT_CONFIG);
+    if (!rc && path) rc = read_file(c, name, path, err);
+out:
+    if (rc) kk_config_release(c);
+    return rc;
+}
+
+void kk_config_release(struct kk_config *c)
+{
+    kk_buf_release(&c->file);
+}
+
+int kk_config_has(const struct kk_config *c, enum kk_option_id id)
+{
+    return c->origin[id] != KK_FROM_NOWHERE;
+}
+
+int kk_config_given(const struct kk_config *c, enum kk_option_id id)
+{
+    return c->origin[id] > KK_FROM_DEFAULT;
+}
+
+int64_t kk_config_int(const struct kk_config *c, enum kk_option_id id)
+{
+    return c->value[id].i;
+}
+
+double kk_config_real(const struct kk_config *c, enum kk_option_id id)
+{
+    return c->value[id].d;
+}
+
+const char *kk_config_text(const struct kk_config *c, enum kk_option_id id)
+{
+    return c->value[id].text[0];
+}
+
+/* ---- help and print-config --------------------------------------------------------------------
+ */
+
+/* Append words of text from `column` on, broken at HELP_WIDTH. */
+static int wrap(struct kk_buf *out, const char *text, int column)
+{
+    int rc = 0, at = column;
+    while (!rc && *text) {
+        size_t n = strcspn(text, " ");
+        if (at > column && at + 1 + (int)n > HELP_WIDTH) {
+            rc = kk_buf_printf(out, "\n%*s", column, "");
+            at = column;
+        } else if (at > column) {
+            rc = kk_buf_putc(out, ' ');
+            at++;
+        }
+        if (!rc) rc = kk_buf_append(out, text, n);
+        at += (int)n;
+        text += n;
+        text += strspn(text, " ");
+    }
+    return rc ? rc : kk_buf_putc(out, '\n');
+}
+
+static int help_line(const struct kk_option *o, struct kk_buf *out)
+{
+    char left[96], text[512];
+    int n = snprintf(left, sizeof left, o->letter ? "  -%c, " : "      ", o->letter);
+    const char *sep = o->type == KK_OPT_REPORT ? "[=" : " ", *end = *sep == '[' ? "]" : "";
+    if (strlen(o->name) == 1)
+        n = snprintf(left, sizeof left, "  -%c", o->letter);
+    else
+        n += snprintf(left + n, sizeof left - (size_t)n, "--%s", o->name);
+    int words_below = o->type == KK_OPT_ENUM;
+    if (o->words && !words_below)
+        snprintf(left + n, sizeof left - (size_t)n, "%s%s%s", sep, o->words, end);
+    n = snprintf(text, sizeof text, "%s%s%s", words_below ? o->words : "", words_below ? ": " : "",
+                 o->help);
+    if (o->def && o->type != KK_OPT_BOOL)
+        snprintf(text + n, sizeof text - (size_t)n, " (default %s)", o->def);
+    int rc = kk_buf_printf(out, "%-*s", HELP_COLUMN - 1, left);
+    if (!rc && strlen(left) >= HELP_COLUMN - 1)
+        rc = kk_buf_printf(out, "\n%*s", HELP_COLUMN - 1, "");
+    if (!rc) rc = kk_buf_putc(out, ' ');
+    return rc ? rc : wrap(out, text, HELP_COLUMN);
+}
+
+int kk_config_help(enum kk_command command, struct kk_buf *out)
+{
+    static const char *const groups[] = {MODEL, INPUT, SAMPLING, BENCH,
+                                         CACHE, DRAFT, OUTPUT,   OTHER};
+    int rc = 0;
+    for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
+        int any = 0;
+        for (int id = 0; !rc && id < KK_OPT_COUNT; id++) {
+            const struct kk_option *o = &table[id];
+            if (!(o->commands & (unsigned)command) || strcmp(o->group, groups[g])) continue;
+            if (!any++) rc = kk_buf_printf(out, "\n%s\n", groups[g]);
+            if (!rc) rc = help_line(o, out);
+        }
+    }
+    return rc;
+}
+
+int kk_config_print(const struct kk_config *c, struct kk_buf *out)
+{
+    static const char *const origins[] = {"unset", "default", "file", "environment", "flag"};
+    int rc = 0;
+    for (int id = 0; !rc && id < KK_OPT_COUNT; id++) {
+        const struct kk_value *v = &c->value[id];
+        if (!applies(c, id) || id == KK_OPT_PRINT_CONFIG || id == KK_OPT_HELP) continue;
+        int n = v->n && table[id].type == KK_OPT_STRINGS ? v->n : 1;
+        for (int i = 0; !rc && i < n; i++)
+            rc = kk_buf_printf(out, "%-16s %-24s %s\n", table[id].name,
+                               v->text[i] ? v->text[i] : "-", origins[c->origin[id]]);
+    }
+    return rc;
+}
