@@ -38,11 +38,15 @@ struct kk_session;
 typedef void kk_progress_cb(void *arg, const char *what, uint64_t done, uint64_t total);
 
 struct kk_engine_options {
-    const char *model;        /* snapshot directory, or "synth:CONFIG.json[:SEED]" */
-    const char *cpu_isa;      /* "auto", "scalar", "avx2", "avx512" */
-    int threads;              /* 0: all cores this process may use */
-    const char *kv;           /* "full", "native", "s5", "sinkwin" */
-    int kv_sinks, kv_window;  /* of s5 and sinkwin */
+    const char *model;       /* snapshot directory, or "synth:CONFIG.json[:SEED]" */
+    const char *cpu_isa;     /* "auto", "scalar", "avx2", "avx512" */
+    int threads;             /* 0: all cores this process may use */
+    const char *kv;          /* "full", "native", "s5", "sinkwin" */
+    int kv_sinks, kv_window; /* of s5 and sinkwin */
+    int64_t kv_device; /* most device bytes of a session's KV; 0: no cap. Blocks page to the host */
+    int64_t kv_host;   /* most host bytes of paged KV of all sessions; 0: no cap */
+    int kv_staging;    /* blocks of the staging ring, shared by all sessions */
+    int64_t draft_device;     /* as kv_device, of the drafter's context rows */
     const char *kv_type;      /* "auto" (f32 where the weights are f32, else bf16), "f32", "bf16" */
     int64_t ctx;              /* most tokens of a session; 0: what the model was made for */
     int prefill_chunk;        /* rows of a prefill step */
@@ -60,7 +64,7 @@ struct kk_engine_options kk_engine_defaults(void);
 struct kk_plan {
     int64_t weight_bytes;     /* on the device */
     int64_t scratch_bytes;    /* activations and tables, one per process */
-    int64_t kv_staging_bytes; /* KV step scratch, one per process */
+    int64_t kv_staging_bytes; /* KV step scratch and staging ring, one per process */
     int64_t session_kv_bytes; /* device bytes of a session of `ctx` tokens */
     int64_t sessions, ctx;
     int64_t total_bytes; /* all of it for `sessions` sessions */

@@ -15,7 +15,8 @@ struct kk_engine_options kk_engine_defaults(void)
                                       .kv_type = "auto",
                                       .prefill_chunk = 512,
                                       .max_batch = 16,
-                                      .draft = "none"};
+                                      .draft = "none",
+                                      .kv_staging = 4};
 }
 
 /* ---- what plan and open share -----------------------------------------------------------------
@@ -100,7 +101,12 @@ static int setup_make(const struct kk_engine_options *o, struct setup *s, struct
     enum kk_dtype kv_type = KK_F32;
     *s = (struct setup){0};
     if (!o->model) return kk_fail(err, KK_EINVAL, "no model given");
-    s->kv = (struct kk_kv_options){o->kv, o->kv_sinks, o->kv_window};
+    s->kv = (struct kk_kv_options){.policy = o->kv,
+                                   .sinks = o->kv_sinks,
+                                   .window = o->kv_window,
+                                   .device_cap = o->kv_device,
+                                   .host_cap = o->kv_host,
+                                   .staging_blocks = o->kv_staging};
     int rc = kk_model_file_open(o->model, &s->mf, err);
     if (!rc) rc = kk_model_describe(s->mf, &s->info, err);
     if (!rc) rc = kk_dev_open_cpu(o->cpu_isa, o->threads, &s->dev, err);
@@ -131,8 +137,8 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
         *out = (struct kk_plan){
             .weight_bytes = (int64_t)mp.weight_bytes,
             .scratch_bytes = (int64_t)mp.scratch_bytes,
-            .kv_staging_bytes = (int64_t)kk_kv_plan_staging(&s.layout, rule, &s.kv_limits),
-            .session_kv_bytes = (int64_t)kk_kv_plan_bytes(&s.layout, rule, ctx - 1),
+            .kv_staging_bytes = (int64_t)kk_kv_plan_staging(&s.layout, &s.kv, rule, &s.kv_limits),
+            .session_kv_bytes = (int64_t)kk_kv_plan_bytes(&s.layout, &s.kv, rule, ctx - 1),
             .sessions = sessions,
             .ctx = ctx,
         };

@@ -4,44 +4,10 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "kv/kv_int.h"
 
-/* One layer of one session. */
-struct layer_rows {
-    void **blocks; /* host array of device pointers; a ring has one block */
-    int32_t n_blocks, cap_blocks;
-    int64_t stored; /* rows ever stored: what INV-1 compares with kv->rows */
-};
-
-struct kk_kv {
-    struct kk_kv_pool *pool;
-    struct kk_account device;
-    struct layer_rows *layer;
-    int64_t rows;
-    int broken;
-};
-
-struct kk_kv_pool {
-    struct kk_dev *dev;
-    struct kk_kv_layout layout;
-    struct kk_kv_rule *rule;
-    struct kk_kv_limits limits;
-    struct kk_account staging;
-    size_t *hold_offset; /* [n_layers]: where a layer's held rows start in scratch */
-    size_t scratch_bytes;
-    void *scratch;          /* device */
-    struct kk_kv_seq *seqs; /* device [n_layers, max_seqs] */
-    int32_t *pos, *seq, *keep;
-    /* host twins of the device tables, filled by begin */
-    struct kk_kv_seq *h_seqs;
-    int32_t *h_pos, *h_seq, *h_keep;
-    /* the running step */
-    enum kk_step_kind kind;
-    int active, T, B;
-    struct kk_kv **step_kv;
-    int32_t *step_n;
-};
-
-/* ---- pool ------------------------------------------------------------------------------------- */
+/* ---- pool -------------------------------------------------------------------------------------
+ */
 
 static int max_int(int a, int b)
 {
@@ -61,13 +27,14 @@ static size_t scratch_size(int n_layers, const struct kk_kv_rule *rule,
     return hold > chunk ? hold : chunk;
 }
 
-size_t kk_kv_plan_staging(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
-                          const struct kk_kv_limits *limits)
+size_t kk_kv_plan_staging(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
+                          const struct kk_kv_rule *rule, const struct kk_kv_limits *limits)
 {
     size_t N = (size_t)layout->n_layers, B = (size_t)limits->max_seqs;
     size_t T = (size_t)max_int(limits->max_chunk_rows, limits->max_hold_rows);
+    size_t ring = opt->device_cap ? kk__tier_ring_bytes(layout, rule, opt->staging_blocks) : 0;
     return scratch_size(layout->n_layers, rule, limits) + N * B * sizeof(struct kk_kv_seq) +
-           (2 * T + B) * sizeof(int32_t);
+           (2 * T + B) * sizeof(int32_t) + ring;
 }
 
 static int alloc_host(struct kk_kv_pool *p, struct kk_err *err)
@@ -123,6 +90,10 @@ int kk_kv_pool_open(struct kk_dev *dev, const struct kk_kv_layout *layout,
         p->scratch_bytes = scratch_size(layout->n_layers, p->rule, limits);
         rc = alloc_device(p, err);
     }
+    p->device_cap = opt->device_cap;
+    p->host_cap = opt->host_cap;
+    p->host.name = "KV in host memory";
+    if (!rc && p->device_cap) rc = kk__tier_open(p, opt->staging_blocks, err);
     if (rc) {
         kk_kv_pool_close(p);
         return rc;
@@ -136,6 +107,7 @@ void kk_kv_pool_close(struct kk_kv_pool *p)
     if (!p) return;
     size_t N = (size_t)p->layout.n_layers, B = (size_t)p->limits.max_seqs;
     size_t T = (size_t)max_int(p->limits.max_chunk_rows, p->limits.max_hold_rows);
+    kk__tier_close(p);
     kk_dev_free(p->dev, &p->staging, p->scratch, p->scratch_bytes);
     kk_dev_free(p->dev, &p->staging, p->seqs, N * B * sizeof *p->seqs);
     kk_dev_free(p->dev, &p->staging, p->pos, T * sizeof *p->pos);
@@ -157,13 +129,8 @@ int64_t kk_kv_staging_bytes(const struct kk_kv_pool *p)
     return atomic_load(&p->staging.bytes);
 }
 
-/* ---- sessions --------------------------------------------------------------------------------- */
-
-static size_t block_bytes(const struct kk_kv_rule *r)
-{
-    size_t rows = r->ring ? (size_t)(r->sinks + r->ring) : KK_KV_BLOCK_ROWS;
-    return rows * r->row_bytes;
-}
+/* ---- sessions ---------------------------------------------------------------------------------
+ */
 
 /* Make layer l hold at least `n` blocks. */
 static int grow_blocks(struct kk_kv *kv, int l, int32_t n, struct kk_err *err)
@@ -178,7 +145,7 @@ static int grow_blocks(struct kk_kv *kv, int l, int32_t n, struct kk_err *err)
         y->cap_blocks = cap;
     }
     while (y->n_blocks < n) {
-        int rc = kk_dev_alloc(kv->pool->dev, &kv->device, block_bytes(&kv->pool->rule[l]),
+        int rc = kk_dev_alloc(kv->pool->dev, &kv->device, kk__kv_block_bytes(&kv->pool->rule[l]),
                               &y->blocks[y->n_blocks], err);
         if (rc) return rc;
         y->n_blocks++;
@@ -192,7 +159,7 @@ static void shrink_blocks(struct kk_kv *kv, int l, int32_t n)
     struct layer_rows *y = &kv->layer[l];
     while (y->n_blocks > n)
         kk_dev_free(kv->pool->dev, &kv->device, y->blocks[--y->n_blocks],
-                    block_bytes(&kv->pool->rule[l]));
+                    kk__kv_block_bytes(&kv->pool->rule[l]));
 }
 
 int kk_kv_open(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
@@ -201,10 +168,14 @@ int kk_kv_open(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
     if (!kv) return kk_fail(err, KK_ENOMEM, "out of memory for a session");
     kv->pool = pool;
     kv->device.name = "session KV";
+    kv->host.name = "session KV in host memory";
     kv->layer = kk_calloc((size_t)pool->layout.n_layers, sizeof *kv->layer);
     int rc = kv->layer ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for a session");
     for (int l = 0; !rc && l < pool->layout.n_layers; l++)
-        if (pool->rule[l].ring) rc = grow_blocks(kv, l, 1, err);
+        if (pool->rule[l].ring)
+            rc = grow_blocks(kv, l, 1, err);
+        else if (kk__kv_is_paged(pool, l))
+            rc = kk__tier_open_layer(kv, l, err);
     if (rc) {
         kk_kv_close(kv);
         return rc;
@@ -217,10 +188,13 @@ void kk_kv_close(struct kk_kv *kv)
 {
     if (!kv) return;
     for (int l = 0; kv->layer && l < kv->pool->layout.n_layers; l++) {
-        shrink_blocks(kv, l, 0);
+        if (kk__kv_is_paged(kv->pool, l))
+            kk__tier_close_layer(kv, l);
+        else
+            shrink_blocks(kv, l, 0);
         kk_free(kv->layer[l].blocks);
     }
-    KK_BUG_ON(atomic_load(&kv->device.bytes) != 0);
+    KK_BUG_ON(atomic_load(&kv->device.bytes) != 0 || atomic_load(&kv->host.bytes) != 0);
     kk_free(kv->layer);
     kk_free(kv);
 }
@@ -228,6 +202,11 @@ void kk_kv_close(struct kk_kv *kv)
 int64_t kk_kv_rows(const struct kk_kv *kv)
 {
     return kv->rows;
+}
+
+int64_t kk_kv_host_bytes(const struct kk_kv *kv)
+{
+    return atomic_load(&kv->host.bytes);
 }
 
 int64_t kk_kv_device_bytes(const struct kk_kv *kv)
@@ -297,12 +276,20 @@ int kk_kv_read_row(const struct kk_kv *kv, int layer, int64_t j, void *dst, stru
     int gone = r->ring && j >= r->sinks && j < kv->rows - r->ring;
     if (j < 0 || j >= kv->rows || gone)
         return kk_fail(err, KK_ENOENT, "row %lld of layer %d is not stored", (long long)j, layer);
+    const struct layer_rows *y = &kv->layer[layer];
+    int64_t block = j / KK_KV_BLOCK_ROWS;
+    if (kk__kv_is_paged(kv->pool, layer) && !y->blocks[block]) {
+        memcpy(dst, (char *)y->host[block] + (size_t)(j % KK_KV_BLOCK_ROWS) * r->row_bytes,
+               r->row_bytes);
+        return 0;
+    }
     kv->pool->dev->ops->download(kv->pool->dev, dst, kk_kv_slot(&s, (int32_t)j, r->row_bytes),
                                  r->row_bytes);
     return 0;
 }
 
-/* ---- a step ----------------------------------------------------------------------------------- */
+/* ---- a step -----------------------------------------------------------------------------------
+ */
 
 /* Room for rows + n in every layer that keeps all; undone on failure. */
 static int reserve_rows(struct kk_kv *kv, int32_t n, struct kk_err *err)
@@ -314,9 +301,12 @@ static int reserve_rows(struct kk_kv *kv, int32_t n, struct kk_err *err)
     if (total >= KK_NO_BOUND) return kk_fail(err, KK_ERANGE, "a session is limited to 2^31 tokens");
     int rc = 0, l;
     for (l = 0; !rc && l < p->layout.n_layers; l++)
-        if (!p->rule[l].ring) rc = grow_blocks(kv, l, need, err);
+        if (kk__kv_is_paged(p, l))
+            rc = kk__tier_reserve(kv, l, total, err);
+        else if (!p->rule[l].ring)
+            rc = grow_blocks(kv, l, need, err);
     while (rc && l-- > 0)
-        if (!p->rule[l].ring) shrink_blocks(kv, l, before);
+        if (!p->rule[l].ring && !kk__kv_is_paged(p, l)) shrink_blocks(kv, l, before);
     return rc;
 }
 
@@ -367,6 +357,7 @@ int kk_kv_begin(struct kk_kv_pool *p, enum kk_step_kind kind, int B, struct kk_k
     d->ops->upload(d, p->seq, p->h_seq, (size_t)T * sizeof *p->seq);
     d->ops->upload(d, p->seqs, p->h_seqs, N * M * sizeof *p->seqs);
     p->active = 1;
+    kk__tier_begin(p);
     return 0;
 }
 
@@ -415,7 +406,10 @@ static void store_layer(struct kk_kv_pool *p, int l, const int32_t *keep)
         .keep = p->keep,
         .row_bytes = p->rule[l].row_bytes,
     };
-    p->dev->ops->kv_store(p->dev, &a);
+    if (kk__kv_is_paged(p, l))
+        for (int b = 0; b < p->B; b++) kk__tier_store(p, l, b, keep[b]);
+    else
+        p->dev->ops->kv_store(p->dev, &a);
     for (int b = 0; b < p->B; b++) p->step_kv[b]->layer[l].stored += keep[b];
 }
 
@@ -445,6 +439,7 @@ void kk_kv_commit(struct kk_kv_pool *p, const int32_t *keep)
         for (int l = 0; l < p->layout.n_layers; l++) store_layer(p, l, keep);
     }
     for (int b = 0; b < p->B; b++) p->step_kv[b]->rows += keep[b];
+    kk__tier_drain(p);
     p->active = 0;
 }
 
@@ -453,5 +448,6 @@ void kk_kv_abort(struct kk_kv_pool *p)
     for (int b = 0; p->active && b < p->B; b++)
         for (int l = 0; l < p->layout.n_layers; l++)
             if (p->step_kv[b]->layer[l].stored != p->step_kv[b]->rows) p->step_kv[b]->broken = 1;
+    if (p->active) kk__tier_drain(p);
     p->active = 0;
 }

@@ -46,6 +46,9 @@ struct kk_kv_layout {
 struct kk_kv_options {
     const char *policy;    /* "full", "native", "s5", "sinkwin" */
     int32_t sinks, window; /* of near rows; s5 and sinkwin only */
+    int64_t device_cap;    /* most device bytes of a session; 0: no cap, nothing is paged */
+    int64_t host_cap;      /* most host bytes of all sessions; 0: no cap */
+    int staging_blocks;    /* slots of the staging ring, >= 2 when there is a device cap */
 };
 
 enum kk_kv_keep { KK_KEEP_ALL, KK_KEEP_WINDOW, KK_KEEP_NEAR };
@@ -64,9 +67,9 @@ int kk_kv_rules(const struct kk_kv_layout *layout, const struct kk_kv_options *o
                 struct kk_kv_rule *rule, struct kk_err *err);
 
 /* Device bytes of a session that holds `rows` rows: the formula of `plan`, held by a test against
- * the allocator (law 1). */
-size_t kk_kv_plan_bytes(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
-                        int64_t rows);
+ * the allocator (law 1). With a device cap it does not depend on rows. */
+size_t kk_kv_plan_bytes(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
+                        const struct kk_kv_rule *rule, int64_t rows);
 
 struct kk_kv_pool; /* one per model: step scratch, tables */
 struct kk_kv;      /* one per session */
@@ -78,8 +81,8 @@ struct kk_kv_limits {
 };
 
 /* Bytes of the pool itself (staging), likewise. */
-size_t kk_kv_plan_staging(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
-                          const struct kk_kv_limits *limits);
+size_t kk_kv_plan_staging(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
+                          const struct kk_kv_rule *rule, const struct kk_kv_limits *limits);
 
 int kk_kv_pool_open(struct kk_dev *dev, const struct kk_kv_layout *layout,
                     const struct kk_kv_options *opt, const struct kk_kv_limits *limits,
@@ -92,6 +95,7 @@ void kk_kv_close(struct kk_kv *kv); /* NULL is fine */
 
 int64_t kk_kv_rows(const struct kk_kv *kv);          /* rows committed */
 int64_t kk_kv_device_bytes(const struct kk_kv *kv);  /* from the allocator */
+int64_t kk_kv_host_bytes(const struct kk_kv *kv);    /* what was paged out */
 int64_t kk_kv_resident_rows(const struct kk_kv *kv); /* physical rows, summed over layers */
 int64_t kk_kv_dropped(const struct kk_kv *kv);       /* positions no layer can see any more */
 
@@ -103,7 +107,8 @@ int kk_kv_check(const struct kk_kv *kv, struct kk_err *err);
  * stored. */
 int kk_kv_read_row(const struct kk_kv *kv, int layer, int64_t j, void *dst, struct kk_err *err);
 
-/* ---- a step ----------------------------------------------------------------------------------- */
+/* ---- a step -----------------------------------------------------------------------------------
+ */
 
 enum kk_step_kind { KK_STEP_HOLD, KK_STEP_CHUNK };
 
@@ -129,6 +134,21 @@ const int32_t *kk_kv_step_seq(const struct kk_kv_pool *pool);      /* device [T]
 const int32_t *kk_kv_step_pos_host(const struct kk_kv_pool *pool); /* host [T] */
 
 struct kk_kv_view kk_kv_layer(const struct kk_kv_pool *pool, int layer);
+/* Attention over a layer goes in pieces: rows [t0, t0 + T) of the step against splits [first_split,
+ * end_split), in this order. Where nothing is paged there is one piece with everything:
+ *     for (p = kk_kv_first_piece(pool, l); p.T; p = kk_kv_next_piece(pool, l)) attend to p
+ * A piece's host blocks are in the staging ring until the next piece is asked for. Layers are
+ * walked in ascending order, each once a step; kk_kv_prefetch starts the copies before the first
+ * needs them. */
+struct kk_kv_piece {
+    int t0, T; /* T 0: the end */
+    int32_t first_split, end_split;
+    int first, last; /* of these rows */
+};
+void kk_kv_prefetch(struct kk_kv_pool *pool);
+struct kk_kv_piece kk_kv_first_piece(struct kk_kv_pool *pool, int layer);
+struct kk_kv_piece kk_kv_next_piece(struct kk_kv_pool *pool, int layer);
+
 void kk_kv_layer_done(struct kk_kv_pool *pool, int layer);
 
 /* Keep the first keep[b] rows of every session (NULL: all; KK_STEP_CHUNK: all by promise) and end

@@ -2,7 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "kv/kv.h"
+#include "kv/kv_int.h"
 
 /* For sliding and for full layers: what is visible besides the model's own mask, and what is
  * stored. */
@@ -66,15 +66,13 @@ int kk_kv_rules(const struct kk_kv_layout *layout, const struct kk_kv_options *o
     return 0;
 }
 
-size_t kk_kv_plan_bytes(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
-                        int64_t rows)
+size_t kk_kv_plan_bytes(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
+                        const struct kk_kv_rule *rule, int64_t rows)
 {
+    int64_t least, blocks = (rows + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS;
+    if (opt->device_cap) blocks = kk__tier_resident(layout, rule, opt->device_cap, &least);
     size_t total = 0;
-    for (int l = 0; l < layout->n_layers; l++) {
-        size_t n = rule[l].ring ? (size_t)(rule[l].sinks + rule[l].ring)
-                                : (size_t)((rows + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS) *
-                                      KK_KV_BLOCK_ROWS;
-        total += n * rule[l].row_bytes;
-    }
+    for (int l = 0; l < layout->n_layers; l++)
+        total += kk__kv_block_bytes(&rule[l]) * (rule[l].ring ? 1 : (size_t)blocks);
     return total;
 }

@@ -42,7 +42,8 @@ struct kk_dflash {
     void *x, *o, *f;
 };
 
-/* ---- config --------------------------------------------------------------------------------- */
+/* ---- config -----------------------------------------------------------------------------------
+ */
 
 /* dflash_config first, then the config itself. */
 static const json_t *setting(const json_t *o, const char *key)
@@ -172,7 +173,8 @@ static int parse(struct kk_dflash *d, const struct kk_model_file *mf, struct kk_
     return rc ? rc : parse_layer_types(d, o, err);
 }
 
-/* ---- weights -------------------------------------------------------------------------------- */
+/* ---- weights ----------------------------------------------------------------------------------
+ */
 
 #define LOAD(expr)                                                                                 \
     do {                                                                                           \
@@ -321,9 +323,11 @@ struct kk_kv_layout kk_dflash_layout(const struct kk_dflash *d, enum kk_dtype kv
     return (struct kk_kv_layout){d->n_layers, d->kv_layer, kv_type};
 }
 
-/* ---- forward -------------------------------------------------------------------------------- */
+/* ---- forward ----------------------------------------------------------------------------------
+ */
 
-/* clang-format off: one op call a stage, its arguments grouped by meaning */
+/* Below, one op call is one stage, its arguments grouped by meaning. */
+/* clang-format off */
 
 /* Keys and values of x [T, C] into the step's rows of layer l; with H > 0 queries too. */
 static void project(struct kk_dflash *d, struct kk_kv_pool *pool, int l, int H)
@@ -331,122 +335,73 @@ static void project(struct kk_dflash *d, struct kk_kv_pool *pool, int l, int H)
     const struct draft_layer *w = &d->layer[l];
     const struct kk_kv_view kv = kk_kv_layer(pool, l);
     const int T = kk_kv_step_T(pool);
-    d->dev->ops->linear(d->dev, &(struct kk_linear_args){.T = T,
-                                                         .n = H ? 3 : 2,
-                                                         .x = d->x,
-                                                         .w = {&w->wk, &w->wv, &w->wq},
-                                                         .y = {d->k, d->v, d->q}});
-    d->dev->ops->qkv(d->dev, &(struct kk_qkv_args){.T = T,
-                                                   .H = H,
-                                                   .G = d->G,
-                                                   .D = d->D,
-                                                   .R = d->D / 2,
-                                                   .raw_value = 1,
-                                                   .q = d->q,
-                                                   .k = d->k,
-                                                   .v = d->v,
-                                                   .q_norm = w->q_norm,
-                                                   .k_norm = w->k_norm,
-                                                   .eps = d->eps,
-                                                   .pos = kk_kv_step_pos(pool),
-                                                   .rope = d->rope.cs,
-                                                   .kv_dtype = kk_kv_dtype(pool),
-                                                   .rows = kv.rows});
+    d->dev->ops->linear(d->dev, &(struct kk_linear_args){
+        .T = T, .n = H ? 3 : 2, .x = d->x, .w = {&w->wk, &w->wv, &w->wq},
+        .y = {d->k, d->v, d->q}});
+    d->dev->ops->qkv(d->dev, &(struct kk_qkv_args){
+        .T = T, .H = H, .G = d->G, .D = d->D, .R = d->D / 2, .raw_value = 1, .q = d->q,
+        .k = d->k, .v = d->v, .q_norm = w->q_norm, .k_norm = w->k_norm, .eps = d->eps,
+        .pos = kk_kv_step_pos(pool), .rope = d->rope.cs, .kv_dtype = kk_kv_dtype(pool),
+        .rows = kv.rows});
 }
 
 static void context_forward(struct kk_dflash *d, struct kk_kv_pool *pool, const float *taps)
 {
     const int T = kk_kv_step_T(pool);
-    d->dev->ops->linear(
-        d->dev, &(struct kk_linear_args){.T = T, .n = 1, .x = taps, .w = {&d->fc}, .y = {d->a}});
-    d->dev->ops->norm(
-        d->dev, &(struct kk_norm_args){
-                    .T = T, .C = d->C, .x = d->a, .w = d->hidden_norm, .eps = d->eps, .y = d->x});
+    d->dev->ops->linear(d->dev, &(struct kk_linear_args){
+        .T = T, .n = 1, .x = taps, .w = {&d->fc}, .y = {d->a}});
+    d->dev->ops->norm(d->dev, &(struct kk_norm_args){
+        .T = T, .C = d->C, .x = d->a, .w = d->hidden_norm, .eps = d->eps, .y = d->x});
     for (int l = 0; l < d->n_layers; l++) {
         project(d, pool, l, 0);
         kk_kv_layer_done(pool, l);
     }
 }
 
-static void layer_forward(struct kk_dflash *d, struct kk_kv_pool *pool, int l,
-                          const float *next_norm)
+static void layer_forward(struct kk_dflash *d, struct kk_kv_pool *pool, int l, const float *next_norm)
 {
     const struct draft_layer *w = &d->layer[l];
     const struct kk_kv_view kv = kk_kv_layer(pool, l);
     const int T = kk_kv_step_T(pool);
     project(d, pool, l, d->H);
-    d->dev->ops->attn(d->dev, &(struct kk_attn_args){.T = T,
-                                                     .B = 1,
-                                                     .H = d->H,
-                                                     .G = d->G,
-                                                     .D = d->D,
-                                                     .q = d->q,
-                                                     .pos = kk_kv_step_pos(pool),
-                                                     .seq = kk_kv_step_seq(pool),
-                                                     .seqs = kv.seqs,
-                                                     .mask = w->mask,
-                                                     .scale = (float)(1.0 / sqrt((double)d->D)),
-                                                     .kv_dtype = kk_kv_dtype(pool),
-                                                     .end_split = KK_NO_BOUND,
-                                                     .first = 1,
-                                                     .last = 1,
-                                                     .state = d->state,
-                                                     .o = d->o});
-    d->dev->ops->linear(
-        d->dev, &(struct kk_linear_args){.T = T, .n = 1, .x = d->o, .w = {&w->wo}, .y = {d->a}});
-    d->dev->ops->residual(d->dev, &(struct kk_residual_args){.T = T,
-                                                             .C = d->C,
-                                                             .n_in = 1,
-                                                             .n_out = 1,
-                                                             .plain = 1,
-                                                             .h = d->h,
-                                                             .a = {d->a},
-                                                             .scale = 1.0f,
-                                                             .eps = d->eps,
-                                                             .w_out = {w->post_norm},
-                                                             .y = {d->x}});
-    d->dev->ops->glu(
-        d->dev, &(struct kk_glu_args){
-                    .T = T, .act = KK_SILU, .x = d->x, .gate = &w->gate, .up = &w->up, .y = d->f});
-    d->dev->ops->linear(
-        d->dev, &(struct kk_linear_args){.T = T, .n = 1, .x = d->f, .w = {&w->down}, .y = {d->a}});
-    d->dev->ops->residual(d->dev, &(struct kk_residual_args){.T = T,
-                                                             .C = d->C,
-                                                             .n_in = 1,
-                                                             .n_out = 1,
-                                                             .plain = 1,
-                                                             .h = d->h,
-                                                             .a = {d->a},
-                                                             .scale = 1.0f,
-                                                             .eps = d->eps,
-                                                             .w_out = {next_norm},
-                                                             .y = {d->x}});
+    for (struct kk_kv_piece p = kk_kv_first_piece(pool, l); p.T; p = kk_kv_next_piece(pool, l))
+        d->dev->ops->attn(d->dev, &(struct kk_attn_args){
+            .T = p.T, .B = 1, .H = d->H, .G = d->G, .D = d->D, .q = d->q,
+            .pos = kk_kv_step_pos(pool), .seq = kk_kv_step_seq(pool), .seqs = kv.seqs,
+            .mask = w->mask, .scale = (float)(1.0 / sqrt((double)d->D)),
+            .kv_dtype = kk_kv_dtype(pool), .first_split = p.first_split, .end_split = p.end_split,
+            .first = p.first, .last = p.last, .state = d->state, .o = d->o});
+    d->dev->ops->linear(d->dev, &(struct kk_linear_args){
+        .T = T, .n = 1, .x = d->o, .w = {&w->wo}, .y = {d->a}});
+    d->dev->ops->residual(d->dev, &(struct kk_residual_args){
+        .T = T, .C = d->C, .n_in = 1, .n_out = 1, .plain = 1, .h = d->h, .a = {d->a},
+        .scale = 1.0f, .eps = d->eps, .w_out = {w->post_norm}, .y = {d->x}});
+    d->dev->ops->glu(d->dev, &(struct kk_glu_args){
+        .T = T, .act = KK_SILU, .x = d->x, .gate = &w->gate, .up = &w->up, .y = d->f});
+    d->dev->ops->linear(d->dev, &(struct kk_linear_args){
+        .T = T, .n = 1, .x = d->f, .w = {&w->down}, .y = {d->a}});
+    d->dev->ops->residual(d->dev, &(struct kk_residual_args){
+        .T = T, .C = d->C, .n_in = 1, .n_out = 1, .plain = 1, .h = d->h, .a = {d->a},
+        .scale = 1.0f, .eps = d->eps, .w_out = {next_norm}, .y = {d->x}});
 }
 
+/* Rows 1.. are the drafts. A positive multiplier and a soft-cap do not change which logit is largest. */
 static void block_forward(struct kk_dflash *d, struct kk_kv_pool *pool)
 {
     const struct kk_model *m = d->verifier;
     const int T = kk_kv_step_T(pool);
-    d->dev->ops->embed(
-        d->dev, &(struct kk_embed_args){
-                    .T = T, .ids = d->ids, .table = &m->embed, .scale = d->embed_scale, .h = d->h});
-    d->dev->ops->norm(
-        d->dev,
-        &(struct kk_norm_args){
-            .T = T, .C = d->C, .x = d->h, .w = d->layer[0].input_norm, .eps = d->eps, .y = d->x});
+    kk_kv_prefetch(pool);
+    d->dev->ops->embed(d->dev, &(struct kk_embed_args){
+        .T = T, .ids = d->ids, .table = &m->embed, .scale = d->embed_scale, .h = d->h});
+    d->dev->ops->norm(d->dev, &(struct kk_norm_args){
+        .T = T, .C = d->C, .x = d->h, .w = d->layer[0].input_norm, .eps = d->eps, .y = d->x});
     for (int l = 0; l < d->n_layers; l++)
         layer_forward(d, pool, l, l + 1 < d->n_layers ? d->layer[l + 1].input_norm : d->final_norm);
-    /* rows 1.. are the drafts; a positive multiplier and a soft-cap do not change which is largest
-     */
-    d->dev->ops->linear(d->dev,
-                        &(struct kk_linear_args){.T = T - 1,
-                                                 .n = 1,
-                                                 .x = (float *)d->x + d->C,
-                                                 .w = {m->config.tied ? &m->embed : &m->head},
-                                                 .y = {d->logits}});
-    d->dev->ops->argmax(d->dev,
-                        &(struct kk_argmax_args){
-                            .T = T - 1, .n = m->config.info.V, .x = d->logits, .out = d->choice});
+    d->dev->ops->linear(d->dev, &(struct kk_linear_args){
+        .T = T - 1, .n = 1, .x = (float *)d->x + d->C,
+        .w = {m->config.tied ? &m->embed : &m->head}, .y = {d->logits}});
+    d->dev->ops->argmax(d->dev, &(struct kk_argmax_args){
+        .T = T - 1, .n = m->config.info.V, .x = d->logits, .out = d->choice});
 }
 /* clang-format on */
 

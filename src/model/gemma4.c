@@ -91,7 +91,7 @@ int kk__gemma4_bind(struct kk_loader *ld, struct kk_err *err)
     return 0;
 }
 
-/* ---- the forward ------------------------------------------------------------------------------ */
+/* ---- the forward ---------------------------------------------------------------------------- */
 
 /* What every stage of a step shares. */
 struct step {
@@ -102,7 +102,8 @@ struct step {
     int T, C;
 };
 
-/* clang-format off: one op call a stage, its arguments grouped by meaning */
+/* Below, one op call is one stage, its arguments grouped by meaning. */
+/* clang-format off */
 
 /* x = rms_in(h) in buf.x -> attention output, projected, in buf.a */
 static void attention(const struct step *s, int l)
@@ -115,52 +116,27 @@ static void attention(const struct step *s, int l)
     const int H = s->m->config.info.H;
     const int32_t *pos = kk_kv_step_pos(s->pool);
 
-    s->op->linear(s->dev, &(struct kk_linear_args){.T = s->T,
-                                                   .n = y->value_only ? 2 : 3,
-                                                   .x = b->x,
-                                                   .w = {&w->wq, &w->wk, &w->wv},
-                                                   .y = {b->q, b->k, b->v}});
-    s->op->qkv(s->dev, &(struct kk_qkv_args){.T = s->T,
-                                             .H = H,
-                                             .G = y->G,
-                                             .D = y->D,
-                                             .R = y->R,
-                                             .value_only = y->value_only,
-                                             .q = b->q,
-                                             .k = b->k,
-                                             .v = b->v,
-                                             .q_norm = w->q_norm,
-                                             .k_norm = w->k_norm,
-                                             .eps = s->m->config.eps,
-                                             .pos = pos,
-                                             .rope = rope,
-                                             .kv_dtype = kk_kv_dtype(s->pool),
-                                             .rows = kv.rows});
-    s->op->attn(s->dev, &(struct kk_attn_args){.T = s->T,
-                                               .B = kk_kv_step_B(s->pool),
-                                               .H = H,
-                                               .G = y->G,
-                                               .D = y->D,
-                                               .R = y->R,
-                                               .value_only = y->value_only,
-                                               .q = b->q,
-                                               .pos = pos,
-                                               .seq = kk_kv_step_seq(s->pool),
-                                               .seqs = kv.seqs,
-                                               .mask = kv.mask,
-                                               .scale = 1.0f,
-                                               .k_norm = w->k_norm,
-                                               .rope = rope,
-                                               .kv_dtype = kk_kv_dtype(s->pool),
-                                               .first_split = 0,
-                                               .end_split = KK_NO_BOUND,
-                                               .first = 1,
-                                               .last = 1,
-                                               .state = b->state,
-                                               .o = b->o});
+    s->op->linear(s->dev, &(struct kk_linear_args){
+        .T = s->T, .n = y->value_only ? 2 : 3, .x = b->x,
+        .w = {&w->wq, &w->wk, &w->wv}, .y = {b->q, b->k, b->v}});
+    s->op->qkv(s->dev, &(struct kk_qkv_args){
+        .T = s->T, .H = H, .G = y->G, .D = y->D, .R = y->R, .value_only = y->value_only,
+        .q = b->q, .k = b->k, .v = b->v, .q_norm = w->q_norm, .k_norm = w->k_norm,
+        .eps = s->m->config.eps, .pos = pos, .rope = rope,
+        .kv_dtype = kk_kv_dtype(s->pool), .rows = kv.rows});
+    for (struct kk_kv_piece p = kk_kv_first_piece(s->pool, l); p.T; p = kk_kv_next_piece(s->pool, l))
+        s->op->attn(s->dev, &(struct kk_attn_args){
+            .T = p.T, .B = kk_kv_step_B(s->pool), .H = H, .G = y->G, .D = y->D, .R = y->R,
+            .value_only = y->value_only, .q = b->q + (int64_t)p.t0 * H * y->D,
+            .pos = pos + p.t0, .seq = kk_kv_step_seq(s->pool) + p.t0, .seqs = kv.seqs,
+            .mask = kv.mask, .scale = 1.0f, .k_norm = w->k_norm, .rope = rope,
+            .kv_dtype = kk_kv_dtype(s->pool), .first_split = p.first_split,
+            .end_split = p.end_split, .first = p.first, .last = p.last,
+            .state = b->state + (int64_t)p.t0 * H * (y->D + 2),
+            .o = (char *)b->o + (size_t)(p.t0 * H * y->D) * kk_dtype_bytes(s->dev->act)});
     kk_kv_layer_done(s->pool, l);
-    s->op->linear(
-        s->dev, &(struct kk_linear_args){.T = s->T, .n = 1, .x = b->o, .w = {&w->wo}, .y = {b->a}});
+    s->op->linear(s->dev, &(struct kk_linear_args){
+        .T = s->T, .n = 1, .x = b->o, .w = {&w->wo}, .y = {b->a}});
 }
 
 /* Dense feed-forward of buf.x into buf.a; with experts, those of buf.x_moe into buf.b */
@@ -169,30 +145,18 @@ static void feed_forward(const struct step *s, int l)
     struct kk_buffers *b = &s->m->buf;
     const struct kk_model_config *c = &s->m->config;
     const struct kk_layer_weights *w = &s->m->layer[l];
-    s->op->glu(s->dev,
-               &(struct kk_glu_args){
-                   .T = s->T, .act = c->act, .x = b->x, .gate = &w->gate, .up = &w->up, .y = b->f});
+    s->op->glu(s->dev, &(struct kk_glu_args){
+        .T = s->T, .act = c->act, .x = b->x, .gate = &w->gate, .up = &w->up, .y = b->f});
     s->op->linear(s->dev, &(struct kk_linear_args){
-                              .T = s->T, .n = 1, .x = b->f, .w = {&w->down}, .y = {b->a}});
+        .T = s->T, .n = 1, .x = b->f, .w = {&w->down}, .y = {b->a}});
     if (!c->moe) return;
-    s->op->route(s->dev, &(struct kk_route_args){.T = s->T,
-                                                 .E = c->info.E,
-                                                 .A = c->info.A,
-                                                 .x = b->x_router,
-                                                 .w = &w->router,
-                                                 .expert_scale = w->expert_scale,
-                                                 .idx = b->expert_idx,
-                                                 .weight = b->expert_weight});
-    s->op->moe(s->dev, &(struct kk_moe_args){.T = s->T,
-                                             .E = c->info.E,
-                                             .A = c->info.A,
-                                             .act = c->act,
-                                             .x = b->x_moe,
-                                             .idx = b->expert_idx,
-                                             .weight = b->expert_weight,
-                                             .gate_up = &w->gate_up,
-                                             .down = &w->expert_down,
-                                             .y = b->b});
+    s->op->route(s->dev, &(struct kk_route_args){
+        .T = s->T, .E = c->info.E, .A = c->info.A, .x = b->x_router, .w = &w->router,
+        .expert_scale = w->expert_scale, .idx = b->expert_idx, .weight = b->expert_weight});
+    s->op->moe(s->dev, &(struct kk_moe_args){
+        .T = s->T, .E = c->info.E, .A = c->info.A, .act = c->act, .x = b->x_moe,
+        .idx = b->expert_idx, .weight = b->expert_weight,
+        .gate_up = &w->gate_up, .down = &w->expert_down, .y = b->b});
 }
 
 static void layer(const struct step *s, int l, const float *next_norm)
@@ -203,31 +167,16 @@ static void layer(const struct step *s, int l, const float *next_norm)
 
     attention(s, l);
     s->op->residual(s->dev, &(struct kk_residual_args){
-                                .T = s->T,
-                                .C = s->C,
-                                .n_in = 1,
-                                .n_out = c->moe ? 3 : 1,
-                                .h = b->h,
-                                .a = {b->a},
-                                .w_post = w->post_attn_norm,
-                                .scale = 1.0f,
-                                .eps = c->eps,
-                                .w_out = {w->pre_ff_norm, w->pre_ff_norm_2, w->router_scale},
-                                .y = {b->x, b->x_moe, b->x_router}});
+        .T = s->T, .C = s->C, .n_in = 1, .n_out = c->moe ? 3 : 1, .h = b->h, .a = {b->a},
+        .w_post = w->post_attn_norm, .scale = 1.0f, .eps = c->eps,
+        .w_out = {w->pre_ff_norm, w->pre_ff_norm_2, w->router_scale},
+        .y = {b->x, b->x_moe, b->x_router}});
     feed_forward(s, l);
-    s->op->residual(s->dev,
-                    &(struct kk_residual_args){.T = s->T,
-                                               .C = s->C,
-                                               .n_in = c->moe ? 2 : 1,
-                                               .n_out = next_norm ? 1 : 0,
-                                               .h = b->h,
-                                               .a = {b->a, b->b},
-                                               .w_in = {w->post_ff_norm_1, w->post_ff_norm_2},
-                                               .w_post = w->post_ff_norm,
-                                               .scale = w->scalar,
-                                               .eps = c->eps,
-                                               .w_out = {next_norm},
-                                               .y = {b->x}});
+    s->op->residual(s->dev, &(struct kk_residual_args){
+        .T = s->T, .C = s->C, .n_in = c->moe ? 2 : 1, .n_out = next_norm ? 1 : 0, .h = b->h,
+        .a = {b->a, b->b}, .w_in = {w->post_ff_norm_1, w->post_ff_norm_2},
+        .w_post = w->post_ff_norm, .scale = w->scalar, .eps = c->eps,
+        .w_out = {next_norm}, .y = {b->x}});
 }
 
 /* Auxiliary tap: this layer's residual stream, all rows, to the caller's buffer. */
@@ -247,34 +196,22 @@ void kk__gemma4_forward(struct kk_model *m, struct kk_kv_pool *pool, const struc
     const struct step s = {m, m->dev, m->dev->ops, pool, kk_kv_step_T(pool), c->info.C};
     const int N = c->info.n_layers;
 
-    s.op->embed(
-        s.dev,
-        &(struct kk_embed_args){
-            .T = s.T, .ids = b->ids, .table = &m->embed, .scale = c->embed_scale, .h = b->h});
-    s.op->norm(
-        s.dev,
-        &(struct kk_norm_args){
-            .T = s.T, .C = s.C, .x = b->h, .w = m->layer[0].input_norm, .eps = c->eps, .y = b->x});
+    kk_kv_prefetch(pool);
+    s.op->embed(s.dev, &(struct kk_embed_args){
+        .T = s.T, .ids = b->ids, .table = &m->embed, .scale = c->embed_scale, .h = b->h});
+    s.op->norm(s.dev, &(struct kk_norm_args){
+        .T = s.T, .C = s.C, .x = b->h, .w = m->layer[0].input_norm, .eps = c->eps, .y = b->x});
     for (int l = 0; l < N; l++) {
         layer(&s, l, l + 1 < N ? m->layer[l + 1].input_norm : NULL);
         tap(&s, fwd, l);
     }
     if (!fwd->n_logits) return;
-    s.op->gather(
-        s.dev,
-        &(struct kk_gather_args){
-            .n = fwd->n_logits, .C = s.C, .rows = b->logit_rows, .src = b->h, .dst = b->h_last});
-    s.op->norm(s.dev, &(struct kk_norm_args){.T = fwd->n_logits,
-                                             .C = s.C,
-                                             .x = b->h_last,
-                                             .w = m->final_norm,
-                                             .eps = c->eps,
-                                             .y = b->x});
-    s.op->linear(s.dev, &(struct kk_linear_args){.T = fwd->n_logits,
-                                                 .n = 1,
-                                                 .x = b->x,
-                                                 .w = {c->tied ? &m->embed : &m->head},
-                                                 .y = {b->logits},
-                                                 .softcap = c->softcap});
+    s.op->gather(s.dev, &(struct kk_gather_args){
+        .n = fwd->n_logits, .C = s.C, .rows = b->logit_rows, .src = b->h, .dst = b->h_last});
+    s.op->norm(s.dev, &(struct kk_norm_args){
+        .T = fwd->n_logits, .C = s.C, .x = b->h_last, .w = m->final_norm, .eps = c->eps, .y = b->x});
+    s.op->linear(s.dev, &(struct kk_linear_args){
+        .T = fwd->n_logits, .n = 1, .x = b->x, .w = {c->tied ? &m->embed : &m->head},
+        .y = {b->logits}, .softcap = c->softcap});
 }
 /* clang-format on */

@@ -92,7 +92,7 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
                      struct kk_err *err);
 float *kk_model_logits(const struct kk_model *m);
 
-/* ---- DFlash drafter: a block-diffusion model over the verifier's auxiliary states ----------- */
+/* ---- DFlash drafter: a block-diffusion model over the verifier's auxiliary states ------------- */
 
 /* The directory format of z-lab (arXiv:2602.06036). The drafter has no embedding and no head: it
  * borrows the verifier's, so the verifier must stay open. Its context rows live in a KV pool of its

@@ -467,6 +467,119 @@ static void rings_are_bounded(void **state)
     kk_engine_close(e);
 }
 
+/* Blocks in host memory come back bit-exact: the same logits as uncapped, in chunks, steps and
+ * batches; device bytes and staging are one number whatever the length. */
+static void paging_changes_no_bit(void **state)
+{
+    (void)state;
+    enum { N = 1500, TAIL = 20 };
+    static float want[TAIL * V], got[TAIL * V];
+    uint32_t ids[N];
+    random_ids(ids, N);
+    for (size_t p = 0; p < 3; p++)
+        for (int staging = 2; staging <= 5; staging += 3) {
+            struct kk_engine_options o = kk_engine_defaults();
+            struct kk_session_info a, b;
+            struct kk_plan plan;
+            struct kk_err err = {0};
+            o.model = MODEL;
+            o.kv = policies[p];
+            o.kv_sinks = 3;
+            o.kv_window = 7;
+            struct kk_engine *e = open_engine(o);
+            logits_of(e, ids, N, TAIL, 1, want);
+            kk_engine_close(e);
+            o.kv_device = 60000;
+            o.kv_staging = staging;
+            ok(kk_plan_make(&o, N, 1, &plan, &err), &err);
+            e = open_engine(o);
+            logits_of(e, ids, N, TAIL, 1, got);
+            assert_memory_equal(want, got, sizeof want);
+            struct kk_session *s = open_session(e);
+            kk_session_describe(s, &a);
+            ok(kk_session_append(s, ids, N, &err), &err);
+            kk_session_describe(s, &b);
+            assert_int_equal(a.kv_device_bytes, b.kv_device_bytes);
+            assert_int_equal(plan.session_kv_bytes, b.kv_device_bytes);
+            assert_true(b.kv_device_bytes <= 60000 && b.kv_host_bytes > 0);
+            ok(kk_session_check(s, &err), &err);
+            kk_session_close(s);
+            kk_engine_close(e);
+        }
+}
+
+/* Several capped sessions in one step, with drafts, are what they are alone and uncapped. */
+static void paged_batches_and_drafts(void **state)
+{
+    (void)state;
+    enum { B = 3, N = 20 };
+    uint32_t prompt[B][600], plain[B][N], paged[B][N], fused[64];
+    struct kk_err err = {0};
+    struct kk_sampling p = kk_sampling_defaults();
+    p.ignore_eos = 1;
+    for (int b = 0; b < B; b++) random_ids(prompt[b], 600);
+    for (int cap = 0; cap < 2; cap++) {
+        struct kk_engine_options o = kk_engine_defaults();
+        o.kv = "full";
+        o.kv_device = cap ? 120000 : 0;
+        struct kk_engine *e = open_engine(o);
+        struct kk_session *s[B];
+        for (int b = 0; b < B; b++) {
+            s[b] = open_session(e);
+            ok(kk_session_append(s[b], prompt[b], 600 - (size_t)b * 130, &err), &err);
+        }
+        for (int i = 0; i < N; i++) {
+            uint32_t ids[B];
+            ok(kk_sessions_step(s, B, &p, ids, &err), &err);
+            for (int b = 0; b < B; b++) (cap ? paged : plain)[b][i] = ids[b];
+        }
+        for (int b = 0; b < B; b++) kk_session_close(s[b]);
+        kk_engine_close(e);
+    }
+    assert_memory_equal(plain, paged, sizeof plain);
+    struct kk_engine_options o = kk_engine_defaults();
+    o.kv_device = 60000;
+    o.draft = "ngram";
+    o.draft_width = 6;
+    struct kk_engine *e = open_engine(o);
+    struct tokens t = {.n = 0};
+    struct kk_session *s = open_session(e);
+    ok(kk_session_append(s, prompt[0], 600, &err), &err);
+    ok(kk_session_generate(s, &p, N, on_token, &t, NULL, &err), &err);
+    memcpy(fused, t.id, sizeof fused);
+    assert_memory_equal(plain[0], fused, sizeof plain[0]);
+    kk_session_close(s);
+    kk_engine_close(e);
+}
+
+static void caps_are_checked(void **state)
+{
+    (void)state;
+    struct kk_engine_options o = kk_engine_defaults();
+    struct kk_engine *e = NULL;
+    struct kk_session *s, *t;
+    struct kk_err err = {0};
+    uint32_t ids[2000];
+    random_ids(ids, 2000);
+    o.model = MODEL;
+    o.kv_device = 1000;
+    assert_int_equal(kk_engine_open(&o, &e, &err), KK_EINVAL);
+    assert_non_null(strstr(err.msg, "too small"));
+    o.kv_device = 60000;
+    o.kv_host = 100000;
+    e = open_engine(o);
+    s = open_session(e);
+    t = open_session(e);
+    ok(kk_session_append(t, ids, 300, &err), &err);
+    assert_int_equal(kk_session_append(s, ids, 2000, &err), KK_EEXHAUSTED); /* this one fails .. */
+    ok(kk_session_check(s, &err), &err);
+    ok(kk_session_append(t, ids, 10, &err), &err); /* .. the other goes on */
+    kk_session_close(s);
+    ok(kk_session_append(t, ids, 500, &err), &err);
+    kk_session_close(t);
+    kk_engine_close(e);
+}
+
 /* ---- misuse -----------------------------------------------------------------------------------
  */
 
@@ -547,6 +660,9 @@ int main(void)
         cmocka_unit_test(drafts_change_no_token),
         cmocka_unit_test(plan_is_what_is_allocated),
         cmocka_unit_test(rings_are_bounded),
+        cmocka_unit_test(paging_changes_no_bit),
+        cmocka_unit_test(paged_batches_and_drafts),
+        cmocka_unit_test(caps_are_checked),
         cmocka_unit_test(mistakes_change_nothing),
         cmocka_unit_test(survives_every_failed_allocation),
     };

@@ -1,0 +1,115 @@
+/* Private to kv/: sessions, the pool, and the host tier.
+ *
+ * A layer that keeps every row is *paged* when a session has a device cap: of its blocks, the first
+ * `resident` - 1 stay on the device, the newest (tail) one is written in the last device slot, and
+ * the others are in host memory. Attention walks the blocks in ascending order in pieces; host
+ * blocks of a piece are copied into the pool's staging ring by the copy thread while the piece
+ * before is computed. */
+#ifndef KK_KV_KV_INT_H
+#define KK_KV_KV_INT_H
+
+#include <pthread.h>
+
+#include "kv/kv.h"
+
+/* One layer of one session. */
+struct layer_rows {
+    void **blocks; /* host array of device pointers by block; a ring has one block. Paged: NULL for
+                      a block in host memory that is not staged */
+    void **host;   /* paged: [cap_blocks] host copies, or NULL */
+    void **slot;   /* paged: [resident] device blocks */
+    int32_t n_blocks, cap_blocks;
+    int64_t stored; /* rows ever stored: what INV-1 compares with kv->rows */
+};
+
+struct kk_kv {
+    struct kk_kv_pool *pool;
+    struct kk_account device, host;
+    struct layer_rows *layer;
+    int64_t rows;
+    int broken;
+};
+
+/* The staging ring: slots for host blocks on their way to attention. Copies are asked for in the
+ * order of the walk and done in that order by one thread; request i uses slot i % n_slots. */
+struct stage {
+    int n_slots; /* 0: no tier */
+    size_t slot_bytes;
+    char *memory; /* device [n_slots, slot_bytes] */
+    struct stage_request {
+        const void *src;
+        size_t bytes;
+        void **entry;        /* the block table entry that points at the slot */
+    } * request;             /* [n_slots] */
+    int64_t asked, released; /* requests made, and given back (by the engine thread) */
+    int64_t done;            /* finished copies; under lock, like `queued` and `stop` */
+    int64_t queued;
+    int stop, started;
+    pthread_mutex_t lock;
+    pthread_cond_t more, finished;
+    pthread_t thread;
+};
+
+/* A place in the walk of a step over (paged layer, sequence, host block). */
+struct walk {
+    int l, b;
+    int32_t block;
+};
+
+struct kk_kv_pool {
+    struct kk_dev *dev;
+    struct kk_kv_layout layout;
+    struct kk_kv_rule *rule;
+    struct kk_kv_limits limits;
+    struct kk_account staging;
+    struct kk_account host;       /* of all sessions */
+    int64_t device_cap, host_cap; /* a session's, everybody's; 0: none */
+    int32_t resident; /* device blocks of every paged layer of a session; 0: nothing is paged */
+    struct stage stage;
+    size_t *hold_offset; /* [n_layers]: where a layer's held rows start in scratch */
+    size_t scratch_bytes;
+    void *scratch;          /* device */
+    struct kk_kv_seq *seqs; /* device [n_layers, max_seqs] */
+    int32_t *pos, *seq, *keep;
+    /* host twins of the device tables, filled by begin */
+    struct kk_kv_seq *h_seqs;
+    int32_t *h_pos, *h_seq, *h_keep;
+    /* the running step */
+    enum kk_step_kind kind;
+    int active, T, B;
+    struct kk_kv **step_kv;
+    int32_t *step_n;
+    struct walk ask;      /* the next block to ask for */
+    struct walk read;     /* where attention is */
+    int32_t piece_blocks; /* host blocks of the piece handed out */
+};
+
+static inline int kk__kv_is_paged(const struct kk_kv_pool *p, int l)
+{
+    return p->resident > 0 && !p->rule[l].ring;
+}
+static inline size_t kk__kv_block_bytes(const struct kk_kv_rule *r)
+{
+    return (r->ring ? (size_t)(r->sinks + r->ring) : KK_KV_BLOCK_ROWS) * r->row_bytes;
+}
+
+/* tier.c */
+int kk__tier_open(struct kk_kv_pool *p, int staging_blocks, struct kk_err *err);
+void kk__tier_close(struct kk_kv_pool *p);
+int kk__tier_open_layer(struct kk_kv *kv, int l, struct kk_err *err); /* the device slots */
+void kk__tier_close_layer(struct kk_kv *kv, int l);
+/* Room in host memory for all rows up to `total`. KK_EEXHAUSTED leaves the session as it was. */
+int kk__tier_reserve(struct kk_kv *kv, int l, int64_t total, struct kk_err *err);
+/* Store the first `keep` rows of sequence b of the step into layer l, paging out blocks that fill.
+ */
+void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep);
+/* Before the first layer of a step; after the last. */
+void kk__tier_begin(struct kk_kv_pool *p);
+void kk__tier_drain(struct kk_kv_pool *p);
+size_t kk__tier_ring_bytes(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
+                           int slots);
+/* Blocks of every paged layer that a cap leaves room for, 0 if it is below *least. */
+int32_t kk__tier_resident(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
+                          int64_t cap, int64_t *least);
+
+#endif

@@ -1,0 +1,378 @@
+/* The host tier: paging whole blocks of layers that keep every row (kv_int.h has the picture). */
+#include <string.h>
+
+#include "base/mem.h"
+#include "kv/kv_int.h"
+
+/* ---- sizes ------------------------------------------------------------------------------------
+ */
+
+int32_t kk__tier_resident(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
+                          int64_t cap, int64_t *least)
+{
+    int64_t rings = 0, per_block = 0;
+    for (int l = 0; l < layout->n_layers; l++)
+        *(rule[l].ring ? &rings : &per_block) += (int64_t)kk__kv_block_bytes(&rule[l]);
+    *least = rings + per_block;
+    if (cap < *least) return 0;
+    return per_block ? (int32_t)((cap - rings) / per_block) : 1;
+}
+
+static size_t widest_block(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule)
+{
+    size_t widest = 0;
+    for (int l = 0; l < layout->n_layers; l++)
+        if (!rule[l].ring && kk__kv_block_bytes(&rule[l]) > widest)
+            widest = kk__kv_block_bytes(&rule[l]);
+    return widest;
+}
+
+size_t kk__tier_ring_bytes(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
+                           int slots)
+{
+    return widest_block(layout, rule) * (size_t)slots;
+}
+
+/* ---- the copy thread --------------------------------------------------------------------------
+ */
+
+static void *copy_main(void *arg)
+{
+    struct kk_kv_pool *p = arg;
+    struct stage *s = &p->stage;
+    pthread_mutex_lock(&s->lock);
+    for (;;) {
+        while (s->done == s->queued && !s->stop) pthread_cond_wait(&s->more, &s->lock);
+        if (s->stop) break;
+        const struct stage_request r = s->request[s->done % s->n_slots];
+        char *slot = s->memory + (size_t)(s->done % s->n_slots) * s->slot_bytes;
+        pthread_mutex_unlock(&s->lock);
+        p->dev->ops->upload(p->dev, slot, r.src, r.bytes);
+        pthread_mutex_lock(&s->lock);
+        s->done++;
+        pthread_cond_signal(&s->finished);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+/* Wait until the first `n` requests ever made are in their slots. */
+static void wait_done(struct stage *s, int64_t n)
+{
+    pthread_mutex_lock(&s->lock);
+    while (s->done < n) pthread_cond_wait(&s->finished, &s->lock);
+    pthread_mutex_unlock(&s->lock);
+}
+
+int kk__tier_open(struct kk_kv_pool *p, int staging_blocks, struct kk_err *err)
+{
+    struct stage *s = &p->stage;
+    int64_t least;
+    p->resident = kk__tier_resident(&p->layout, p->rule, p->device_cap, &least);
+    if (!p->resident)
+        return kk_fail(
+            err, KK_EINVAL,
+            "a device cap of %lld bytes is too small: the rings and one block of %d rows of every "
+            "layer that keeps all rows take %lld",
+            (long long)p->device_cap, KK_KV_BLOCK_ROWS, (long long)least);
+    if (staging_blocks < 2)
+        return kk_fail(err, KK_EINVAL, "a staging ring of %d blocks: it must have at least 2",
+                       staging_blocks);
+    s->slot_bytes = widest_block(&p->layout, p->rule);
+    if (!s->slot_bytes) return 0; /* every layer is a ring: nothing to page */
+    s->request = kk_calloc((size_t)staging_blocks, sizeof *s->request);
+    if (!s->request) return kk_fail(err, KK_ENOMEM, "out of memory for the staging ring");
+    int rc = kk_dev_alloc(p->dev, &p->staging, s->slot_bytes * (size_t)staging_blocks,
+                          (void **)&s->memory, err);
+    if (rc) return rc;
+    s->n_slots = staging_blocks;
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->more, NULL);
+    pthread_cond_init(&s->finished, NULL);
+    if (pthread_create(&s->thread, NULL, copy_main, p))
+        return kk_fail(err, KK_ENOMEM, "cannot start the copy thread");
+    s->started = 1;
+    return 0;
+}
+
+void kk__tier_close(struct kk_kv_pool *p)
+{
+    struct stage *s = &p->stage;
+    if (s->started) {
+        pthread_mutex_lock(&s->lock);
+        s->stop = 1;
+        pthread_cond_signal(&s->more);
+        pthread_mutex_unlock(&s->lock);
+        pthread_join(s->thread, NULL);
+        pthread_mutex_destroy(&s->lock);
+        pthread_cond_destroy(&s->more);
+        pthread_cond_destroy(&s->finished);
+    }
+    kk_dev_free(p->dev, &p->staging, s->memory, s->slot_bytes * (size_t)s->n_slots);
+    kk_free(s->request);
+}
+
+/* ---- blocks of a session ----------------------------------------------------------------------
+ */
+
+int kk__tier_open_layer(struct kk_kv *kv, int l, struct kk_err *err)
+{
+    struct layer_rows *y = &kv->layer[l];
+    struct kk_kv_pool *p = kv->pool;
+    y->slot = kk_calloc((size_t)p->resident, sizeof *y->slot);
+    if (!y->slot) return kk_fail(err, KK_ENOMEM, "out of memory for a session");
+    for (int32_t i = 0; i < p->resident; i++) {
+        int rc =
+            kk_dev_alloc(p->dev, &kv->device, kk__kv_block_bytes(&p->rule[l]), &y->slot[i], err);
+        if (rc) return rc;
+    }
+    return 0;
+}
+
+static void free_host_block(struct kk_kv *kv, int l, int32_t i)
+{
+    struct layer_rows *y = &kv->layer[l];
+    int64_t bytes = (int64_t)kk__kv_block_bytes(&kv->pool->rule[l]);
+    if (!y->host[i]) return;
+    kk_free(y->host[i]);
+    y->host[i] = NULL;
+    kk_account_add(&kv->host, -bytes);
+    kk_account_add(&kv->pool->host, -bytes);
+}
+
+void kk__tier_close_layer(struct kk_kv *kv, int l)
+{
+    struct layer_rows *y = &kv->layer[l];
+    size_t bytes = kk__kv_block_bytes(&kv->pool->rule[l]);
+    for (int32_t i = 0; y->slot && i < kv->pool->resident; i++)
+        kk_dev_free(kv->pool->dev, &kv->device, y->slot[i], bytes);
+    for (int32_t i = 0; i < y->n_blocks; i++) free_host_block(kv, l, i);
+    kk_free(y->slot);
+    kk_free(y->host);
+}
+
+static int grow_tables(struct layer_rows *y, int32_t n, struct kk_err *err)
+{
+    int32_t cap = y->cap_blocks ? y->cap_blocks : 16;
+    if (n <= y->cap_blocks) return 0;
+    while (cap < n) cap *= 2;
+    void **b = kk_realloc(y->blocks, (size_t)cap, sizeof *b);
+    if (b) y->blocks = b;
+    void **h = b ? kk_realloc(y->host, (size_t)cap, sizeof *h) : NULL;
+    if (!h) return kk_fail(err, KK_ENOMEM, "out of memory for a KV block table");
+    y->host = h;
+    memset(y->blocks + y->cap_blocks, 0, (size_t)(cap - y->cap_blocks) * sizeof *b);
+    memset(y->host + y->cap_blocks, 0, (size_t)(cap - y->cap_blocks) * sizeof *h);
+    y->cap_blocks = cap;
+    return 0;
+}
+
+static int alloc_host_block(struct kk_kv *kv, int l, int32_t i, struct kk_err *err)
+{
+    struct kk_kv_pool *p = kv->pool;
+    int64_t bytes = (int64_t)kk__kv_block_bytes(&p->rule[l]), used = atomic_load(&p->host.bytes);
+    if (kv->layer[l].host[i]) return 0;
+    if (p->host_cap && used + bytes > p->host_cap)
+        return kk_fail(err, KK_EEXHAUSTED,
+                       "host memory for KV is exhausted: %lld of %lld bytes are used",
+                       (long long)used, (long long)p->host_cap);
+    kv->layer[l].host[i] = kk_malloc((size_t)bytes);
+    if (!kv->layer[l].host[i])
+        return kk_fail(err, KK_ENOMEM, "out of memory for KV in host memory (%lld bytes are used)",
+                       (long long)used);
+    kk_account_add(&kv->host, bytes);
+    kk_account_add(&p->host, bytes);
+    return 0;
+}
+
+/* Blocks that are full after `total` rows and do not stay on the device: [resident - 1, total / P).
+ */
+int kk__tier_reserve(struct kk_kv *kv, int l, int64_t total, struct kk_err *err)
+{
+    struct layer_rows *y = &kv->layer[l];
+    const int32_t fixed = kv->pool->resident - 1, before = y->n_blocks;
+    const int32_t blocks = (int32_t)((total + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS);
+    int rc = grow_tables(y, blocks, err);
+    if (rc) return rc;
+    if (blocks > y->n_blocks) y->n_blocks = blocks;
+    for (int32_t i = fixed; !rc && i < (int32_t)(total / KK_KV_BLOCK_ROWS); i++)
+        rc = alloc_host_block(kv, l, i, err);
+    for (int32_t i = 0; i < y->n_blocks && i < fixed; i++) y->blocks[i] = y->slot[i];
+    int32_t tail = (int32_t)(kv->rows / KK_KV_BLOCK_ROWS);
+    if (tail >= fixed && tail < y->n_blocks) y->blocks[tail] = y->slot[fixed];
+    if (rc) { /* give back what this call took */
+        for (int32_t i = before > fixed ? before : fixed; i < y->n_blocks; i++)
+            if (i >= kv->rows / KK_KV_BLOCK_ROWS) free_host_block(kv, l, i);
+        y->n_blocks = before;
+    }
+    return rc;
+}
+
+/* Copy rows into one block, given as a table of its own. */
+static void store_rows(struct kk_kv_pool *p, const struct kk_kv_seq *from, int32_t at, int32_t n,
+                       void **blocks, size_t row_bytes)
+{
+    struct kk_kv_seq s = *from;
+    s.blocks = blocks;
+    s.step = (char *)from->step + (size_t)(at - from->committed) * row_bytes;
+    s.committed = at;
+    s.n_step = n;
+    p->dev->ops->kv_store(
+        p->dev, &(struct kk_kv_store_args){.B = 1, .seqs = &s, .keep = &n, .row_bytes = row_bytes});
+}
+
+void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep)
+{
+    struct kk_kv *kv = p->step_kv[b];
+    struct layer_rows *y = &kv->layer[l];
+    const struct kk_kv_seq *s = &p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
+    const struct kk_kv_rule *r = &p->rule[l];
+    const int32_t fixed = p->resident - 1;
+    for (int32_t i = 0; i < keep;) {
+        int32_t at = s->committed + i, block = at / KK_KV_BLOCK_ROWS;
+        int32_t n = KK_KV_BLOCK_ROWS - at % KK_KV_BLOCK_ROWS;
+        if (n > keep - i) n = keep - i;
+        y->blocks[block] = block < fixed ? y->slot[block] : y->slot[fixed];
+        store_rows(p, s, at, n, y->blocks, r->row_bytes);
+        i += n;
+        if (block >= fixed &&
+            (at + n) % KK_KV_BLOCK_ROWS == 0) { /* full: out, and its slot is free */
+            p->dev->ops->download(p->dev, y->host[block], y->slot[fixed], kk__kv_block_bytes(r));
+            y->blocks[block] = NULL;
+        }
+    }
+}
+
+/* ---- the walk of a step -----------------------------------------------------------------------
+ */
+
+/* Host blocks [*from, *end) of sequence b that layer l's attention needs. */
+static void host_blocks(const struct kk_kv_pool *p, int l, int b, int32_t *from, int32_t *end)
+{
+    const int64_t committed =
+        p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b].committed;
+    const int32_t window = p->rule[l].mask.window;
+    *from = p->resident - 1;
+    *end = (int32_t)(committed / KK_KV_BLOCK_ROWS);
+    if (window != KK_NO_BOUND && committed - window + 1 > 0) {
+        int32_t first = (int32_t)((committed - window + 1) / KK_KV_BLOCK_ROWS);
+        if (first > *from) *from = first;
+    }
+    if (*end < *from) *end = *from;
+}
+
+/* Move w to the next host block of the walk at or after it; 0 at the end. */
+static int settle_walk(const struct kk_kv_pool *p, struct walk *w)
+{
+    for (; w->l < p->layout.n_layers; w->l++, w->b = 0, w->block = 0) {
+        if (!kk__kv_is_paged(p, w->l)) continue;
+        for (; w->b < p->B; w->b++, w->block = 0) {
+            int32_t from, end;
+            host_blocks(p, w->l, w->b, &from, &end);
+            if (w->block < from) w->block = from;
+            if (w->block < end) return 1;
+        }
+    }
+    return 0;
+}
+
+/* Ask for copies until the ring is full or the walk ends. */
+static void pump(struct kk_kv_pool *p)
+{
+    struct stage *s = &p->stage;
+    if (!s->n_slots) return;
+    pthread_mutex_lock(&s->lock);
+    while (s->asked - s->released < s->n_slots && settle_walk(p, &p->ask)) {
+        struct layer_rows *y = &p->step_kv[p->ask.b]->layer[p->ask.l];
+        int64_t i = s->asked++ % s->n_slots;
+        s->request[i] =
+            (struct stage_request){y->host[p->ask.block], kk__kv_block_bytes(&p->rule[p->ask.l]),
+                                   &y->blocks[p->ask.block]};
+        y->blocks[p->ask.block] = s->memory + (size_t)i * s->slot_bytes;
+        p->ask.block++;
+    }
+    s->queued = s->asked;
+    pthread_cond_signal(&s->more);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Give back the slots of the oldest n requests. */
+static void release(struct kk_kv_pool *p, int64_t n)
+{
+    struct stage *s = &p->stage;
+    for (; n > 0; n--) *s->request[s->released++ % s->n_slots].entry = NULL;
+}
+
+void kk__tier_begin(struct kk_kv_pool *p)
+{
+    p->ask = (struct walk){0};
+    p->read = (struct walk){0};
+    p->piece_blocks = 0;
+}
+
+void kk__tier_drain(struct kk_kv_pool *p)
+{
+    if (!p->stage.n_slots) return;
+    wait_done(&p->stage, p->stage.asked);
+    release(p, p->stage.asked - p->stage.released);
+}
+
+void kk_kv_prefetch(struct kk_kv_pool *p)
+{
+    pump(p);
+}
+
+static void rows_of(const struct kk_kv_pool *p, int b, int *t0, int *T)
+{
+    *t0 = 0;
+    for (int i = 0; i < b; i++) *t0 += p->step_n[i];
+    *T = p->step_n[b];
+}
+
+/* The next piece at p->read: at most half of the ring's blocks of one sequence, and what lies
+ * between. */
+static struct kk_kv_piece piece(struct kk_kv_pool *p, int l)
+{
+    struct kk_kv_piece out = {0};
+    const int per_block = KK_KV_BLOCK_ROWS / p->dev->attn_split, half = p->stage.n_slots / 2;
+    int32_t from, end, start;
+    if (p->read.b >= p->B) return out;
+    host_blocks(p, l, p->read.b, &from, &end);
+    start = p->read.block;
+    int32_t next = (start < from ? from : start) + half;
+    rows_of(p, p->read.b, &out.t0, &out.T);
+    out.first = start == 0;
+    out.last = next >= end;
+    out.first_split = start * per_block;
+    out.end_split = out.last ? KK_NO_BOUND : next * per_block;
+    p->piece_blocks = (out.last ? end : next) - (start < from ? from : start);
+    if (p->piece_blocks > 0) {
+        pump(p);
+        wait_done(&p->stage, p->stage.released + p->piece_blocks);
+    }
+    p->read.block = next;
+    if (out.last) {
+        p->read.b++;
+        p->read.block = 0;
+    }
+    return out;
+}
+
+struct kk_kv_piece kk_kv_first_piece(struct kk_kv_pool *p, int l)
+{
+    if (!kk__kv_is_paged(p, l))
+        return (struct kk_kv_piece){.T = p->T, .end_split = KK_NO_BOUND, .first = 1, .last = 1};
+    p->read = (struct walk){.l = l};
+    return piece(p, l);
+}
+
+struct kk_kv_piece kk_kv_next_piece(struct kk_kv_pool *p, int l)
+{
+    if (!kk__kv_is_paged(p, l)) return (struct kk_kv_piece){0};
+    if (p->piece_blocks > 0) {
+        release(p, p->piece_blocks);
+        p->piece_blocks = 0;
+        pump(p);
+    }
+    return piece(p, l);
+}
