@@ -2,7 +2,8 @@
  *
  * Two ways, the same result: a short piece (words, nearly always) scans its ranks for the smallest;
  * a long one (sentencepiece style has no words: a whole text is one piece) keeps candidate pairs in
- * a heap and the symbols in a linked list, O(n log n). */
+ * a heap and the symbols in a linked list, O(n log n). A long piece is first cut wherever no merge
+ * of the file can ever join the two sides: the cuts change nothing but the time. */
 #include <stdio.h>
 #include <string.h>
 
@@ -21,8 +22,8 @@ struct heap_ent {
     uint32_t id;    /* what the pair becomes */
 };
 
-/* ---- text to symbols
- * ----------------------------------------------------------------------------- */
+/* ---- text to symbols --------------------------------------------------------------------------
+ */
 
 /* Symbols of a piece being collected; ids has room for all. */
 struct symbols {
@@ -79,8 +80,8 @@ static void collect(const struct kk_tok *t, struct symbols *y, const u8 *s, size
     if (y->unk) y->ids[y->n++] = t->unk;
 }
 
-/* ---- merging
- * ------------------------------------------------------------------------------------- */
+/* ---- merging ----------------------------------------------------------------------------------
+ */
 
 static uint32_t rank_of(const struct kk_tok *t, uint32_t a, uint32_t b, uint32_t *id)
 {
@@ -175,8 +176,8 @@ static size_t merge_long(struct tok_enc *e, uint32_t *ids, size_t n)
     return k;
 }
 
-/* ---- the piece
- * ----------------------------------------------------------------------------------- */
+/* ---- the piece --------------------------------------------------------------------------------
+ */
 
 static int grow(void **p, size_t n, size_t size, struct kk_err *err)
 {
@@ -210,18 +211,24 @@ static int reserve_merge(struct tok_enc *e, size_t n)
 }
 
 /* ignore_merges: a piece that is a token is that token. */
-static uint32_t whole(struct tok_enc *e, const u8 *s, size_t len)
+static int whole(struct tok_enc *e, const u8 *s, size_t len, uint32_t *id)
 {
     const struct kk_tok *t = e->t;
-    if (len > t->max_len) return KK_TOK_NONE;
-    if (!t->byte_level) return kk__vocab_find(t, s, len, ENT_MODEL);
+    *id = KK_TOK_NONE;
+    if (len > t->max_len) return 0;
+    if (!t->byte_level) {
+        *id = kk__vocab_find(t, s, len, ENT_MODEL);
+        return 0;
+    }
     kk_buf_reset(&e->spelled);
     for (size_t i = 0; i < len; i++) {
         u8 b[4];
         unsigned n = kk__utf8_put(b, kk__byte_char(s[i]));
-        if (kk_buf_append(&e->spelled, b, n)) return KK_TOK_NONE;
+        int rc = kk_buf_append(&e->spelled, b, n);
+        if (rc) return kk__buf_err(rc, e->err);
     }
-    return kk__vocab_find(t, e->spelled.data, e->spelled.len, ENT_MODEL);
+    *id = kk__vocab_find(t, e->spelled.data, e->spelled.len, ENT_MODEL);
+    return 0;
 }
 
 static int append(struct tok_enc *e, const uint32_t *ids, size_t n)
@@ -231,22 +238,45 @@ static int append(struct tok_enc *e, const uint32_t *ids, size_t n)
     return 0;
 }
 
+/* Merge ids[0..n), a run without cuts. */
+static int merge_run(struct tok_enc *e, uint32_t *ids, size_t *n)
+{
+    if (*n <= SHORT_PIECE) {
+        *n = merge_short(e->t, ids, *n);
+        return 0;
+    }
+    int rc = reserve_merge(e, *n);
+    if (!rc) *n = merge_long(e, ids, *n);
+    return rc;
+}
+
+static int merge_cut(struct tok_enc *e, uint32_t *ids, size_t *n)
+{
+    size_t out = 0;
+    for (size_t i = 0, end; i < *n; i = end) {
+        for (end = i + 1; end < *n && kk__may_join(e->t, ids[end - 1], ids[end]);) end++;
+        size_t k = end - i;
+        int rc = merge_run(e, ids + i, &k);
+        if (rc) return rc;
+        memmove(ids + out, ids + i, k * sizeof *ids);
+        out += k;
+    }
+    *n = out;
+    return 0;
+}
+
 int kk__bpe(struct tok_enc *e, const u8 *s, size_t len)
 {
     if (e->t->ignore_merges) {
-        uint32_t id = whole(e, s, len);
-        if (id != KK_TOK_NONE) return append(e, &id, 1);
+        uint32_t id;
+        int rc = whole(e, s, len, &id);
+        if (rc || id != KK_TOK_NONE) return rc ? rc : append(e, &id, 1);
     }
     int rc = reserve_ids(e, len);
     if (rc) return rc;
     struct symbols y = {.ids = e->ids};
     collect(e->t, &y, s, len);
-    if (y.n <= SHORT_PIECE) {
-        y.n = merge_short(e->t, y.ids, y.n);
-    } else {
-        rc = reserve_merge(e, y.n);
-        if (rc) return rc;
-        y.n = merge_long(e, y.ids, y.n);
-    }
-    return append(e, y.ids, y.n);
+    rc =
+        y.n > SHORT_PIECE && !e->t->no_cuts ? merge_cut(e, y.ids, &y.n) : merge_run(e, y.ids, &y.n);
+    return rc ? rc : append(e, y.ids, y.n);
 }

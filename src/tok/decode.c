@@ -84,7 +84,7 @@ int kk__decode_tables(struct kk_tok *t, struct kk_err *err)
 {
     struct kk_buf b[2];
     int rc = 0, twice = 0;
-    for (int i = 0; i < 2; i++) kk_buf_init(&b[i], KK_TOK_MAX_TEXT);
+    for (int i = 0; i < 2; i++) kk_buf_init(&b[i], 1 << 20);
     for (int i = 0; i < t->n_dec; i++) twice |= t->dec[i].kind == DEC_METASPACE;
     for (uint32_t id = 0; id < t->size && !rc; id++) {
         struct tok_ent *e = &t->ent[id];

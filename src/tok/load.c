@@ -8,8 +8,8 @@
 #define MAX_FILE  ((size_t)256 << 20)
 #define MAX_ADDED 4096 /* bytes of an added token: bounds the search at each place of a text */
 
-/* ---- vocabulary
- * ---------------------------------------------------------------------------------- */
+/* ---- vocabulary -------------------------------------------------------------------------------
+ */
 
 static int check_id(const json_t *v, const char *text, size_t len, uint32_t *id, struct kk_err *err)
 {
@@ -90,8 +90,8 @@ static int load_vocab(struct kk_tok *t, const json_t *model, const json_t *added
     return kk__vocab_tables(t, err);
 }
 
-/* ---- merges
- * -------------------------------------------------------------------------------------- */
+/* ---- merges -----------------------------------------------------------------------------------
+ */
 
 /* "a b" or ["a", "b"]. */
 static int merge_sides(const json_t *m, const char *side[2], size_t len[2])
@@ -160,8 +160,8 @@ static int load_merges(struct kk_tok *t, const json_t *model, struct kk_err *err
     return rc;
 }
 
-/* ---- the model
- * ----------------------------------------------------------------------------------- */
+/* ---- the model --------------------------------------------------------------------------------
+ */
 
 /* Options that are refused unless null, empty or zero. */
 static int refuse_options(const json_t *model, struct kk_err *err)
@@ -213,8 +213,8 @@ static int load_model(struct kk_tok *t, const json_t *model, const json_t *added
     return rc;
 }
 
-/* ---- added tokens
- * -------------------------------------------------------------------------------- */
+/* ---- added tokens -----------------------------------------------------------------------------
+ */
 
 static int load_added_flags(const json_t *v, struct tok_added *a, struct kk_err *err)
 {
@@ -238,7 +238,7 @@ static int normalize_added(struct kk_tok *t, struct tok_ent *e, struct kk_err *e
     const u8 *s = (const u8 *)t->blob.data + e->text.off, *text = s;
     size_t len = e->text.len;
     struct kk_buf buf[2];
-    for (int i = 0; i < 2; i++) kk_buf_init(&buf[i], MAX_FILE);
+    for (int i = 0; i < 2; i++) kk_buf_init(&buf[i], 1 << 20);
     int rc = kk__normalize(t, buf, &s, &len, err);
     if (!rc && s != text) {
         e->shown = (struct tok_span){(uint32_t)t->blob.len, (uint32_t)len};
@@ -291,8 +291,8 @@ static int load_added(struct kk_tok *t, const json_t *added, struct kk_err *err)
     return 0;
 }
 
-/* ---- the file
- * ------------------------------------------------------------------------------------ */
+/* ---- the file ---------------------------------------------------------------------------------
+ */
 
 static int load_all(struct kk_tok *t, const json_t *root, struct kk_err *err)
 {
@@ -346,6 +346,7 @@ void kk_tok_close(struct kk_tok *t)
     kk_free(t->ent);
     kk_free(t->slot);
     kk_free(t->merge);
+    kk_free(t->joint);
     kk_free(t->char_id);
     kk_free(t->added);
     kk_free(t->raw.node);

@@ -25,12 +25,15 @@ void kk_ids_release(struct kk_ids *v)
     *v = (struct kk_ids){0};
 }
 
-static void enc_init(struct tok_enc *e)
+/* A rewriting may grow the text 64 times (NFKC: 11), no more: the file is untrusted. */
+static void enc_init(struct tok_enc *e, size_t len)
 {
+    size_t max = 64 * len + (1 << 20);
+    if (max > KK_TOK_MAX_TEXT) max = KK_TOK_MAX_TEXT;
     kk_buf_init(&e->fixed, KK_TOK_MAX_TEXT);
     kk_buf_init(&e->spelled, KK_TOK_MAX_TEXT);
-    for (int i = 0; i < 2; i++) kk_buf_init(&e->norm[i], KK_TOK_MAX_TEXT);
-    for (int i = 0; i < KK_TOK_MAX_STEPS; i++) kk_buf_init(&e->step[i], KK_TOK_MAX_TEXT);
+    for (int i = 0; i < 2; i++) kk_buf_init(&e->norm[i], max);
+    for (int i = 0; i < KK_TOK_MAX_STEPS; i++) kk_buf_init(&e->step[i], max);
 }
 
 static void enc_release(struct tok_enc *e)
@@ -63,7 +66,7 @@ int kk_tok_encode(const struct kk_tok *t, const char *text, size_t len, int spec
     int rc = 0;
     if (len > KK_TOK_MAX_TEXT)
         return kk_fail(err, KK_ERANGE, "a text of %zu bytes is too long for the tokenizer", len);
-    enc_init(&e);
+    enc_init(&e, len);
     if (kk__utf8_valid(s, len) < len) {
         rc = kk__buf_err(kk__utf8_repair(s, len, &e.fixed), err);
         s = (const u8 *)e.fixed.data;

@@ -34,7 +34,8 @@
 
 typedef unsigned char u8;
 
-/* ---- utf8.c: characters ---------------------------------------------------------------------- */
+/* ---- utf8.c: characters -----------------------------------------------------------------------
+ */
 
 /* The character at p [n >= 1 bytes]: its length if well-formed; 0 if the n bytes are only the
  * beginning of one; -k if the first k bytes are ill-formed (k is the maximal subpart: one U+FFFD).
@@ -85,8 +86,8 @@ struct tok_matches {
 int kk__matches_next(struct tok_matches *m, size_t *start, size_t *end, struct kk_err *err);
 void kk__matches_end(struct tok_matches *m);
 
-/* ---- the pipeline, as loaded
- * --------------------------------------------------------------------- */
+/* ---- the pipeline, as loaded ------------------------------------------------------------------
+ */
 
 enum norm_kind { NORM_REPLACE, NORM_PREPEND, NORM_UNICODE, NORM_LOWER, NORM_STRIP };
 struct tok_norm {
@@ -135,7 +136,7 @@ struct tok_added {
     u8 special, lstrip, rstrip, single_word, normalized;
 };
 
-enum { ENT_MODEL = 1, ENT_ADDED = 2, ENT_SPECIAL = 4 };
+enum { ENT_MODEL = 1, ENT_ADDED = 2, ENT_SPECIAL = 4, ENT_ATOM = 8 /* byte or unknown token */ };
 struct tok_span {
     uint32_t off, len;
 };
@@ -161,6 +162,9 @@ struct kk_tok {
 
     struct tok_merge *merge;
     uint32_t merge_mask;
+    uint64_t *joint; /* bits by hash: some merge may join these two symbols (false positives) */
+    uint32_t joint_mask;
+    int no_cuts;           /* joint does not say it all */
     uint32_t *char_id;     /* [65536]: id of a one-character token, or NONE */
     uint32_t byte_id[256]; /* the same through the byte spelling */
     uint32_t fallback[256];
@@ -181,8 +185,8 @@ struct kk_tok {
     int dec_strip;          /* at most so many times, from the start of the text */
 };
 
-/* ---- vocab.c
- * -------------------------------------------------------------------------------------- */
+/* ---- vocab.c ----------------------------------------------------------------------------------
+ */
 
 int kk__vocab_init(struct kk_tok *t, uint32_t size, size_t n_tokens, struct kk_err *err);
 int kk__vocab_add(struct kk_tok *t, uint32_t id, const char *text, size_t len, uint32_t flags,
@@ -198,6 +202,13 @@ static inline uint32_t kk__merge_slot(uint64_t key, uint32_t mask)
     return (uint32_t)((key * 0x9e3779b97f4a7c15u) >> 32) & mask;
 }
 
+/* 0: no merge can ever reach over the boundary between the symbols a and b. */
+static inline int kk__may_join(const struct kk_tok *t, uint32_t a, uint32_t b)
+{
+    uint32_t i = kk__merge_slot((uint64_t)a << 32 | b, t->joint_mask);
+    return t->joint[i >> 6] >> (i & 63) & 1;
+}
+
 static inline const struct tok_merge *kk__merge_find(const struct kk_tok *t, uint32_t a, uint32_t b)
 {
     uint64_t key = (uint64_t)a << 32 | b;
@@ -207,8 +218,8 @@ static inline const struct tok_merge *kk__merge_find(const struct kk_tok *t, uin
     }
 }
 
-/* ---- load.c, pipeline.c
- * --------------------------------------------------------------------------- */
+/* ---- load.c, pipeline.c -----------------------------------------------------------------------
+ */
 
 int kk__load_norm(struct kk_tok *t, const json_t *v, struct kk_err *err);
 int kk__load_pre(struct kk_tok *t, const json_t *v, struct kk_err *err);
@@ -216,8 +227,8 @@ int kk__load_dec(struct kk_tok *t, const json_t *v, struct kk_err *err);
 /* ent[].dec of every token, from dec[]. */
 int kk__decode_tables(struct kk_tok *t, struct kk_err *err);
 
-/* ---- one encode
- * ----------------------------------------------------------------------------------- */
+/* ---- one encode -------------------------------------------------------------------------------
+ */
 
 struct sym;
 struct heap_ent;

@@ -98,7 +98,36 @@ int kk__merge_init(struct kk_tok *t, size_t n, struct kk_err *err)
     t->merge = kk_array((size_t)t->merge_mask + 1, sizeof *t->merge);
     if (!t->merge) return kk_fail(err, KK_ENOMEM, "out of memory");
     memset(t->merge, 0xff, ((size_t)t->merge_mask + 1) * sizeof *t->merge);
+    t->joint_mask = mask_for(8 * n + 64);
+    t->joint = kk_calloc(((size_t)t->joint_mask + 1) / 64, sizeof *t->joint);
+    if (!t->joint) return kk_fail(err, KK_ENOMEM, "out of memory");
+    for (int b = 0; b < 256; b++)
+        if (t->fallback[b] != KK_TOK_NONE) t->ent[t->fallback[b]].flags |= ENT_ATOM;
+    if (t->unk != KK_TOK_NONE) t->ent[t->unk].flags |= ENT_ATOM;
     return 0;
+}
+
+/* Id of the one-character token at p. */
+static uint32_t char_token(const struct kk_tok *t, const u8 *p)
+{
+    uint32_t cp;
+    unsigned n = kk__utf8_get(p, &cp);
+    return cp < 65536 ? t->char_id[cp] : kk__vocab_find(t, p, n, ENT_MODEL);
+}
+
+/* A merge of a and b joins the last character of a to the first of b. A byte token or the unknown
+ * token is a symbol that is no character: a merge of one (none is known) ends the use of cuts. */
+static void note_joint(struct kk_tok *t, uint32_t a, uint32_t b)
+{
+    const u8 *p = (const u8 *)t->blob.data + t->ent[a].text.off;
+    size_t at = t->ent[a].text.len;
+    if (((t->ent[a].flags | t->ent[b].flags) & ENT_ATOM) || !at) t->no_cuts = 1;
+    while (at && (p[--at] & 0xc0) == 0x80) {
+    }
+    uint32_t x = char_token(t, p + at);
+    uint32_t y = char_token(t, (const u8 *)t->blob.data + t->ent[b].text.off);
+    uint32_t i = kk__merge_slot((uint64_t)x << 32 | y, t->joint_mask);
+    t->joint[i >> 6] |= (uint64_t)1 << (i & 63);
 }
 
 /* A pair listed twice keeps its last rank, as in the oracle. */
@@ -108,4 +137,5 @@ void kk__merge_add(struct kk_tok *t, uint32_t a, uint32_t b, uint32_t rank, uint
     uint32_t i = kk__merge_slot(key, t->merge_mask);
     while (t->merge[i].key != key && t->merge[i].key != UINT64_MAX) i = (i + 1) & t->merge_mask;
     t->merge[i] = (struct tok_merge){key, rank, id};
+    note_joint(t, a, b);
 }
