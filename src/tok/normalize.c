@@ -1,4 +1,7 @@
-/* Normalizers: text to text, one after the other. */
+/* Normalizers: text to text, one after the other.
+ *
+ * Unicode here is utf8proc's version (15 or so); the oracle's tables are older (9). They differ on
+ * sequences with characters added since: some 3 in 10,000 random strings over all planes. */
 #include <string.h>
 #include <utf8proc.h>
 

@@ -2,7 +2,8 @@
 """Goldens of src/tok, from the Hugging Face `tokenizers` library.
 
     python3 tools/golden/tokenizer.py            write the cases again, from the committed tokenizers
-    python3 tools/golden/tokenizer.py --train    make the small tokenizers again first
+    python3 tools/golden/tokenizer.py --train    make the small tokenizers again first (they were trained on
+                                                 the texts below and on this file as it then was)
 
 Writes tests/golden/tokenizer/:
     <name>.json      a small tokenizer (gemma, llama3, gpt2, qwen, llama2, meta, odd)
@@ -42,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> { let v: Vec<u8> = vec![0; 16]; Ok(()) }
 <div class="a-b_c" id='x1'><a href="https://example.org/?q=1&r=%20">link</a></div>
 {"key": [1, 2.5e-10, null, true], "nested": {"a\\nb": "\\u00e9"}}
 #include <stdio.h>\r\n#define MAX(a,b) ((a)>(b)?(a):(b))\r\n\tint\tx = 07;\r\n
-git commit -m "fix: don't crash" && make -j4 2>&1 | tee /tmp/log.txt
+git commit -m "fix: don't crash" && make -j4 2>&1 | tee build/log.txt
   \\begin{equation} \\int_0^\\infty e^{-x^2}\\,dx = \\frac{\\sqrt{\\pi}}{2} \\end{equation}""".split("\n")
 FOREIGN = """东京的天气很好，我们去公园散步吧。
 日本語の文章を、トークンに分けます。カタカナと漢字ー々〇。
