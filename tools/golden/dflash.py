@@ -15,8 +15,9 @@ carry rows included, after the last norm, [rows, hidden]. `drafts` and `top_logi
 of the rows behind the carry: row i drafts the token of position start + i.
 
 The folder `trio` is the authors' greedy loop on models/tiny and its drafter: runs.json. A block: `drafts` for positions
-start + 1 .., `posterior` = argmax of the verifier's rows [carry, drafts], `accepted` drafts, `committed` tokens (accepted + 1, less
-where the text ends). A block is as wide as the tokens left allow, so the last ones draft with fewer masks.
+start + 1 .., `posterior` = argmax of the verifier's rows [carry, drafts], `accepted` drafts, `committed` tokens
+(accepted + 1, less where the text ends). A block is as wide as the tokens left allow, so the last ones draft with
+fewer masks.
 """
 import argparse
 import hashlib
