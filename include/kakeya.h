@@ -41,8 +41,8 @@ struct kk_engine_options {
     const char *model;       /* snapshot directory, or "synth:CONFIG.json[:SEED]" */
     const char *cpu_isa;     /* "auto", "scalar", "avx2", "avx512" */
     int threads;             /* 0: all cores this process may use */
-    const char *kv;          /* "full", "native", "s5", "sinkwin" */
-    int kv_sinks, kv_window; /* of s5 and sinkwin */
+    const char *kv;          /* "full", "native", "s5", "restored", "sinkwin" */
+    int kv_sinks, kv_window; /* of s5, restored and sinkwin */
     int64_t kv_device; /* most device bytes of a session's KV; 0: no cap. Blocks page to the host */
     int64_t kv_host;   /* most host bytes of paged KV of all sessions; 0: no cap */
     int kv_staging;    /* blocks of the staging ring, shared by all sessions */
@@ -51,6 +51,7 @@ struct kk_engine_options {
     int64_t ctx;              /* most tokens of a session; 0: what the model was made for */
     int prefill_chunk;        /* rows of a prefill step */
     int max_batch;            /* sessions of one decode step */
+    const char *f_theta;      /* of policy restored: a directory, or "exact" (the identity arm) */
     const char *draft;        /* "none", "ngram", or a DFlash directory: speed, never tokens */
     int draft_width;          /* rows of a verifying step, 1 to 16; 0: found while running */
     kk_progress_cb *progress; /* may be NULL */

@@ -45,10 +45,11 @@ void kk_dev_close(struct kk_dev *dev)
 void kk_dev_check(const struct kk_dev *dev)
 {
     static const char *const names[] = {
-        "alloc",   "free",          "upload", "download",   "weight_load", "weight_bytes",
-        "reserve", "reserve_bytes", "close",  "step_begin", "step_end",    "embed",
-        "norm",    "linear",        "qkv",    "attn",       "residual",    "glu",
-        "route",   "moe",           "gather", "argmax",     "kv_store",
+        "alloc",        "free",     "upload",        "download", "weight_load",
+        "weight_bytes", "reserve",  "reserve_bytes", "close",    "step_begin",
+        "step_end",     "embed",    "norm",          "linear",   "qkv",
+        "attn",         "residual", "glu",           "route",    "moe",
+        "gather",       "argmax",   "kv_store",      "fetch",    "convert",
     };
     const struct kk_ops *o = dev->ops;
     void (*const slots[])(void) = {
@@ -57,7 +58,7 @@ void kk_dev_check(const struct kk_dev *dev)
         SLOT(weight_bytes), SLOT(reserve),  SLOT(reserve_bytes), SLOT(close),    SLOT(step_begin),
         SLOT(step_end),     SLOT(embed),    SLOT(norm),          SLOT(linear),   SLOT(qkv),
         SLOT(attn),         SLOT(residual), SLOT(glu),           SLOT(route),    SLOT(moe),
-        SLOT(gather),       SLOT(argmax),   SLOT(kv_store),
+        SLOT(gather),       SLOT(argmax),   SLOT(kv_store),      SLOT(fetch),    SLOT(convert),
 #undef SLOT
     };
     _Static_assert(sizeof slots == sizeof *o &&

@@ -27,7 +27,8 @@
 #include "base/dtype.h"
 #include "base/err.h"
 
-/* ---- memory ----------------------------------------------------------------------------------- */
+/* ---- memory -----------------------------------------------------------------------------------
+ */
 
 /* What a block of memory is for. Every byte belongs to exactly one account (law 1). */
 struct kk_account {
@@ -55,7 +56,8 @@ struct kk_weight_src {
     void (*read)(const void *ctx, uint64_t first, uint64_t n, void *dst); /* thread-safe */
 };
 
-/* ---- the rows a query may see ----------------------------------------------------------------- */
+/* ---- the rows a query may see -----------------------------------------------------------------
+ */
 
 /* Row j is visible to a query at position t iff
  *     -ahead <= t - j < window  and  (t - j < near  or  j < sinks)  and row j exists.
@@ -64,6 +66,8 @@ struct kk_weight_src {
 #define KK_NO_BOUND INT32_MAX
 struct kk_mask {
     int32_t window, near, sinks, ahead;
+    int32_t exact_near, exact_sinks; /* exact_near > 0: a visible row is exact if t - j < exact_near
+                                        or j < exact_sinks, else rebuilt (struct kk_attn_args) */
 };
 
 /* One sequence's rows of one layer, as an op sees them. Row j (an absolute position) is
@@ -120,6 +124,7 @@ struct kk_linear_args {
     const void *x; /* act */
     const struct kk_weight *w[3];
     float *y[3];
+    const float *bias[3]; /* [w[i]->rows], added to each row; NULL: none */
     float softcap;
 };
 
@@ -130,7 +135,7 @@ struct kk_linear_args {
  * sin}`; other pairs are left as they are. rms has no weight of its own here. */
 struct kk_qkv_args {
     int T, H, G, D, R, value_only;
-    int raw_value; /* V = v as it is (Qwen 3); H may be 0: keys and values alone */
+    int raw_value;                /* V = v as it is (Qwen 3); H may be 0: keys and values alone */
     float *q;                     /* [T, H*D] in and out */
     const float *k;               /* [T, G*D] */
     const float *v;               /* [T, G*D]; unused when value_only */
@@ -162,6 +167,10 @@ struct kk_attn_args {
     enum kk_dtype kv_dtype;
     int32_t first_split, end_split; /* end_split = KK_NO_BOUND: to the end */
     int first, last;
+    /* rows [rebuilt_first, ..) rebuilt for this call, for masks with exact_near; one sequence a
+     * call */
+    const void *rebuilt;
+    int32_t rebuilt_first;
     float *state;
     void *o; /* act */
 };
@@ -217,8 +226,8 @@ struct kk_moe_args {
     float *y;
 };
 
-/* dst[i * stride ..] = src[rows[i]] for i < n; rows of C floats; rows NULL: the first n rows; stride in
- * floats, 0: C */
+/* dst[i * stride ..] = src[rows[i]] for i < n; rows of C floats; rows NULL: the first n rows;
+ * stride in floats, 0: C */
 struct kk_gather_args {
     int n, C;
     const int32_t *rows;
@@ -242,6 +251,22 @@ struct kk_kv_store_args {
     const struct kk_kv_seq *seqs;
     const int32_t *keep; /* [B], each <= n_step */
     size_t row_bytes;
+};
+
+/* dst[i] = row first + i of a sequence's stored rows, i < n; row_bytes each */
+struct kk_fetch_args {
+    const struct kk_kv_seq *seq;
+    int32_t first, n;
+    size_t row_bytes;
+    void *dst;
+};
+
+/* n numbers from one type to another: f32 to bf16 (to nearest even) or bf16 to f32 */
+struct kk_convert_args {
+    int64_t n;
+    enum kk_dtype from, to;
+    const void *src;
+    void *dst;
 };
 
 /* Upper bounds of what ops will be called with: sizes the device's scratch, once. */
@@ -286,6 +311,8 @@ struct kk_ops {
     void (*gather)(struct kk_dev *, const struct kk_gather_args *);
     void (*argmax)(struct kk_dev *, const struct kk_argmax_args *);
     void (*kv_store)(struct kk_dev *, const struct kk_kv_store_args *);
+    void (*fetch)(struct kk_dev *, const struct kk_fetch_args *);
+    void (*convert)(struct kk_dev *, const struct kk_convert_args *);
 };
 
 struct kk_dev {

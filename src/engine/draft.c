@@ -8,12 +8,34 @@ static int is_directory_kind(const char *kind)
     return strcmp(kind, "none") && strcmp(kind, "ngram") && strcmp(kind, "wrong");
 }
 
-static size_t taps_bytes(const struct kk_engine *e)
+static size_t taps_bytes(const struct kk_engine *e, int n_taps)
 {
     size_t rows = (size_t)(e->kv_limits.max_chunk_rows > e->kv_limits.max_hold_rows
                                ? e->kv_limits.max_chunk_rows
                                : e->kv_limits.max_hold_rows);
-    return rows * (size_t)e->n_taps * (size_t)kk_model_info(e->model)->C * sizeof(float);
+    return rows * (size_t)n_taps * (size_t)kk_model_info(e->model)->C * sizeof(float);
+}
+
+static int open_taps(struct kk_engine *e, struct kk_taps *t, struct kk_err *err)
+{
+    e->tap_account.name = "taps";
+    return kk_dev_alloc(e->dev, &e->tap_account, taps_bytes(e, t->n), (void **)&t->dst, err);
+}
+
+int kk__restore_setup(struct kk_engine *e, struct kk_kv_options *kv, struct kk_err *err)
+{
+    const struct kk_engine_options *o = &e->options;
+    int rows = e->kv_limits.max_chunk_rows > e->kv_limits.max_hold_rows
+                   ? e->kv_limits.max_chunk_rows
+                   : e->kv_limits.max_hold_rows;
+    if (strcmp(o->kv, "restored")) return 0;
+    if (!o->f_theta)
+        return kk_fail(err, KK_EINVAL, "policy restored needs f_theta: give its directory");
+    int rc = kk_ftheta_open(o->f_theta, e->model, e->layout.dtype, rows, e->ctx, &e->ftheta, err);
+    if (rc) return rc;
+    kv->latent_bytes = kk_ftheta_latent_bytes(e->ftheta);
+    e->taps[1].n = kk_ftheta_taps(e->ftheta, &e->taps[1].layers);
+    return open_taps(e, &e->taps[1], err);
 }
 
 static int open_dflash(struct kk_engine *e, const char *dir, struct kk_err *err)
@@ -33,10 +55,9 @@ static int open_dflash(struct kk_engine *e, const char *dir, struct kk_err *err)
     rc = kk_dflash_open(mf, e->model, &ml, &e->dflash, err);
     kk_model_file_close(mf);
     if (rc) return rc;
-    e->n_taps = kk_dflash_taps(e->dflash, &e->tap_layers);
+    e->taps[0].n = kk_dflash_taps(e->dflash, &e->taps[0].layers);
     e->draft_layout = kk_dflash_layout(e->dflash, e->layout.dtype);
-    e->draft_taps.name = "drafter taps";
-    rc = kk_dev_alloc(e->dev, &e->draft_taps, taps_bytes(e), (void **)&e->taps, err);
+    rc = open_taps(e, &e->taps[0], err);
     return rc ? rc : kk_kv_pool_open(e->dev, &e->draft_layout, &native, &kl, &e->draft_pool, err);
 }
 
@@ -47,9 +68,12 @@ int kk__draft_setup(struct kk_engine *e, struct kk_err *err)
 
 void kk__draft_release(struct kk_engine *e)
 {
-    if (e->taps) kk_dev_free(e->dev, &e->draft_taps, e->taps, taps_bytes(e));
+    for (int i = 0; i < 2; i++)
+        if (e->taps[i].dst)
+            kk_dev_free(e->dev, &e->tap_account, e->taps[i].dst, taps_bytes(e, e->taps[i].n));
     kk_kv_pool_close(e->draft_pool);
     kk_dflash_close(e->dflash);
+    kk_ftheta_close(e->ftheta);
 }
 
 int kk__drafter_open(struct kk_engine *e, struct kk_drafter **out, struct kk_err *err)
@@ -66,7 +90,12 @@ int kk__drafter_open(struct kk_engine *e, struct kk_drafter **out, struct kk_err
 int kk__settle(struct kk_session *s, int first, int rows, struct kk_err *err)
 {
     const struct kk_engine *e = s->e;
-    size_t row = (size_t)e->n_taps * (size_t)kk_model_info(e->model)->C;
-    if (!s->drafter || !s->drafter->ops->observe || rows < 1) return 0;
-    return s->drafter->ops->observe(s->drafter, e->taps + (size_t)first * row, rows, err);
+    const size_t C = (size_t)kk_model_info(e->model)->C;
+    int rc = 0;
+    if (e->ftheta)
+        rc = kk_ftheta_commit(e->ftheta, s->kv,
+                              e->taps[1].dst + (size_t)first * (size_t)e->taps[1].n * C, rows, err);
+    if (rc || !s->drafter || !s->drafter->ops->observe || rows < 1) return rc;
+    return s->drafter->ops->observe(
+        s->drafter, e->taps[0].dst + (size_t)first * (size_t)e->taps[0].n * C, rows, err);
 }

@@ -89,7 +89,9 @@ static int choose_limits(const struct kk_engine_options *o, struct setup *s, str
         return kk_fail(err, KK_EINVAL, "draft width %d: must be 1 to %d, or 0 to find it",
                        o->draft_width, KK_MAX_WIDTH);
     int hold = o->max_batch > KK_MAX_WIDTH ? o->max_batch : KK_MAX_WIDTH;
-    s->kv_limits = (struct kk_kv_limits){o->max_batch, o->prefill_chunk, hold};
+    int chunk = o->prefill_chunk;
+    if (!strcmp(o->kv, "restored") && chunk > o->kv_window) chunk = o->kv_window;
+    s->kv_limits = (struct kk_kv_limits){o->max_batch, chunk, hold};
     s->limits.max_logit_rows = (int)rows;
     s->limits.max_rows = o->prefill_chunk > hold ? o->prefill_chunk : hold;
     s->limits.positions = s->ctx < 16384 ? s->ctx : 16384;
@@ -191,6 +193,7 @@ int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, st
     e->max_logit_rows = s.limits.max_logit_rows;
     e->ctx = s.ctx;
     rc = kk_model_open(s.mf, e->dev, &s.limits, &progress, &e->model, err);
+    if (!rc) rc = kk__restore_setup(e, &s.kv, err);
     if (!rc) rc = kk_kv_pool_open(e->dev, &e->layout, &s.kv, &s.kv_limits, &e->pool, err);
     if (!rc) rc = alloc_step_arrays(e, err);
     if (!rc) rc = kk__draft_setup(e, err);
@@ -273,11 +276,8 @@ static int pack(struct kk_engine *e, const struct kk_step_item *item, int B,
 int kk__step(struct kk_engine *e, enum kk_step_kind kind, const struct kk_step_item *item, int B,
              enum kk_want_logits want, struct kk_err *err)
 {
-    struct kk_forward fwd = {.ids = e->ids,
-                             .logit_rows = e->logit_rows,
-                             .n_taps = e->n_taps,
-                             .tap_layers = e->tap_layers,
-                             .taps = e->taps};
+    struct kk_forward fwd = {
+        .ids = e->ids, .logit_rows = e->logit_rows, .taps = {e->taps[0], e->taps[1]}};
     pack(e, item, B, want, &fwd.n_logits);
     int rc = kk_kv_begin(e->pool, kind, B, e->kv, e->rows_n, err);
     if (rc) return rc;

@@ -31,10 +31,9 @@ struct kk_engine {
     struct kk_dflash *dflash;                    /* NULL: no such drafter */
     struct kk_kv_layout draft_layout;            /* layer borrowed from dflash */
     struct kk_kv_pool *draft_pool;
-    struct kk_account draft_taps;
-    float *taps; /* device [max rows of a step, n_taps, C], of the last step */
-    int n_taps;
-    const int *tap_layers;
+    struct kk_ftheta *ftheta; /* NULL: nothing is rebuilt */
+    struct kk_account tap_account;
+    struct kk_taps taps[2];          /* of the last step: for the drafter, for f_theta */
     struct kk_step_costs costs;      /* of verifying steps, by width */
     struct kk_candidate *candidates; /* [V], sampler scratch */
 };
@@ -58,6 +57,8 @@ int kk__step(struct kk_engine *e, enum kk_step_kind kind, const struct kk_step_i
 /* draft.c: what the engine's options ask for (a drafter directory is loaded), and one drafter for a
  * session (NULL for "none"). */
 int kk__draft_setup(struct kk_engine *e, struct kk_err *err);
+/* Before the KV pool: loads f_theta if the policy rebuilds rows, and says how large a latent is. */
+int kk__restore_setup(struct kk_engine *e, struct kk_kv_options *kv, struct kk_err *err);
 void kk__draft_release(struct kk_engine *e);
 int kk__drafter_open(struct kk_engine *e, struct kk_drafter **out, struct kk_err *err);
 

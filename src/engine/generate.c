@@ -106,6 +106,7 @@ static int draft(struct generation *g, uint32_t *d, struct kk_err *err)
     int64_t most = g->left < KK_MAX_WIDTH ? g->left : KK_MAX_WIDTH;
     int64_t room = s->e->ctx - (int64_t)s->n;
     if (room < most) most = room;
+    if (s->e->ftheta && s->e->options.kv_window < most) most = s->e->options.kv_window;
     if (!s->drafter || most < 2) return 0;
     int width = kk_width_choose(&s->width, &s->e->costs, (int)most);
     if (width < 2) return 0;

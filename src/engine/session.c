@@ -128,6 +128,8 @@ int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_lo
         rc = kk__step(e, KK_STEP_CHUNK, &item, 1, KK_WANT_ALL, err);
         if (rc) break;
         kk_kv_commit(e->pool, NULL);
+        rc = kk__settle(s, 0, item.n, err);
+        if (rc) break;
         e->dev->ops->download(e->dev, e->logits, kk_model_logits(e->model), k * V * sizeof(float));
         for (size_t i = 0; !rc && i < k; i++)
             if (on_row(arg, (int64_t)(at + i), e->logits + i * V))

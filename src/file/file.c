@@ -209,6 +209,29 @@ static int open_dir(struct kk_model_file *mf, const char *dir, struct kk_err *er
                    "'%s' has neither model.safetensors nor model.safetensors.index.json", dir);
 }
 
+int kk_model_file_open_parts(const char *dir, const char *config, const char *weights,
+                             struct kk_model_file **out, struct kk_err *err)
+{
+    char path[4096];
+    struct kk_model_file *mf = kk_calloc(1, sizeof *mf);
+    if (!mf) return kk_fail(err, KK_ENOMEM, "out of memory opening '%s'", dir);
+    mf->architecture = mf->model_type = "";
+    mf->dir = kk_strdup(dir);
+    int rc = mf->dir ? kk_fs_join(path, sizeof path, dir, config, err)
+                     : kk_fail(err, KK_ENOMEM, "out of memory opening '%s'", dir);
+    if (!rc) rc = kk_json_load(path, MAX_CONFIG, &mf->root, err);
+    if (!rc && !json_is_object(mf->root))
+        rc = kk_fail(err, KK_EFORMAT, "'%s' is not a JSON object", path);
+    if (!rc) rc = add_shard(mf, weights, err);
+    if (rc) {
+        kk_model_file_close(mf);
+        return rc;
+    }
+    mf->config = mf->root;
+    *out = mf;
+    return 0;
+}
+
 /* ---- synth ---- */
 
 /* The text config's dtype, else the whole config's; "torch_dtype" is its older name. */

@@ -90,6 +90,8 @@ int kk_kv_pool_open(struct kk_dev *dev, const struct kk_kv_layout *layout,
         p->scratch_bytes = scratch_size(layout->n_layers, p->rule, limits);
         rc = alloc_device(p, err);
     }
+    p->latent_bytes = opt->latent_bytes;
+    if (!rc) p->latent_rows = kk__kv_latent_rows(layout, p->rule);
     p->device_cap = opt->device_cap;
     p->host_cap = opt->host_cap;
     p->host.name = "KV in host memory";
@@ -176,6 +178,9 @@ int kk_kv_open(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
             rc = grow_blocks(kv, l, 1, err);
         else if (kk__kv_is_paged(pool, l))
             rc = kk__tier_open_layer(kv, l, err);
+    if (!rc)
+        rc = kk_dev_alloc(pool->dev, &kv->device, pool->latent_bytes * (size_t)pool->latent_rows,
+                          &kv->latents, err);
     if (rc) {
         kk_kv_close(kv);
         return rc;
@@ -194,6 +199,8 @@ void kk_kv_close(struct kk_kv *kv)
             shrink_blocks(kv, l, 0);
         kk_free(kv->layer[l].blocks);
     }
+    kk_dev_free(kv->pool->dev, &kv->device, kv->latents,
+                kv->pool->latent_bytes * (size_t)kv->pool->latent_rows);
     KK_BUG_ON(atomic_load(&kv->device.bytes) != 0 || atomic_load(&kv->host.bytes) != 0);
     kk_free(kv->layer);
     kk_free(kv);
@@ -253,6 +260,9 @@ int kk_kv_check(const struct kk_kv *kv, struct kk_err *err)
             return kk_fail(err, KK_EINVARIANT, "INV-1: layer %d has room for %lld rows of %lld", l,
                            (long long)room, (long long)kv->rows);
     }
+    if (kv->pool->latent_rows && kv->latent_at != kv->rows)
+        return kk_fail(err, KK_EINVARIANT, "INV-1: %lld latents for %lld rows",
+                       (long long)kv->latent_at, (long long)kv->rows);
     return 0;
 }
 
@@ -286,6 +296,26 @@ int kk_kv_read_row(const struct kk_kv *kv, int layer, int64_t j, void *dst, stru
     kv->pool->dev->ops->download(kv->pool->dev, dst, kk_kv_slot(&s, (int32_t)j, r->row_bytes),
                                  r->row_bytes);
     return 0;
+}
+
+struct kk_kv_seq kk_kv_latents(const struct kk_kv *kv)
+{
+    return (struct kk_kv_seq){.blocks = (void *const *)&kv->latents,
+                              .committed = (int32_t)kv->latent_at,
+                              .block_rows = kv->pool->latent_rows,
+                              .ring = kv->pool->latent_rows};
+}
+
+void kk_kv_store_latents(struct kk_kv *kv, void *latents, int n)
+{
+    struct kk_kv_seq s = kk_kv_latents(kv);
+    const int32_t keep = n;
+    s.step = latents;
+    s.n_step = n;
+    kv->pool->dev->ops->kv_store(
+        kv->pool->dev, &(struct kk_kv_store_args){
+                           .B = 1, .seqs = &s, .keep = &keep, .row_bytes = kv->pool->latent_bytes});
+    kv->latent_at += n;
 }
 
 /* ---- a step -----------------------------------------------------------------------------------
@@ -372,6 +402,14 @@ int kk_kv_step_T(const struct kk_kv_pool *p)
 int kk_kv_step_B(const struct kk_kv_pool *p)
 {
     return p->B;
+}
+int32_t kk_kv_step_rows(const struct kk_kv_pool *p, int b)
+{
+    return p->step_n[b];
+}
+struct kk_kv *kk_kv_step_session(const struct kk_kv_pool *p, int b)
+{
+    return p->step_kv[b];
 }
 const int32_t *kk_kv_step_pos(const struct kk_kv_pool *p)
 {

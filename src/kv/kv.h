@@ -44,8 +44,9 @@ struct kk_kv_layout {
 
 /* A named configuration (DESIGN §4); sinks and window are its two numbers. */
 struct kk_kv_options {
-    const char *policy;    /* "full", "native", "s5", "sinkwin" */
-    int32_t sinks, window; /* of near rows; s5 and sinkwin only */
+    const char *policy;    /* "full", "native", "s5", "restored", "sinkwin" */
+    int32_t sinks, window; /* of near rows; s5, restored and sinkwin */
+    size_t latent_bytes;   /* restored: of a row's latent; 0: rows of the window are kept exactly */
     int64_t device_cap;    /* most device bytes of a session; 0: no cap, nothing is paged */
     int64_t host_cap;      /* most host bytes of all sessions; 0: no cap */
     int staging_blocks;    /* slots of the staging ring, >= 2 when there is a device cap */
@@ -59,6 +60,7 @@ struct kk_kv_rule {
     int32_t sinks, ring; /* physical ring: sinks + ring rows; ring 0 = every row, in blocks */
     struct kk_mask mask;
     size_t row_bytes;
+    int32_t latent_rows; /* > 0: a latent is kept for so many rows, once for all such layers */
 };
 
 /* Fill rule[n_layers]. KK_EINVAL names the unknown policy (and lists the known), or a negative
@@ -99,6 +101,11 @@ int64_t kk_kv_host_bytes(const struct kk_kv *kv);    /* what was paged out */
 int64_t kk_kv_resident_rows(const struct kk_kv *kv); /* physical rows, summed over layers */
 int64_t kk_kv_dropped(const struct kk_kv *kv);       /* positions no layer can see any more */
 
+/* restored: the ring of latents, one row a token of the native window, and its next n rows, which
+ * were committed just before. */
+struct kk_kv_seq kk_kv_latents(const struct kk_kv *kv);
+void kk_kv_store_latents(struct kk_kv *kv, void *latents, int n);
+
 /* INV-1 on the physical side: every layer has stored exactly the rows the bookkeeping says, and
  * holds the number its rule says. 0, or KK_EINVARIANT naming the layer and both numbers. */
 int kk_kv_check(const struct kk_kv *kv, struct kk_err *err);
@@ -129,6 +136,8 @@ int kk_kv_begin(struct kk_kv_pool *pool, enum kk_step_kind kind, int B, struct k
 enum kk_dtype kk_kv_dtype(const struct kk_kv_pool *pool); /* of stored rows */
 int kk_kv_step_T(const struct kk_kv_pool *pool);
 int kk_kv_step_B(const struct kk_kv_pool *pool);
+int32_t kk_kv_step_rows(const struct kk_kv_pool *pool, int b); /* of sequence b */
+struct kk_kv *kk_kv_step_session(const struct kk_kv_pool *pool, int b);
 const int32_t *kk_kv_step_pos(const struct kk_kv_pool *pool);      /* device [T] */
 const int32_t *kk_kv_step_seq(const struct kk_kv_pool *pool);      /* device [T] */
 const int32_t *kk_kv_step_pos_host(const struct kk_kv_pool *pool); /* host [T] */

@@ -26,6 +26,8 @@ struct kk_kv {
     struct kk_kv_pool *pool;
     struct kk_account device, host;
     struct layer_rows *layer;
+    void *latents;     /* device [latent rows, latent_bytes]; a ring */
+    int64_t latent_at; /* latents stored */
     int64_t rows;
     int broken;
 };
@@ -60,6 +62,8 @@ struct kk_kv_pool {
     struct kk_dev *dev;
     struct kk_kv_layout layout;
     struct kk_kv_rule *rule;
+    size_t latent_bytes;
+    int32_t latent_rows;
     struct kk_kv_limits limits;
     struct kk_account staging;
     struct kk_account host;       /* of all sessions */
@@ -93,6 +97,15 @@ static inline size_t kk__kv_block_bytes(const struct kk_kv_rule *r)
     return (r->ring ? (size_t)(r->sinks + r->ring) : KK_KV_BLOCK_ROWS) * r->row_bytes;
 }
 
+static inline int32_t kk__kv_latent_rows(const struct kk_kv_layout *y,
+                                         const struct kk_kv_rule *rule)
+{
+    int32_t most = 0;
+    for (int l = 0; l < y->n_layers; l++)
+        if (rule[l].latent_rows > most) most = rule[l].latent_rows;
+    return most;
+}
+
 /* tier.c */
 int kk__tier_open(struct kk_kv_pool *p, int staging_blocks, struct kk_err *err);
 void kk__tier_close(struct kk_kv_pool *p);
@@ -110,6 +123,6 @@ size_t kk__tier_ring_bytes(const struct kk_kv_layout *layout, const struct kk_kv
                            int slots);
 /* Blocks of every paged layer that a cap leaves room for, 0 if it is below *least. */
 int32_t kk__tier_resident(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
-                          int64_t cap, int64_t *least);
+                          size_t latent_bytes, int64_t cap, int64_t *least);
 
 #endif

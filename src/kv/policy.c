@@ -9,12 +9,14 @@
 static const struct {
     const char *name;
     int near_sliding, near_full; /* 1: visible only if near */
+    int rebuilt;                 /* 1: sliding rows that are not near are rebuilt */
     enum kk_kv_keep sliding, full;
 } policies[] = {
-    {"full", 0, 0, KK_KEEP_ALL, KK_KEEP_ALL},
-    {"native", 0, 0, KK_KEEP_WINDOW, KK_KEEP_ALL},
-    {"s5", 1, 0, KK_KEEP_NEAR, KK_KEEP_ALL},
-    {"sinkwin", 1, 1, KK_KEEP_NEAR, KK_KEEP_NEAR},
+    {"full", 0, 0, 0, KK_KEEP_ALL, KK_KEEP_ALL},
+    {"native", 0, 0, 0, KK_KEEP_WINDOW, KK_KEEP_ALL},
+    {"s5", 1, 0, 0, KK_KEEP_NEAR, KK_KEEP_ALL},
+    {"restored", 0, 0, 1, KK_KEEP_NEAR, KK_KEEP_ALL},
+    {"sinkwin", 1, 1, 0, KK_KEEP_NEAR, KK_KEEP_NEAR},
 };
 enum { N_POLICIES = sizeof policies / sizeof policies[0] };
 
@@ -43,9 +45,10 @@ int kk_kv_rules(const struct kk_kv_layout *layout, const struct kk_kv_options *o
 {
     int p = find_policy(opt->policy);
     if (p < 0)
-        return kk_fail(err, KK_EINVAL, "unknown KV policy '%s' (known: full, native, s5, sinkwin)",
+        return kk_fail(err, KK_EINVAL,
+                       "unknown KV policy '%s' (known: full, native, s5, restored, sinkwin)",
                        opt->policy);
-    int uses_near = policies[p].near_sliding || policies[p].near_full;
+    int uses_near = policies[p].near_sliding || policies[p].near_full || policies[p].rebuilt;
     if (uses_near) {
         int rc = check_near(layout, opt, err);
         if (rc) return rc;
@@ -55,9 +58,16 @@ int kk_kv_rules(const struct kk_kv_layout *layout, const struct kk_kv_options *o
         int near = y->sliding ? policies[p].near_sliding : policies[p].near_full;
         struct kk_kv_rule *r = &rule[l];
         r->keep = y->sliding ? policies[p].sliding : policies[p].full;
+        r->mask = (struct kk_mask){0};
         r->mask.window = y->sliding ? y->window : KK_NO_BOUND;
         r->mask.near = near ? opt->window : KK_NO_BOUND;
         r->mask.sinks = near ? opt->sinks : 0;
+        if (policies[p].rebuilt && y->sliding) {
+            r->mask.exact_near = opt->window;
+            r->mask.exact_sinks = opt->sinks;
+            r->latent_rows = opt->latent_bytes ? y->window : 0;
+            if (!opt->latent_bytes) r->keep = KK_KEEP_WINDOW;
+        }
         r->sinks = r->keep == KK_KEEP_NEAR ? opt->sinks : 0;
         r->ring = r->keep == KK_KEEP_ALL ? 0 : r->keep == KK_KEEP_NEAR ? opt->window : y->window;
         r->row_bytes =
@@ -70,9 +80,12 @@ size_t kk_kv_plan_bytes(const struct kk_kv_layout *layout, const struct kk_kv_op
                         const struct kk_kv_rule *rule, int64_t rows)
 {
     int64_t least, blocks = (rows + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS;
-    if (opt->device_cap) blocks = kk__tier_resident(layout, rule, opt->device_cap, &least);
+    if (opt->device_cap)
+        blocks = kk__tier_resident(layout, rule,
+                                   opt->latent_bytes * (size_t)kk__kv_latent_rows(layout, rule),
+                                   opt->device_cap, &least);
     size_t total = 0;
     for (int l = 0; l < layout->n_layers; l++)
         total += kk__kv_block_bytes(&rule[l]) * (rule[l].ring ? 1 : (size_t)blocks);
-    return total;
+    return total + opt->latent_bytes * (size_t)kk__kv_latent_rows(layout, rule);
 }

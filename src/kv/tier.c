@@ -8,9 +8,9 @@
  */
 
 int32_t kk__tier_resident(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
-                          int64_t cap, int64_t *least)
+                          size_t latent_bytes, int64_t cap, int64_t *least)
 {
-    int64_t rings = 0, per_block = 0;
+    int64_t rings = (int64_t)latent_bytes, per_block = 0;
     for (int l = 0; l < layout->n_layers; l++)
         *(rule[l].ring ? &rings : &per_block) += (int64_t)kk__kv_block_bytes(&rule[l]);
     *least = rings + per_block;
@@ -68,7 +68,8 @@ int kk__tier_open(struct kk_kv_pool *p, int staging_blocks, struct kk_err *err)
 {
     struct stage *s = &p->stage;
     int64_t least;
-    p->resident = kk__tier_resident(&p->layout, p->rule, p->device_cap, &least);
+    p->resident = kk__tier_resident(&p->layout, p->rule, p->latent_bytes * (size_t)p->latent_rows,
+                                    p->device_cap, &least);
     if (!p->resident)
         return kk_fail(
             err, KK_EINVAL,

@@ -122,20 +122,23 @@ static int parse_layer_types(struct kk_dflash *d, const json_t *o, struct kk_err
     const json_t *types = json_object_get(o, "layer_types"),
                  *causal = json_object_get(o, "is_causal");
     int64_t window = 0;
+    int windowed = 0; /* without use_sliding_window, sliding layers are causal but have no window */
     int rc = kk_json_int(o, "sliding_window", 1, 1 << 30, 0, &window, err);
+    if (!rc) rc = kk_json_bool(o, "use_sliding_window", 0, &windowed, err);
     if (rc) return rc;
     for (int l = 0; l < d->n_layers; l++) {
         const char *t = json_string_value(json_array_get(types, (size_t)l));
         int sliding = t && !strcmp(t, "sliding_attention");
-        if (sliding && !window) return kk_fail(err, KK_EFORMAT, "'sliding_window' is missing");
+        if (sliding && windowed && !window) return kk_fail(err, KK_EFORMAT, "'sliding_window' is missing");
         int is_causal = json_is_boolean(causal) ? json_is_true(causal) : sliding;
-        int32_t w = sliding ? (int32_t)window : KK_NO_BOUND;
+        int bounded = sliding && windowed;
+        int32_t w = bounded ? (int32_t)window : KK_NO_BOUND;
         d->layer[l].mask = (struct kk_mask){.window = w,
                                             .near = KK_NO_BOUND,
                                             .ahead = is_causal ? 0
                                                      : sliding ? w - 1
                                                                : KK_NO_BOUND};
-        d->kv_layer[l] = (struct kk_kv_layer){sliding, d->G, d->D, 0, sliding ? w : 0};
+        d->kv_layer[l] = (struct kk_kv_layer){bounded, d->G, d->D, 0, bounded ? w : 0};
     }
     return 0;
 }
@@ -152,7 +155,7 @@ static int parse(struct kk_dflash *d, const struct kk_model_file *mf, struct kk_
     if (!rc) rc = get_int(o, "num_hidden_layers", 256, -1, &d->n_layers, err);
     if (!rc) rc = get_int(o, "num_attention_heads", 1024, -1, &d->H, err);
     if (!rc) rc = get_int(o, "num_key_value_heads", 1024, d->H, &d->G, err);
-    if (!rc) rc = get_int(o, "head_dim", 1024, d->H ? d->C / d->H : 1, &d->D, err);
+    if (!rc) rc = get_int(o, "head_dim", 1024, 128, &d->D, err);
     if (!rc) rc = get_int(o, "intermediate_size", 1 << 20, -1, &d->F, err);
     if (!rc) rc = get_int(o, "block_size", 1024, 16, &d->block, err);
     if (!rc) rc = kk_json_bool(o, "attention_bias", 0, &bias, err);
@@ -307,6 +310,11 @@ int64_t kk_dflash_weight_bytes(const struct kk_dflash *d)
 {
     return atomic_load(&d->weights.bytes);
 }
+const void *kk_dflash_hidden(const struct kk_dflash *d)
+{
+    return d->x;
+}
+
 int kk_dflash_block(const struct kk_dflash *d)
 {
     return d->block;

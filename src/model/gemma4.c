@@ -105,6 +105,39 @@ struct step {
 /* Below, one op call is one stage, its arguments grouped by meaning. */
 /* clang-format off */
 
+/* One piece of attention: rows [t0, t0 + T) of the step against a range of splits. */
+static void attend(const struct step *s, struct kk_attn_args *a, const struct kk_kv_piece *p)
+{
+    struct kk_buffers *b = &s->m->buf;
+    const int64_t at = (int64_t)p->t0 * a->H;
+    a->T = p->T;
+    a->q = b->q + at * a->D;
+    a->pos = kk_kv_step_pos(s->pool) + p->t0;
+    a->seq = kk_kv_step_seq(s->pool) + p->t0;
+    a->first_split = p->first_split;
+    a->end_split = p->end_split;
+    a->first = p->first;
+    a->last = p->last;
+    a->state = b->state + at * (a->D + 2);
+    a->o = (char *)b->o + (size_t)(at * a->D) * kk_dtype_bytes(s->dev->act);
+    s->op->attn(s->dev, a);
+}
+
+/* Sequence by sequence: rebuild the rows that some row of the step needs, then attend to all. */
+static void attend_restored(const struct step *s, int l, struct kk_attn_args *a)
+{
+    const int32_t *pos = kk_kv_step_pos_host(s->pool);
+    struct kk_kv_piece p = {.end_split = KK_NO_BOUND, .first = 1, .last = 1};
+    for (int b = 0; b < a->B; b++, p.t0 += p.T) {
+        p.T = kk_kv_step_rows(s->pool, b);
+        int32_t first = pos[p.t0] - a->mask.window + 1, end = pos[p.t0 + p.T - 1] - a->mask.exact_near + 1;
+        if (first < a->mask.exact_sinks) first = a->mask.exact_sinks;
+        a->rebuilt_first = first;
+        if (first < end) a->rebuilt = kk__ftheta_rebuild(s->m->restorer, s->pool, b, l, first, end - first);
+        attend(s, a, &p);
+    }
+}
+
 /* x = rms_in(h) in buf.x -> attention output, projected, in buf.a */
 static void attention(const struct step *s, int l)
 {
@@ -124,16 +157,15 @@ static void attention(const struct step *s, int l)
         .q = b->q, .k = b->k, .v = b->v, .q_norm = w->q_norm, .k_norm = w->k_norm,
         .eps = s->m->config.eps, .pos = pos, .rope = rope,
         .kv_dtype = kk_kv_dtype(s->pool), .rows = kv.rows});
-    for (struct kk_kv_piece p = kk_kv_first_piece(s->pool, l); p.T; p = kk_kv_next_piece(s->pool, l))
-        s->op->attn(s->dev, &(struct kk_attn_args){
-            .T = p.T, .B = kk_kv_step_B(s->pool), .H = H, .G = y->G, .D = y->D, .R = y->R,
-            .value_only = y->value_only, .q = b->q + (int64_t)p.t0 * H * y->D,
-            .pos = pos + p.t0, .seq = kk_kv_step_seq(s->pool) + p.t0, .seqs = kv.seqs,
-            .mask = kv.mask, .scale = 1.0f, .k_norm = w->k_norm, .rope = rope,
-            .kv_dtype = kk_kv_dtype(s->pool), .first_split = p.first_split,
-            .end_split = p.end_split, .first = p.first, .last = p.last,
-            .state = b->state + (int64_t)p.t0 * H * (y->D + 2),
-            .o = (char *)b->o + (size_t)(p.t0 * H * y->D) * kk_dtype_bytes(s->dev->act)});
+    struct kk_attn_args a = {
+        .B = kk_kv_step_B(s->pool), .H = H, .G = y->G, .D = y->D, .R = y->R,
+        .value_only = y->value_only, .seqs = kv.seqs, .mask = kv.mask, .scale = 1.0f,
+        .k_norm = w->k_norm, .rope = rope, .kv_dtype = kk_kv_dtype(s->pool)};
+    if (kv.mask.exact_near)
+        attend_restored(s, l, &a);
+    else
+        for (struct kk_kv_piece p = kk_kv_first_piece(s->pool, l); p.T; p = kk_kv_next_piece(s->pool, l))
+            attend(s, &a, &p);
     kk_kv_layer_done(s->pool, l);
     s->op->linear(s->dev, &(struct kk_linear_args){
         .T = s->T, .n = 1, .x = b->o, .w = {&w->wo}, .y = {b->a}});
@@ -179,14 +211,15 @@ static void layer(const struct step *s, int l, const float *next_norm)
         .w_out = {next_norm}, .y = {b->x}});
 }
 
-/* Auxiliary tap: this layer's residual stream, all rows, to the caller's buffer. */
+/* Auxiliary taps of this layer's residual stream, all rows, to the caller's buffers. */
 static void tap(const struct step *s, const struct kk_forward *fwd, int l)
 {
-    for (int i = 0; i < fwd->n_taps; i++)
-        if (fwd->tap_layers[i] == l)
-            s->op->gather(s->dev, &(struct kk_gather_args){
-                .n = s->T, .C = s->C, .src = s->m->buf.h, .dst = fwd->taps + i * s->C,
-                .stride = (int64_t)fwd->n_taps * s->C});
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < fwd->taps[k].n; i++)
+            if (fwd->taps[k].layers[i] == l)
+                s->op->gather(s->dev, &(struct kk_gather_args){
+                    .n = s->T, .C = s->C, .src = s->m->buf.h, .dst = fwd->taps[k].dst + i * s->C,
+                    .stride = (int64_t)fwd->taps[k].n * s->C});
 }
 
 void kk__gemma4_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_forward *fwd)

@@ -75,14 +75,19 @@ kk_model_scratch_bytes(const struct kk_model *m); /* activations, rotary tables,
 int kk_model_kv_layout(const struct kk_model_file *mf, enum kk_dtype kv_type,
                        struct kk_kv_layout *out, struct kk_err *err);
 
+/* Auxiliary taps: the residual stream after these layers, of every row of a forward. */
+struct kk_taps {
+    int n;
+    const int *layers; /* host [n] */
+    float *dst;        /* device [T, n, C]; the caller's */
+};
+
 /* One forward over the rows of the running KV step. */
 struct kk_forward {
     const int32_t *ids;        /* host [T]; each in [0, V) (checked: KK_ERANGE names id and row) */
     int n_logits;              /* rows wanted; 0 is fine */
     const int32_t *logit_rows; /* host [n_logits], indices into T */
-    int n_taps;                /* auxiliary taps: residual stream after these layers, all rows */
-    const int *tap_layers;     /* host [n_taps] */
-    float *taps;               /* device [T, n_taps, C]; the caller's */
+    struct kk_taps taps[2];    /* one set for a drafter, one for f_theta; n 0: unused */
 };
 
 /* Runs begin..end of a device step. Logits are then at kk_model_logits (device [n_logits, V]) until
@@ -92,7 +97,8 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
                      struct kk_err *err);
 float *kk_model_logits(const struct kk_model *m);
 
-/* ---- DFlash drafter: a block-diffusion model over the verifier's auxiliary states ------------- */
+/* ---- DFlash drafter: a block-diffusion model over the verifier's auxiliary states -------------
+ */
 
 /* The directory format of z-lab (arXiv:2602.06036). The drafter has no embedding and no head: it
  * borrows the verifier's, so the verifier must stay open. Its context rows live in a KV pool of its
@@ -119,6 +125,27 @@ int kk_dflash_observe(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv
  * kv is as it was afterwards. */
 int kk_dflash_propose(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv *kv, int32_t carry,
                       int n, int32_t *out, struct kk_err *err);
+
+/* Hidden states of the last block's rows, carry first, after the final norm (act, [n + 1, C]): tests. */
+const void *kk_dflash_hidden(const struct kk_dflash *d);
+
+/* ---- f_theta: rows of sliding layers rebuilt from one latent a token ------------------------ */
+
+/* Opening it makes the model use it for KV policies that rebuild rows (kk_mask.exact_near). dir
+ * "exact": no map, the rows are copied from a full ring (the identity arm). max_rows: of a step. */
+struct kk_ftheta;
+int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, int max_rows,
+                   int64_t positions, struct kk_ftheta **out, struct kk_err *err);
+void kk_ftheta_close(struct kk_ftheta *f);                /* NULL is fine */
+size_t kk_ftheta_latent_bytes(const struct kk_ftheta *f); /* of a token; 0 for "exact" */
+int64_t kk_ftheta_weight_bytes(const struct kk_ftheta *f);
+int64_t kk_ftheta_rebuilt(const struct kk_ftheta *f); /* rows rebuilt so far: proof that it ran */
+int kk_ftheta_taps(const struct kk_ftheta *f, const int **layers);
+
+/* Make and keep the latents of the n rows just committed to kv, from their taps (device [n, n_taps,
+ * C]). */
+int kk_ftheta_commit(struct kk_ftheta *f, struct kk_kv *kv, const float *taps, int n,
+                     struct kk_err *err);
 
 /* Greedy choice of every logits row of the last forward, to host. Lowest index on ties. */
 int kk_model_argmax(struct kk_model *m, int n, int32_t *out, struct kk_err *err);

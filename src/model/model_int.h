@@ -74,6 +74,7 @@ struct kk_model {
     struct kk_layer_weights *layer; /* [n_layers] */
     struct kk_rope_table rope_sliding, rope_full;
     struct kk_buffers buf;
+    struct kk_ftheta *restorer; /* borrowed; NULL: no policy here rebuilds rows */
 };
 
 /* Binds every weight of the architecture; with `plan` set nothing is loaded and bytes add up there.
@@ -93,6 +94,11 @@ int kk__load_matrix(struct kk_loader *ld, const char *name, int n_mats, int64_t 
 int kk__load_vector(struct kk_loader *ld, const char *name, int64_t n, float scale, float **out,
                     struct kk_err *err);
 int kk__load_scalar(struct kk_loader *ld, const char *name, float *out, struct kk_err *err);
+
+/* f_theta.c: rows [first, first + n) of layer l of step sequence b, rebuilt; valid until the next
+ * call */
+const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *pool, int b, int l,
+                               int32_t first, int32_t n);
 
 /* gemma4.c */
 int kk__gemma4_bind(struct kk_loader *ld, struct kk_err *err);

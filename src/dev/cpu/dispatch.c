@@ -117,6 +117,8 @@ static const struct kk_ops cpu_ops = {
     .gather = kk__cpu_gather,
     .argmax = kk__cpu_argmax,
     .kv_store = kk__cpu_kv_store,
+    .fetch = kk__cpu_fetch,
+    .convert = kk__cpu_convert,
 };
 
 int kk_dev_open_cpu(const char *isa, int threads, struct kk_dev **out, struct kk_err *err)

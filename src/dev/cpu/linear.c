@@ -18,6 +18,9 @@ static void linear_part(const struct linear_job *job, const struct kk_cell *e, i
     const float *x = (const float *)a->x + e->row * w->cols;
     float *y = a->y[i] + e->row * w->rows + p0 * KK_LANES;
     k->gemm[w->dtype](e->rows, N, w->cols, x, w->cols, kk__panel(w, 0, p0), y, w->rows);
+    if (a->bias[i])
+        for (int r = 0; r < e->rows; r++)
+            k->add((int)N, y + r * w->rows, a->bias[i] + p0 * KK_LANES, y + r * w->rows);
     if (a->softcap > 0)
         for (int r = 0; r < e->rows; r++) k->softcap((int)N, a->softcap, y + r * w->rows);
 }

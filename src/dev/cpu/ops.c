@@ -148,8 +148,8 @@ static void gather_rows(struct kk_cpu *c, const void *args, int64_t lo, int64_t 
     const struct kk_gather_args *a = args;
     (void)c, (void)worker;
     for (int64_t i = lo; i < hi; i++)
-        memcpy(a->dst + i * (a->stride ? a->stride : a->C), a->src + (int64_t)(a->rows ? a->rows[i] : i) * a->C,
-               (size_t)a->C * sizeof(float));
+        memcpy(a->dst + i * (a->stride ? a->stride : a->C),
+               a->src + (int64_t)(a->rows ? a->rows[i] : i) * a->C, (size_t)a->C * sizeof(float));
 }
 
 void kk__cpu_gather(struct kk_dev *dev, const struct kk_gather_args *a)
@@ -213,4 +213,26 @@ void kk__cpu_kv_store(struct kk_dev *dev, const struct kk_kv_store_args *a)
     for (int b = 0; b < a->B; b++) rows += a->keep[b];
     if (!a->B) return;
     kk__cpu_rows(kk__cpu(dev), a->B, rows * NS((int64_t)a->row_bytes / 4) / a->B, store_seqs, a);
+}
+
+/* ---- fetch, convert: for restoration ---- */
+
+void kk__cpu_fetch(struct kk_dev *dev, const struct kk_fetch_args *a)
+{
+    (void)dev;
+    for (int32_t i = 0; i < a->n; i++)
+        memcpy((char *)a->dst + (size_t)i * a->row_bytes,
+               kk_kv_slot(a->seq, a->first + i, a->row_bytes), a->row_bytes);
+}
+
+void kk__cpu_convert(struct kk_dev *dev, const struct kk_convert_args *a)
+{
+    const uint16_t *half = a->src;
+    float *out = a->dst;
+    if (a->from == a->to)
+        memcpy(a->dst, a->src, (size_t)a->n * kk_dtype_bytes(a->from));
+    else if (a->from == KK_BF16)
+        for (int64_t i = 0; i < a->n; i++) out[i] = kk_bf16_to_f32(half[i]);
+    else
+        kk__cpu(dev)->kern->store[a->to]((int)a->n, a->src, a->dst);
 }

@@ -580,6 +580,76 @@ static void caps_are_checked(void **state)
     kk_engine_close(e);
 }
 
+/* With exact rows in place of rebuilt ones, restored is native, bit for bit: alone, in company,
+ * drafted. */
+static void restored_from_exact_rows_is_native(void **state)
+{
+    (void)state;
+    enum { N = 5 * WINDOW + 3, TAIL = 25 };
+    static float native[TAIL * V], restored[TAIL * V];
+    uint32_t ids[N];
+    struct kk_sampling p = kk_sampling_defaults();
+    struct kk_engine_options o = kk_engine_defaults();
+    random_ids(ids, N);
+    p.temperature = 1;
+    p.ignore_eos = 1;
+    struct kk_engine *e = open_engine(o);
+    logits_of(e, ids, N, TAIL, 1, native);
+    struct tokens want = generate(e, ids, N, 1, &p);
+    kk_engine_close(e);
+    o.kv = "restored";
+    o.f_theta = "exact";
+    o.kv_sinks = 3;
+    o.kv_window = 7;
+    o.draft = "ngram";
+    e = open_engine(o);
+    logits_of(e, ids, N, TAIL, 1, restored);
+    assert_memory_equal(native, restored, sizeof native);
+    struct tokens got = generate(e, ids, N, 4, &p);
+    assert_memory_equal(want.id, got.id, sizeof want.id);
+    assert_true(kk_ftheta_rebuilt(e->ftheta) > 0);
+    kk_engine_close(e);
+}
+
+/* The real map on the trained model: splits, company, caps and drafts change no bit. */
+static void restored_is_causal(void **state)
+{
+    (void)state;
+    enum { N = 420, TAIL = 3, VOCAB = 2048 };
+    uint32_t ids[N];
+    struct kk_engine_options o = kk_engine_defaults();
+    struct kk_sampling p = kk_sampling_defaults();
+    struct tokens want = {.n = 0};
+    struct kk_err err = {0};
+    for (int i = 0; i < N; i++) ids[i] = 7 + rnd(VOCAB - 7);
+    o.model = "models/tiny";
+    o.kv = "restored";
+    o.f_theta = "models/tiny/f_theta";
+    p.ignore_eos = 1;
+    for (int variant = 0; variant < 5; variant++) {
+        o.prefill_chunk = variant == 1 ? 13 : 512;
+        o.kv_device = variant == 2 ? 512 * 1024 : 0;
+        o.draft = variant == 3 ? "models/tiny/drafter" : variant == 4 ? "wrong" : "none";
+        o.draft_width = variant >= 3 ? 16 : 0;
+        struct kk_engine *e = open_engine(o);
+        struct kk_session *s = open_session(e);
+        struct kk_session_info info;
+        kk_session_close(s);
+        struct tokens got = generate(e, ids, N, variant == 1 ? 6 : 1, &p);
+        if (!variant) want = got;
+        assert_int_equal(got.n, want.n);
+        assert_memory_equal(want.id, got.id, sizeof want.id);
+        s = open_session(e);
+        ok(kk_session_append(s, ids, N, &err), &err);
+        kk_session_describe(s, &info);
+        /* six rings of 4 + 64 rows K + V [2, 64] bf16, 256 latents of 512 bytes, two full layers */
+        if (!o.kv_device)
+            assert_int_equal(info.kv_device_bytes, 6 * 68 * 512 + 256 * 512 + 2 * 4 * 128 * 256);
+        kk_session_close(s);
+        kk_engine_close(e);
+    }
+}
+
 /* ---- misuse -----------------------------------------------------------------------------------
  */
 
@@ -663,6 +733,8 @@ int main(void)
         cmocka_unit_test(paging_changes_no_bit),
         cmocka_unit_test(paged_batches_and_drafts),
         cmocka_unit_test(caps_are_checked),
+        cmocka_unit_test(restored_from_exact_rows_is_native),
+        cmocka_unit_test(restored_is_causal),
         cmocka_unit_test(mistakes_change_nothing),
         cmocka_unit_test(survives_every_failed_allocation),
     };

@@ -1,0 +1,310 @@
+/* f_θ: rows a sliding layer no longer stores, rebuilt from one latent a token.
+ *
+ *   commit:  x = the row's auxiliary states, each divided by its rms; z = round_bf16(W x + b), kept
+ *   rebuild: kraw = K_l z + b, vraw = V_l z + b; then the verifier's own norms and RoPE, as for any
+ * row
+ *
+ * Format kakeya-f-theta-1: docs/formats/f_theta.md. Causal: z of a row needs only that row's own
+ * forward. With no weights ("exact") the rows are copied from a full ring instead: the identity
+ * arm. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "base/mem.h"
+#include "model/model_int.h"
+
+enum { MAX_TAPS = 32 };
+
+struct layer_map {
+    struct kk_weight k, v;  /* [G*D, rank] */
+    float *k_bias, *v_bias; /* [G*D] */
+};
+
+struct kk_ftheta {
+    struct kk_model *m;
+    struct kk_account weights, scratch;
+    int exact, rank, n_taps;
+    int taps[MAX_TAPS];
+    float eps;
+    struct kk_weight latent; /* [rank, n_taps * C] */
+    float *latent_bias;
+    struct layer_map *layer; /* [n_layers]; empty for full layers */
+    int max_rows, most,
+        GD; /* rows of a step; rows rebuilt at once; widest G*D of a sliding layer */
+    enum kk_dtype kv_dtype;
+    void *x;           /* act [max_rows, n_taps * C] */
+    float *z;          /* [max(max_rows, most), rank] */
+    void *zb;          /* bf16, same */
+    float *k, *v;      /* [most, GD] */
+    void *rows;        /* [most, row_bytes] */
+    int32_t *position; /* [positions]: 0, 1, 2, .. */
+    int64_t positions, rebuilt;
+};
+
+/* ---- opening -------------------------------------------------------------------------------- */
+
+static int parse_taps(struct kk_ftheta *f, const json_t *ids, struct kk_err *err)
+{
+    int N = f->m->config.info.n_layers;
+    f->n_taps = (int)json_array_size(ids);
+    if (f->n_taps < 1 || f->n_taps > MAX_TAPS)
+        return kk_fail(err, KK_EFORMAT, "'aux_layer_ids' must list 1 to %d layers", MAX_TAPS);
+    for (int i = 0; i < f->n_taps; i++) {
+        f->taps[i] = (int)json_integer_value(json_array_get(ids, (size_t)i));
+        if (f->taps[i] < 0 || f->taps[i] >= N)
+            return kk_fail(err, KK_EFORMAT,
+                           "f_theta reads layer %d of the verifier, which has %d layers",
+                           f->taps[i], N);
+    }
+    return 0;
+}
+
+static int parse(struct kk_ftheta *f, const json_t *o, struct kk_err *err)
+{
+    const char *format = "", *predicts = "", *capture = "";
+    int64_t rank = 0, C = 0;
+    double eps = 1e-6;
+    int rc = kk_json_str(o, "format", 1, &format, err);
+    if (!rc && strcmp(format, "kakeya-f-theta-1"))
+        return kk_fail(
+            err, KK_EUNSUPPORTED,
+            "f_theta format '%s' is not causal or not known (expected kakeya-f-theta-1): a session "
+            "cannot use it",
+            format);
+    if (!rc) rc = kk_json_str(o, "capture", 1, &capture, err);
+    if (!rc) rc = kk_json_str(o, "predicts", 1, &predicts, err);
+    if (!rc) rc = kk_json_int(o, "rank", 1, 1 << 16, 1, &rank, err);
+    if (!rc) rc = kk_json_int(o, "hidden_size", 1, 1 << 20, 1, &C, err);
+    if (!rc) rc = kk_json_real(o, "aux_norm_eps", 0, 1, 0, &eps, err);
+    if (rc) return rc;
+    if (strcmp(capture, "aux") || strcmp(predicts, "raw_projection"))
+        return kk_fail(err, KK_EUNSUPPORTED,
+                       "f_theta with capture '%s' that predicts '%s' is not supported", capture,
+                       predicts);
+    if (C != f->m->config.info.C)
+        return kk_fail(err, KK_EFORMAT,
+                       "f_theta is for a model %lld wide, this one is %d: they do not belong "
+                       "together",
+                       (long long)C, f->m->config.info.C);
+    f->rank = (int)rank;
+    f->eps = (float)eps;
+    return parse_taps(f, json_object_get(o, "aux_layer_ids"), err);
+}
+
+#define LOAD(expr)                                                                                 \
+    do {                                                                                           \
+        int rc_ = (expr);                                                                          \
+        if (rc_) return rc_;                                                                       \
+    } while (0)
+
+static int bind(struct kk_loader *ld, struct kk_ftheta *f, struct kk_err *err)
+{
+    const struct kk_model_config *c = &f->m->config;
+    char n[96];
+    LOAD(kk__load_matrix(ld, "latent.weight", 1, f->rank, (int64_t)f->n_taps * c->info.C,
+                         &f->latent, err));
+    LOAD(kk__load_vector(ld, "latent.bias", f->rank, 1, &f->latent_bias, err));
+    for (int l = 0; l < c->info.n_layers; l++) {
+        struct layer_map *y = &f->layer[l];
+        int64_t GD = (int64_t)c->layer[l].G * c->layer[l].D;
+        if (!c->layer[l].sliding) continue;
+#define NAME(what) (snprintf(n, sizeof n, "layers.%d.%s", l, what), n)
+        LOAD(kk__load_matrix(ld, NAME("k.weight"), 1, GD, f->rank, &y->k, err));
+        LOAD(kk__load_vector(ld, NAME("k.bias"), GD, 1, &y->k_bias, err));
+        LOAD(kk__load_matrix(ld, NAME("v.weight"), 1, GD, f->rank, &y->v, err));
+        LOAD(kk__load_vector(ld, NAME("v.bias"), GD, 1, &y->v_bias, err));
+#undef NAME
+    }
+    return 0;
+}
+
+struct buffer_spec {
+    void **ptr;
+    size_t bytes;
+};
+enum { N_BUFFERS = 7 };
+
+static void buffer_specs(struct kk_ftheta *f, struct buffer_spec s[static N_BUFFERS])
+{
+    const size_t C = (size_t)f->m->config.info.C, R = (size_t)f->rank, fl = sizeof(float);
+    const size_t T = (size_t)f->max_rows, M = (size_t)f->most, Z = T > M ? T : M;
+    const size_t GD = (size_t)f->GD;
+    const struct buffer_spec all[N_BUFFERS] = {
+        {&f->x, T * (size_t)f->n_taps * C * kk_dtype_bytes(f->m->dev->act)},
+        {(void **)&f->z, Z * R * fl},
+        {&f->zb, Z * R * 2},
+        {(void **)&f->k, f->exact ? 0 : M * GD * fl},
+        {(void **)&f->v, f->exact ? 0 : M * GD * fl},
+        {&f->rows, M * GD * 2 * kk_dtype_bytes(f->kv_dtype)},
+        {(void **)&f->position, (size_t)f->positions * 4},
+    };
+    memcpy(s, all, sizeof all);
+}
+
+static int alloc_buffers(struct kk_ftheta *f, struct kk_err *err)
+{
+    struct buffer_spec s[N_BUFFERS];
+    buffer_specs(f, s);
+    int rc = 0;
+    for (int k = 0; !rc && k < N_BUFFERS; k++)
+        rc = kk_dev_alloc(f->m->dev, &f->scratch, s[k].bytes, s[k].ptr, err);
+    if (rc) return rc;
+    int32_t *host = kk_array((size_t)f->positions, sizeof *host);
+    if (!host) return kk_fail(err, KK_ENOMEM, "out of memory for f_theta");
+    for (int64_t i = 0; i < f->positions; i++) host[i] = (int32_t)i;
+    f->m->dev->ops->upload(f->m->dev, f->position, host, (size_t)f->positions * 4);
+    kk_free(host);
+    return 0;
+}
+
+int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, int max_rows,
+                   int64_t positions, struct kk_ftheta **out, struct kk_err *err)
+{
+    struct kk_ftheta *f = kk_calloc(1, sizeof *f);
+    struct kk_model shell = {.dev = m->dev};
+    struct kk_model_file *mf = NULL;
+    if (!f) return kk_fail(err, KK_ENOMEM, "out of memory for f_theta");
+    *f = (struct kk_ftheta){.m = m,
+                            .exact = !strcmp(dir, "exact"),
+                            .max_rows = max_rows,
+                            .most = m->config.info.window,
+                            .kv_dtype = kv_dtype,
+                            .positions = positions};
+    f->weights.name = "f_theta weights";
+    f->scratch.name = "f_theta scratch";
+    f->layer = kk_calloc((size_t)m->config.info.n_layers, sizeof *f->layer);
+    for (int l = 0; l < m->config.info.n_layers; l++) {
+        int GD = m->config.layer[l].G * m->config.layer[l].D;
+        if (m->config.layer[l].sliding && GD > f->GD) f->GD = GD;
+    }
+    struct kk_loader ld = {.m = &shell, .account = &f->weights};
+    int rc = f->layer ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for f_theta");
+    if (!rc && !f->exact) {
+        rc = kk_model_file_open_parts(dir, "f_theta_config.json", "f_theta.safetensors", &mf, err);
+        if (!rc) rc = parse(f, kk_model_file_config(mf), err);
+        ld.mf = mf;
+        if (!rc) rc = bind(&ld, f, err);
+        kk_model_file_close(mf);
+    }
+    if (!rc) rc = alloc_buffers(f, err);
+    if (rc) {
+        kk_wrap(err, rc, "f_theta");
+        kk_ftheta_close(f);
+        return rc;
+    }
+    m->restorer = f;
+    *out = f;
+    return 0;
+}
+
+void kk_ftheta_close(struct kk_ftheta *f)
+{
+    struct buffer_spec s[N_BUFFERS];
+    if (!f) return;
+    struct kk_dev *d = f->m->dev;
+    for (int l = 0; f->layer && l < f->m->config.info.n_layers; l++) {
+        struct layer_map *y = &f->layer[l];
+        size_t GD = (size_t)y->k.rows * sizeof(float);
+        kk_dev_free(d, &f->weights, y->k_bias, GD);
+        kk_dev_free(d, &f->weights, y->v_bias, GD);
+        kk_weight_free(d, &y->k);
+        kk_weight_free(d, &y->v);
+    }
+    kk_dev_free(d, &f->weights, f->latent_bias, (size_t)f->rank * sizeof(float));
+    kk_weight_free(d, &f->latent);
+    buffer_specs(f, s);
+    for (int k = 0; k < N_BUFFERS; k++) kk_dev_free(d, &f->scratch, *s[k].ptr, s[k].bytes);
+    kk_free(f->layer);
+    if (f->m->restorer == f) f->m->restorer = NULL;
+    kk_free(f);
+}
+
+size_t kk_ftheta_latent_bytes(const struct kk_ftheta *f)
+{
+    return f->exact ? 0 : (size_t)f->rank * 2;
+}
+int64_t kk_ftheta_weight_bytes(const struct kk_ftheta *f)
+{
+    return atomic_load(&f->weights.bytes);
+}
+int64_t kk_ftheta_rebuilt(const struct kk_ftheta *f)
+{
+    return f->rebuilt;
+}
+
+int kk_ftheta_taps(const struct kk_ftheta *f, const int **layers)
+{
+    *layers = f->taps;
+    return f->n_taps;
+}
+
+/* ---- commit and rebuild --------------------------------------------------------------------- */
+
+int kk_ftheta_commit(struct kk_ftheta *f, struct kk_kv *kv, const float *taps, int n,
+                     struct kk_err *err)
+{
+    struct kk_dev *d = f->m->dev;
+    if (f->exact || n < 1) return 0;
+    KK_BUG_ON(n > f->max_rows);
+    d->ops->step_begin(d);
+    d->ops->norm(
+        d, &(struct kk_norm_args){
+               .T = n * f->n_taps, .C = f->m->config.info.C, .x = taps, .eps = f->eps, .y = f->x});
+    d->ops->linear(
+        d,
+        &(struct kk_linear_args){
+            .T = n, .n = 1, .x = f->x, .w = {&f->latent}, .y = {f->z}, .bias = {f->latent_bias}});
+    d->ops->convert(
+        d,
+        &(struct kk_convert_args){
+            .n = (int64_t)n * f->rank, .from = KK_F32, .to = KK_BF16, .src = f->z, .dst = f->zb});
+    kk_kv_store_latents(kv, f->zb, n);
+    return d->ops->step_end(d, err);
+}
+
+const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *pool, int b, int l,
+                               int32_t first, int32_t n)
+{
+    struct kk_dev *d = f->m->dev;
+    const struct kk_layer_config *c = &f->m->config.layer[l];
+    const struct kk_kv_view view = kk_kv_layer(pool, l);
+    f->rebuilt += n;
+    if (f->exact) {
+        d->ops->fetch(d, &(struct kk_fetch_args){.seq = &view.seqs[b],
+                                                 .first = first,
+                                                 .n = n,
+                                                 .row_bytes = view.row_bytes,
+                                                 .dst = f->rows});
+        return f->rows;
+    }
+    const struct kk_kv_seq latents = kk_kv_latents(kk_kv_step_session(pool, b));
+    d->ops->fetch(d, &(struct kk_fetch_args){.seq = &latents,
+                                             .first = first,
+                                             .n = n,
+                                             .row_bytes = (size_t)f->rank * 2,
+                                             .dst = f->zb});
+    d->ops->convert(
+        d,
+        &(struct kk_convert_args){
+            .n = (int64_t)n * f->rank, .from = KK_BF16, .to = KK_F32, .src = f->zb, .dst = f->z});
+    d->ops->linear(d, &(struct kk_linear_args){.T = n,
+                                               .n = 2,
+                                               .x = f->z,
+                                               .w = {&f->layer[l].k, &f->layer[l].v},
+                                               .y = {f->k, f->v},
+                                               .bias = {f->layer[l].k_bias, f->layer[l].v_bias}});
+    d->ops->qkv(d, &(struct kk_qkv_args){.T = n,
+                                         .G = c->G,
+                                         .D = c->D,
+                                         .R = c->R,
+                                         .k = f->k,
+                                         .v = f->v,
+                                         .k_norm = f->m->layer[l].k_norm,
+                                         .eps = f->m->config.eps,
+                                         .pos = f->position + first,
+                                         .rope = f->m->rope_sliding.cs,
+                                         .kv_dtype = f->kv_dtype,
+                                         .rows = f->rows});
+    return f->rows;
+}
