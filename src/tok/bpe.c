@@ -22,8 +22,7 @@ struct heap_ent {
     uint32_t id;    /* what the pair becomes */
 };
 
-/* ---- text to symbols --------------------------------------------------------------------------
- */
+/* ---- text to symbols ---------------------------------------------------------------------- */
 
 /* Symbols of a piece being collected; ids has room for all. */
 struct symbols {
@@ -80,8 +79,7 @@ static void collect(const struct kk_tok *t, struct symbols *y, const u8 *s, size
     if (y->unk) y->ids[y->n++] = t->unk;
 }
 
-/* ---- merging ----------------------------------------------------------------------------------
- */
+/* ---- merging ------------------------------------------------------------------------------ */
 
 static uint32_t rank_of(const struct kk_tok *t, uint32_t a, uint32_t b, uint32_t *id)
 {
@@ -176,8 +174,7 @@ static size_t merge_long(struct tok_enc *e, uint32_t *ids, size_t n)
     return k;
 }
 
-/* ---- the piece --------------------------------------------------------------------------------
- */
+/* ---- the piece ---------------------------------------------------------------------------- */
 
 static int grow(void **p, size_t n, size_t size, struct kk_err *err)
 {

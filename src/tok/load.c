@@ -8,8 +8,7 @@
 #define MAX_FILE  ((size_t)256 << 20)
 #define MAX_ADDED 4096 /* bytes of an added token: bounds the search at each place of a text */
 
-/* ---- vocabulary -------------------------------------------------------------------------------
- */
+/* ---- vocabulary --------------------------------------------------------------------------- */
 
 static int check_id(const json_t *v, const char *text, size_t len, uint32_t *id, struct kk_err *err)
 {
@@ -90,8 +89,7 @@ static int load_vocab(struct kk_tok *t, const json_t *model, const json_t *added
     return kk__vocab_tables(t, err);
 }
 
-/* ---- merges -----------------------------------------------------------------------------------
- */
+/* ---- merges ------------------------------------------------------------------------------- */
 
 /* "a b" or ["a", "b"]. */
 static int merge_sides(const json_t *m, const char *side[2], size_t len[2])
@@ -160,8 +158,7 @@ static int load_merges(struct kk_tok *t, const json_t *model, struct kk_err *err
     return rc;
 }
 
-/* ---- the model --------------------------------------------------------------------------------
- */
+/* ---- the model ---------------------------------------------------------------------------- */
 
 /* Options that are refused unless null, empty or zero. */
 static int refuse_options(const json_t *model, struct kk_err *err)
@@ -213,8 +210,7 @@ static int load_model(struct kk_tok *t, const json_t *model, const json_t *added
     return rc;
 }
 
-/* ---- added tokens -----------------------------------------------------------------------------
- */
+/* ---- added tokens ------------------------------------------------------------------------- */
 
 static int load_added_flags(const json_t *v, struct tok_added *a, struct kk_err *err)
 {
@@ -291,8 +287,7 @@ static int load_added(struct kk_tok *t, const json_t *added, struct kk_err *err)
     return 0;
 }
 
-/* ---- the file ---------------------------------------------------------------------------------
- */
+/* ---- the file ----------------------------------------------------------------------------- */
 
 static int load_all(struct kk_tok *t, const json_t *root, struct kk_err *err)
 {

@@ -69,8 +69,7 @@ static int one_char(const char *key, const char *s, size_t len, struct kk_err *e
     return kk_fail(err, KK_EFORMAT, "'%s' must be one character", key);
 }
 
-/* ---- normalizer -------------------------------------------------------------------------------
- */
+/* ---- normalizer --------------------------------------------------------------------------- */
 
 static int norm_step(struct kk_tok *t, const json_t *v, const char *type, struct kk_err *err)
 {
@@ -104,8 +103,7 @@ int kk__load_norm(struct kk_tok *t, const json_t *v, struct kk_err *err)
     return each_step(t, v, "normalizer", "normalizers", norm_step, err, 0);
 }
 
-/* ---- pre-tokenizer ----------------------------------------------------------------------------
- */
+/* ---- pre-tokenizer ------------------------------------------------------------------------ */
 
 static int load_how(const json_t *v, enum split_how *out, struct kk_err *err)
 {
@@ -196,8 +194,7 @@ int kk__load_pre(struct kk_tok *t, const json_t *v, struct kk_err *err)
     return each_step(t, v, "pre_tokenizer", "pretokenizers", pre_step, err, 0);
 }
 
-/* ---- decoder ----------------------------------------------------------------------------------
- */
+/* ---- decoder ------------------------------------------------------------------------------ */
 
 /* How far the steps so far have joined the tokens: each apart; byte tokens joined; one text. */
 enum { APART, BYTES_JOINED, ONE_TEXT };

@@ -255,8 +255,7 @@ void kk__pattern_release(struct tok_pattern *p)
     *p = (struct tok_pattern){0};
 }
 
-/* ---- matching ---------------------------------------------------------------------------------
- */
+/* ---- matching ----------------------------------------------------------------------------- */
 
 static int literal_next(struct tok_matches *m, size_t *start, size_t *end)
 {

@@ -33,8 +33,7 @@
 #define KK_TOK_NONE      UINT32_MAX
 #define KK_TOK_MAX_TEXT  ((size_t)1 << 30) /* bytes of one text, and of any rewriting of it */
 
-/* ---- regex.c: patterns -------------------------------------------------------------------------
- */
+/* ---- regex.c: patterns -------------------------------------------------------------------- */
 
 /* A literal (code NULL) or a compiled pattern. */
 struct tok_pattern {
@@ -59,8 +58,7 @@ struct tok_matches {
 int kk__matches_next(struct tok_matches *m, size_t *start, size_t *end, struct kk_err *err);
 void kk__matches_end(struct tok_matches *m);
 
-/* ---- the pipeline, as loaded ------------------------------------------------------------------
- */
+/* ---- the pipeline, as loaded -------------------------------------------------------------- */
 
 enum norm_kind { NORM_REPLACE, NORM_PREPEND, NORM_UNICODE, NORM_LOWER, NORM_STRIP };
 struct tok_norm {
@@ -158,8 +156,7 @@ struct kk_tok {
     int dec_strip;          /* at most so many times, from the start of the text */
 };
 
-/* ---- vocab.c ----------------------------------------------------------------------------------
- */
+/* ---- vocab.c ------------------------------------------------------------------------------ */
 
 int kk__vocab_init(struct kk_tok *t, uint32_t size, size_t n_tokens, struct kk_err *err);
 int kk__vocab_add(struct kk_tok *t, uint32_t id, const char *text, size_t len, uint32_t flags,
@@ -191,8 +188,7 @@ static inline const struct tok_merge *kk__merge_find(const struct kk_tok *t, uin
     }
 }
 
-/* ---- load.c, pipeline.c -----------------------------------------------------------------------
- */
+/* ---- load.c, pipeline.c ------------------------------------------------------------------- */
 
 int kk__load_norm(struct kk_tok *t, const json_t *v, struct kk_err *err);
 int kk__load_pre(struct kk_tok *t, const json_t *v, struct kk_err *err);
@@ -200,8 +196,7 @@ int kk__load_dec(struct kk_tok *t, const json_t *v, struct kk_err *err);
 /* ent[].dec of every token, from dec[]. */
 int kk__decode_tables(struct kk_tok *t, struct kk_err *err);
 
-/* ---- one encode -------------------------------------------------------------------------------
- */
+/* ---- one encode --------------------------------------------------------------------------- */
 
 struct sym;
 struct heap_ent;

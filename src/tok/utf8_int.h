@@ -10,8 +10,8 @@
 typedef unsigned char u8;
 
 /* The character at p [n >= 1 bytes]: its length if well-formed; 0 if the n bytes are only the
- * beginning of one; -k if the first k bytes are ill-formed (k is the maximal subpart: one U+FFFD).
- */
+ * beginning of one; -k if the first k bytes are ill-formed (k is the maximal subpart: one
+ * U+FFFD). */
 int kk__utf8_step(const u8 *p, size_t n);
 /* Bytes at the start of p that are well-formed. */
 size_t kk__utf8_valid(const u8 *p, size_t n);

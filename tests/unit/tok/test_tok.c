@@ -30,8 +30,7 @@ static struct kk_tok *open_tok(const char *name)
     return t;
 }
 
-/* ---- golden files -----------------------------------------------------------------------------
- */
+/* ---- golden files ------------------------------------------------------------------------- */
 
 struct lines {
     FILE *f;
@@ -228,8 +227,7 @@ static void test_goldens(void **state)
     check_goldens(*state);
 }
 
-/* ---- properties -------------------------------------------------------------------------------
- */
+/* ---- properties --------------------------------------------------------------------------- */
 
 /* Ids with specials, byte tokens and holes, in any order. */
 static void random_ids(const struct kk_tok *t, struct kk_test_rng *r, struct kk_ids *v)
