@@ -21,7 +21,6 @@ struct attn_job {
     int n_groups;   /* tiles x G */
     int max_nq;     /* queries of a tile */
     int row_bytes;  /* of a stored row */
-    int derived;    /* keys derived at once */
     int64_t stride; /* floats of a query in a partial sum */
     /* by chunks: splits [wave, wave + wave_len) of every group, in chunks */
     int wave, wave_len, chunk, n_chunks, last_wave;
@@ -39,7 +38,7 @@ struct group {
 /* A thread's scratch */
 struct work {
     float *q, *p, *part, *keys;
-    const void **rows, **key_rows, **derived;
+    const void **rows, **key_rows;
     const float **cs;
 };
 
@@ -170,10 +169,9 @@ static void mixed_pointers(const struct attn_job *job, const struct group *g, st
     row_pointers(g->seq, to, s.hi - to, rb, off, out + (to - s.lo));
 }
 
-/* Addresses of the split's values in w->rows and, where they are stored, of its keys in
- * w->key_rows. */
-static void find_rows(const struct attn_job *job, const struct group *g, const struct span span[2],
-                      struct work *w)
+/* Keys of the split: addresses of values in w->rows, of keys in w->key_rows; returns their type. */
+static enum kk_dtype load_keys(const struct attn_job *job, const struct group *g,
+                               const struct span span[2], struct work *w)
 {
     const struct kk_attn_args *a = job->a;
     const size_t head = (size_t)g->g * (size_t)a->D * kk_dtype_bytes(a->kv_dtype);
@@ -185,30 +183,18 @@ static void find_rows(const struct attn_job *job, const struct group *g, const s
             mixed_pointers(job, g, span[i], head, w->key_rows + n);
         else
             row_pointers(g->seq, span[i].lo, len, (size_t)job->row_bytes, head, w->key_rows + n);
+        for (int32_t j = 0; a->value_only && j < len; j++)
+            w->cs[n + j] = a->rope + (int64_t)(span[i].lo + j) * a->R * 2;
         n += len;
     }
-    for (int j = 0; j < n; j++)
-        w->rows[j] = (const char *)w->key_rows[j] + (a->value_only ? 0 : half);
-}
-
-/* Scores of the keys of one span, whose rows are at w->rows[at ..], to s. Derived keys are made
- * some at a time, so that they are still in the first cache when they are read. */
-static void score_span(const struct attn_job *job, struct span span, int at, int nq, const float *q,
-                       const struct work *w, float *s)
-{
-    const struct kk_attn_args *a = job->a;
-    const struct kk_cpu_kern *k = job->c->kern;
-    const int n = span.hi - span.lo, D = a->D;
     if (!a->value_only) {
-        k->scores[a->kv_dtype](nq, n, D, q, D, w->key_rows + at, a->scale, s, S);
-        return;
+        for (int j = 0; j < n; j++) w->rows[j] = (const char *)w->key_rows[j] + half;
+        return a->kv_dtype;
     }
-    for (int j = 0, m; j < n; j += m) {
-        m = min32(n - j, job->derived);
-        for (int i = 0; i < m; i++) w->cs[i] = a->rope + (int64_t)(span.lo + j + i) * a->R * 2;
-        k->derive[a->kv_dtype](m, D, a->R, w->rows + at + j, a->k_norm, w->cs, w->keys);
-        k->scores[KK_F32](nq, m, D, q, D, w->derived, a->scale, s + j, S);
-    }
+    memcpy(w->rows, w->key_rows, (size_t)n * sizeof *w->rows);
+    job->c->kern->derive[a->kv_dtype](n, a->D, a->R, w->rows, a->k_norm, w->cs, w->keys);
+    for (int j = 0; j < n; j++) w->key_rows[j] = w->keys + (int64_t)j * a->D;
+    return KK_F32;
 }
 
 /* Partial sum of one split for the nq queries at q: o, m, l into part[i * stride]. Key base + i is
@@ -228,9 +214,9 @@ static void do_split(const struct attn_job *job, const struct group *g, int32_t 
     const int at0 = span[0].lo - base, at1 = span[1].lo - base;
     const int lo = (n0 ? at0 : at1) & ~15, hi = ((n1 ? at1 + n1 : at0 + n0) + 15) & ~15;
 
-    find_rows(job, g, span, w);
-    if (n0) score_span(job, span[0], 0, nq, q, w, w->p + at0);
-    if (n1) score_span(job, span[1], n0, nq, q, w, w->p + at1);
+    const enum kk_dtype t = load_keys(job, g, span, w);
+    if (n0) k->scores[t](nq, n0, D, q, D, w->key_rows, a->scale, w->p + at0, S);
+    if (n1) k->scores[t](nq, n1, D, q, D, w->key_rows + n0, a->scale, w->p + at1, S);
     mask_scores(job, g, base, lo, hi, w->p);
     for (int i = 0; i < nq; i++) {
         float *p = w->p + i * S, *end = part + i * job->stride + D;
@@ -309,10 +295,7 @@ static struct work work_of(const struct attn_job *job, int worker)
     w.q = take(&at, nq * D * f);
     w.p = take(&at, nq * S * f);
     w.part = take(&at, nq * (size_t)job->stride * f);
-    w.derived = take(&at, S * sizeof(void *));
-    w.keys = take(&at, job->a->value_only ? (size_t)job->derived * D * f : 0);
-    for (int i = 0; job->a->value_only && i < job->derived; i++)
-        w.derived[i] = w.keys + (size_t)i * D;
+    w.keys = job->a->value_only ? take(&at, S * D * f) : NULL;
     KK_BUG_ON(at > (char *)kk__cpu_scratch(job->c, worker) + job->c->s.thread_bytes);
     return w;
 }
@@ -415,7 +398,6 @@ void kk__cpu_attn(struct kk_dev *dev, const struct kk_attn_args *a)
     }
     if (a->T == 0) return;
     job.stride = ((a->D + 15) & ~15) + 16;
-    job.derived = min32(S, max32(16, 6144 / a->D & ~15)); /* 24 KiB, or one score tile */
     job.row_bytes = a->G * a->D * (int)kk_dtype_bytes(a->kv_dtype) * (a->value_only ? 1 : 2);
     job.n_groups = cut_tiles(&job) * a->G;
     for (int i = 0; i < job.n_groups; i++) {
