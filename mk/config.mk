@@ -22,7 +22,7 @@ PKG_LIBS   = $(call once,PKG_LIBS,pkg-config --libs $(PKGS))
 # -DKK_MEM_GUARD: allocating inside a decode step aborts (base/mem.h).
 OPT_release := -O3 -g
 OPT_debug   := -O0 -g3
-CFLAGS      ?= $(or $(OPT_$(config)),-O2 -g)
+CFLAGS      ?= $(or $(OPT_$(config)),-O1 -g)
 SAN_asan    := -fsanitize=address,undefined
 SAN_ubsan   := -fsanitize=undefined
 SAN_tsan    := -fsanitize=thread

@@ -23,7 +23,11 @@ export KAKEYA_PC
 install: all
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(INCLUDEDIR) $(DESTDIR)$(LIBDIR)/pkgconfig
 	install -m 755 $B/kakeya $(DESTDIR)$(BINDIR)/kakeya
-	@sed -e '/^#include "base\/err.h"/{r src/base/err.h' -e 'd;}' include/kakeya.h >$B/kakeya.h
+	@awk '/^#include "base\/err.h"/ { print "#ifdef __cplusplus\nextern \"C\" {\n#endif"; \
+	          while ((getline line <"src/base/err.h") > 0) { \
+	              sub(/_Noreturn/, "__attribute__((noreturn))", line); print line } \
+	          print "#ifdef __cplusplus\n}\n#endif"; next } \
+	      { print }' include/kakeya.h >$B/kakeya.h
 	install -m 644 $B/kakeya.h $(DESTDIR)$(INCLUDEDIR)/kakeya.h
 	install -m 644 $B/libkakeya.a $(DESTDIR)$(LIBDIR)/libkakeya.a
 	@printf '%s\n' "$$KAKEYA_PC" >$B/kakeya.pc
