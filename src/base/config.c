@@ -38,14 +38,20 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         "tokens of a prompt that go through the model at once"},
 
     [KK_OPT_KV] = {"kv", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "native", "full|native|s5|sinkwin", CACHE,
-        "what is kept: everything; what the model can see; sinks and a window on sliding layers; "
-        "sinks and a window on all layers (no recall)"},
+        "rows kept: all; those the model can see; sinks and a window on sliding layers; sinks and a "
+        "window on every layer (no recall)"},
     [KK_OPT_KV_TYPE] = {"kv-type", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|f32|bf16", CACHE,
         "type of the kept rows; auto: f32 if the weights are, else bf16"},
     [KK_OPT_KV_SINKS] = {"kv-sinks", 0, KK_OPT_INT, 0, SIZES, 0, 65536, "4", "N", CACHE,
         "first rows that s5 and sinkwin keep"},
     [KK_OPT_KV_WINDOW] = {"kv-window", 0, KK_OPT_INT, 0, SIZES, 1, 16777216, "64", "N", CACHE,
         "latest rows that s5 and sinkwin keep"},
+    [KK_OPT_KV_DEVICE] = {"kv-device", 0, KK_OPT_SIZE, 0, SIZES, 0, 0, "0", "BYTES", CACHE,
+        "most device memory of a session's rows (64KiB, 16MiB); the rest pages to the host; 0: no cap"},
+    [KK_OPT_KV_HOST] = {"kv-host", 0, KK_OPT_SIZE, 0, SIZES, 0, 0, "0", "BYTES", CACHE,
+        "most host memory of paged rows, all sessions together; 0: no cap"},
+    [KK_OPT_KV_STAGING] = {"kv-staging", 0, KK_OPT_INT, 0, SIZES, 1, 65536, "4", "N", CACHE,
+        "blocks of the ring that paged rows come back through"},
     [KK_OPT_CTX] = {"ctx", 0, KK_OPT_INT, 0, SIZES & ~KK_CMD_DECODE, 0, BIG, "0", "N", CACHE,
         "most tokens of a session; 0: what the model was made for"},
 
@@ -53,6 +59,8 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         "who proposes tokens: a drafter's directory, earlier text (ngram), or nobody"},
     [KK_OPT_DRAFT_WIDTH] = {"draft-width", 0, KK_OPT_INT, 0, GENERATES, 0, 16, "0", "N", DRAFT,
         "tokens verified at once; 0: found while running"},
+    [KK_OPT_DRAFT_DEVICE] = {"draft-device", 0, KK_OPT_SIZE, 0, GENERATES, 0, 0, "0", "BYTES", DRAFT,
+        "as --kv-device, for the drafter's own rows; 0: no cap"},
 
     [KK_OPT_PROMPT] = {"prompt", 'p', KK_OPT_STRING, 0, TEXT, 0, 0, NULL, "TEXT", INPUT,
         "the text"},
@@ -183,8 +191,8 @@ static int unknown(const struct kk_config *c, const char *command, const char *n
     const char *near = nearest(c, name);
     if (elsewhere)
         return kk_fail(err, KK_EUSAGE,
-                       "--%s does not apply to 'kakeya %s' (its options: kakeya %s --help)", name,
-                       command, command);
+                       "--%s does not apply to 'kakeya %s' (kakeya %s --help lists its options)",
+                       name, command, command);
     if (near) return kk_fail(err, KK_EUSAGE, "unknown option --%s: did you mean --%s?", name, near);
     return kk_fail(err, KK_EUSAGE, "unknown option --%s (kakeya %s --help lists them)", name,
                    command);
@@ -410,8 +418,9 @@ static int help_line(const struct kk_option *o, struct kk_buf *out)
     else
         n += snprintf(left + n, sizeof left - (size_t)n, "--%s", o->name);
     int words_below = o->type == KK_OPT_ENUM;
-    if (o->words && !words_below)
-        snprintf(left + n, sizeof left - (size_t)n, "%s%s%s", sep, o->words, end);
+    if (o->words)
+        snprintf(left + n, sizeof left - (size_t)n, "%s%s%s", sep, words_below ? "WORD" : o->words,
+                 end);
     n = snprintf(text, sizeof text, "%s%s%s", words_below ? o->words : "", words_below ? ": " : "",
                  o->help);
     if (o->def && o->type != KK_OPT_BOOL)

@@ -193,6 +193,11 @@ static void test_defaults_agree(void **state)
     assert_int_equal(kk_config_int(&c, KK_OPT_PREFILL_CHUNK), o.prefill_chunk);
     assert_int_equal(kk_config_int(&c, KK_OPT_CTX), o.ctx);
     assert_int_equal(kk_config_int(&c, KK_OPT_DRAFT_WIDTH), o.draft_width);
+    assert_int_equal(kk_config_int(&c, KK_OPT_DRAFT_DEVICE), o.draft_device);
+    assert_string_equal(kk_config_text(&c, KK_OPT_DRAFT), o.draft);
+    assert_int_equal(kk_config_int(&c, KK_OPT_KV_DEVICE), o.kv_device);
+    assert_int_equal(kk_config_int(&c, KK_OPT_KV_HOST), o.kv_host);
+    assert_int_equal(kk_config_int(&c, KK_OPT_KV_STAGING), o.kv_staging);
     kk_config_release(&c);
 }
 
