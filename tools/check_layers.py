@@ -18,7 +18,7 @@ MAY = {
     "spec": BELOW_SPEC,
     "engine": BELOW_SPEC + " spec kakeya.h",
     "serve": "base tok engine kakeya.h",
-    "cli": "base file tok engine serve kakeya.h",
+    "cli": "base file tok model engine serve kakeya.h",
     "bench": BELOW_SPEC + " spec engine kakeya.h",
     "include": "base",  # base/err.h, which `make install` puts into the installed header
 }
