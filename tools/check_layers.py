@@ -119,7 +119,7 @@ def self_test():
         ("src/engine/engine.c", '#include "kakeya.h"', False),
         ("src/dev/dev.c", '#include "kakeya.h"', True),
         ("src/engine/engine.c", '#include <grpc/grpc.h>', True),
-        ("src/cli/run.c", '#include "model/model.h"', True),
+        ("src/cli/run.c", '#include "kv/kv.h"', True),
         ("src/cli/run.c", '#include "engine/engine_int.h"', True),
         ("src/cli/run.c", '#include "kakeya.h"', False),
         ("src/new/x.c", '#include "base/err.h"', True),
