@@ -152,7 +152,6 @@ int kk_niah_exact(const struct kk_niah_sample *s, const char *text)
     text += strspn(text, " \t");
     if (strncmp(text, s->answer, n) != 0) return 0;
     text += n;
-    if (*text == '.') text++;
     text += strspn(text, " \t\r");
     return *text == 0 || *text == '\n';
 }

@@ -50,8 +50,8 @@ int kk_niah_next(struct kk_niah *g, struct kk_buf *prompt, struct kk_niah_sample
                  struct kk_err *err);
 
 /* Score of a generated text: 1 if the answer is in it (recall), 1 if the text up to a newline or
- * its end, blanks around it left out, is the answer and at most a closing full stop (recall_exact).
- */
+ * its end is the answer and nothing else but blanks (recall_exact, DESIGN §7: a full stop is a
+ * miss). */
 int kk_niah_hit(const struct kk_niah_sample *s, const char *text);
 int kk_niah_exact(const struct kk_niah_sample *s, const char *text);
 

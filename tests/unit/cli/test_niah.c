@@ -182,7 +182,8 @@ static void test_scores(void **state)
     assert_true(kk_niah_hit(&s, "is OAK-1234 or so"));
     assert_false(kk_niah_hit(&s, "oak-1234"));
     assert_true(kk_niah_exact(&s, " OAK-1234"));
-    assert_true(kk_niah_exact(&s, " OAK-1234.\nQuestion"));
+    assert_true(kk_niah_exact(&s, " OAK-1234 \nQuestion"));
+    assert_false(kk_niah_exact(&s, " OAK-1234."));
     assert_false(kk_niah_exact(&s, " OAK-12345"));
     assert_false(kk_niah_exact(&s, "the OAK-1234"));
     assert_false(kk_niah_exact(&s, ""));
