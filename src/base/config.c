@@ -136,8 +136,7 @@ const struct kk_option *kk_option_at(enum kk_option_id id)
     return &table[id];
 }
 
-/* ---- setting values ---------------------------------------------------------------------------
- */
+/* ---- setting values ----------------------------------------------------------------------- */
 
 /* Set option id unless a stronger place already has; a wrong value is refused either way. */
 static int set(struct kk_config *c, int id, const char *text, enum kk_origin origin,
@@ -206,8 +205,7 @@ static int unknown(const struct kk_config *c, const char *command, const char *n
                    command);
 }
 
-/* ---- flags ------------------------------------------------------------------------------------
- */
+/* ---- flags -------------------------------------------------------------------------------- */
 
 /* A type whose flag may stand alone; its value comes only after '='. */
 static const char *alone(const struct kk_option *o)
@@ -276,8 +274,7 @@ static int read_flags(struct kk_config *c, const char *command, int argc, char *
     return rc;
 }
 
-/* ---- environment and file ---------------------------------------------------------------------
- */
+/* ---- environment and file ----------------------------------------------------------------- */
 
 static int read_environment(struct kk_config *c, struct kk_err *err)
 {
@@ -392,8 +389,7 @@ const char *kk_config_text(const struct kk_config *c, enum kk_option_id id)
     return c->value[id].text[0];
 }
 
-/* ---- help and print-config --------------------------------------------------------------------
- */
+/* ---- help and print-config ---------------------------------------------------------------- */
 
 /* Append words of text from `column` on, broken at HELP_WIDTH. */
 static int wrap(struct kk_buf *out, const char *text, int column)

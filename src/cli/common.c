@@ -15,8 +15,7 @@ void kk_cli_release(struct kk_cli *cli)
     kk_config_release(&cli->cfg);
 }
 
-/* ---- in ---------------------------------------------------------------------------------------
- */
+/* ---- in ----------------------------------------------------------------------------------- */
 
 int kk_cli_model(const struct kk_cli *cli, const char **out, struct kk_err *err)
 {
@@ -115,8 +114,7 @@ uint64_t kk_cli_seed(const struct kk_cli *cli)
     return (uint64_t)kk_config_int(&cli->cfg, KK_OPT_SEED);
 }
 
-/* ---- out --------------------------------------------------------------------------------------
- */
+/* ---- out ---------------------------------------------------------------------------------- */
 
 int kk_cli_wants_text(const struct kk_cli *cli)
 {

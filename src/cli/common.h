@@ -33,8 +33,7 @@ kk_cli_fn kk_cli_run, kk_cli_inspect, kk_cli_tokenize, kk_cli_logits, kk_cli_pla
 /* Close what is open. */
 void kk_cli_release(struct kk_cli *cli);
 
-/* ---- in ---------------------------------------------------------------------------------------
- */
+/* ---- in ----------------------------------------------------------------------------------- */
 
 /* The value of -m, or KK_EUSAGE. */
 int kk_cli_model(const struct kk_cli *cli, const char **out, struct kk_err *err);
@@ -53,8 +52,7 @@ int kk_cli_text(const struct kk_cli *cli, struct kk_buf *out, struct kk_err *err
 /* --seed, or 0. */
 uint64_t kk_cli_seed(const struct kk_cli *cli);
 
-/* ---- out --------------------------------------------------------------------------------------
- */
+/* ---- out ---------------------------------------------------------------------------------- */
 
 /* 1 unless JSON takes the place of the text on standard output. */
 int kk_cli_wants_text(const struct kk_cli *cli);

@@ -55,8 +55,7 @@ static int cost(struct inspect *x, const char *kv, struct policy_cost *out, stru
     return rc;
 }
 
-/* ---- text -------------------------------------------------------------------------------------
- */
+/* ---- text --------------------------------------------------------------------------------- */
 
 static void print_shape(const struct kk_tensor *t, char *out, size_t cap)
 {
@@ -133,8 +132,7 @@ static void print_costs(const struct inspect *x, const struct policy_cost *c)
     }
 }
 
-/* ---- JSON -------------------------------------------------------------------------------------
- */
+/* ---- JSON --------------------------------------------------------------------------------- */
 
 static json_t *json_tensors(const struct inspect *x)
 {

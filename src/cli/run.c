@@ -86,8 +86,7 @@ static int add_bos(struct run *r, struct kk_err *err)
     return 0;
 }
 
-/* ---- the stream -------------------------------------------------------------------------------
- */
+/* ---- the stream --------------------------------------------------------------------------- */
 
 static int write_out(struct run *r)
 {
@@ -145,8 +144,7 @@ static int generate(struct run *r, struct kk_err *err)
     return rc ? rc : finish_text(r, err);
 }
 
-/* ---- what is told about it --------------------------------------------------------------------
- */
+/* ---- what is told about it ---------------------------------------------------------------- */
 
 static const char *why_stopped(const struct run *r)
 {

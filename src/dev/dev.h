@@ -27,8 +27,7 @@
 #include "base/dtype.h"
 #include "base/err.h"
 
-/* ---- memory -----------------------------------------------------------------------------------
- */
+/* ---- memory ------------------------------------------------------------------------------- */
 
 /* What a block of memory is for. Every byte belongs to exactly one account (law 1). */
 struct kk_account {
@@ -56,8 +55,7 @@ struct kk_weight_src {
     void (*read)(const void *ctx, uint64_t first, uint64_t n, void *dst); /* thread-safe */
 };
 
-/* ---- the rows a query may see -----------------------------------------------------------------
- */
+/* ---- the rows a query may see ------------------------------------------------------------- */
 
 /* Row j is visible to a query at position t iff
  *     -ahead <= t - j < window  and  (t - j < near  or  j < sinks)  and row j exists.

@@ -19,8 +19,7 @@ struct kk_engine_options kk_engine_defaults(void)
                                       .kv_staging = 4};
 }
 
-/* ---- what plan and open share -----------------------------------------------------------------
- */
+/* ---- what plan and open share ------------------------------------------------------------- */
 
 /* Everything derived from options and files before memory is taken. */
 struct setup {
@@ -152,8 +151,7 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
     return rc;
 }
 
-/* ---- open -------------------------------------------------------------------------------------
- */
+/* ---- open --------------------------------------------------------------------------------- */
 
 static int alloc_step_arrays(struct kk_engine *e, struct kk_err *err)
 {
@@ -250,8 +248,7 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
     };
 }
 
-/* ---- a step -----------------------------------------------------------------------------------
- */
+/* ---- a step ------------------------------------------------------------------------------- */
 
 /* Pack the rows of all items; returns T. */
 static int pack(struct kk_engine *e, const struct kk_step_item *item, int B,

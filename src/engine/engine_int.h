@@ -69,8 +69,7 @@ int kk__settle(struct kk_session *s, int first, int rows, struct kk_err *err);
 int kk__history_reserve(struct kk_session *s, size_t n, struct kk_err *err);
 int kk__step_allowed(const struct kk_session *s, struct kk_err *err);
 
-/* ---- sampler.c --------------------------------------------------------------------------------
- */
+/* ---- sampler.c ---------------------------------------------------------------------------- */
 
 struct kk_candidate {
     float logit;

@@ -42,8 +42,7 @@ static uint32_t choose_row(struct kk_engine *e, int i, const struct kk_sampling 
     return kk__sample(p, e->logits + (size_t)i * (size_t)V, V, history, n, n, e->candidates);
 }
 
-/* ---- several sessions, one token each ---------------------------------------------------------
- */
+/* ---- several sessions, one token each ----------------------------------------------------- */
 
 static int step_sessions(struct kk_engine *e, struct kk_session *const *s, int n,
                          const struct kk_sampling *p, uint32_t *ids, struct kk_err *err)
@@ -85,8 +84,7 @@ int kk_sessions_step(struct kk_session *const *s, int n, const struct kk_samplin
     return rc ? rc : step_sessions(e, s, n, p, ids, err);
 }
 
-/* ---- the fused loop ---------------------------------------------------------------------------
- */
+/* ---- the fused loop ----------------------------------------------------------------------- */
 
 struct generation {
     struct kk_session *s;

@@ -105,8 +105,7 @@ int kk__step_allowed(const struct kk_session *s, struct kk_err *err)
     return 0;
 }
 
-/* ---- logits of every position -----------------------------------------------------------------
- */
+/* ---- logits of every position ------------------------------------------------------------- */
 
 int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_logits_cb *on_row,
                       void *arg, struct kk_err *err)
@@ -138,8 +137,7 @@ int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_lo
     return rc;
 }
 
-/* ---- facts ------------------------------------------------------------------------------------
- */
+/* ---- facts -------------------------------------------------------------------------------- */
 
 void kk_session_describe(const struct kk_session *s, struct kk_session_info *out)
 {

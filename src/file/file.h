@@ -44,8 +44,8 @@ struct kk_model_file;
  * are open. The caller closes it. KK_ENOENT, KK_EFORMAT, KK_EIO, KK_ENOMEM; for synth also
  * KK_EINVAL (seed) and KK_EUNSUPPORTED (dtype). */
 int kk_model_file_open(const char *spec, struct kk_model_file **out, struct kk_err *err);
-/* Open a directory that is no model of its own (f_theta): one JSON object and one safetensors file, by
- * name. Its architecture and model_type are "". */
+/* Open a directory that is no model of its own (f_theta): one JSON object and one safetensors file,
+ * by name. Its architecture and model_type are "". */
 int kk_model_file_open_parts(const char *dir, const char *config, const char *weights,
                              struct kk_model_file **out, struct kk_err *err);
 void kk_model_file_close(struct kk_model_file *mf);

@@ -6,8 +6,7 @@
 #include "base/mem.h"
 #include "kv/kv_int.h"
 
-/* ---- pool -------------------------------------------------------------------------------------
- */
+/* ---- pool --------------------------------------------------------------------------------- */
 
 static int max_int(int a, int b)
 {
@@ -131,8 +130,7 @@ int64_t kk_kv_staging_bytes(const struct kk_kv_pool *p)
     return atomic_load(&p->staging.bytes);
 }
 
-/* ---- sessions ---------------------------------------------------------------------------------
- */
+/* ---- sessions ----------------------------------------------------------------------------- */
 
 /* Make layer l hold at least `n` blocks. */
 static int grow_blocks(struct kk_kv *kv, int l, int32_t n, struct kk_err *err)
@@ -318,8 +316,7 @@ void kk_kv_store_latents(struct kk_kv *kv, void *latents, int n)
     kv->latent_at += n;
 }
 
-/* ---- a step -----------------------------------------------------------------------------------
- */
+/* ---- a step ------------------------------------------------------------------------------- */
 
 /* Room for rows + n in every layer that keeps all; undone on failure. */
 static int reserve_rows(struct kk_kv *kv, int32_t n, struct kk_err *err)

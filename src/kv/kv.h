@@ -114,8 +114,7 @@ int kk_kv_check(const struct kk_kv *kv, struct kk_err *err);
  * stored. */
 int kk_kv_read_row(const struct kk_kv *kv, int layer, int64_t j, void *dst, struct kk_err *err);
 
-/* ---- a step -----------------------------------------------------------------------------------
- */
+/* ---- a step ------------------------------------------------------------------------------- */
 
 enum kk_step_kind { KK_STEP_HOLD, KK_STEP_CHUNK };
 

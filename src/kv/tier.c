@@ -4,8 +4,7 @@
 #include "base/mem.h"
 #include "kv/kv_int.h"
 
-/* ---- sizes ------------------------------------------------------------------------------------
- */
+/* ---- sizes -------------------------------------------------------------------------------- */
 
 int32_t kk__tier_resident(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
                           size_t latent_bytes, int64_t cap, int64_t *least)
@@ -33,8 +32,7 @@ size_t kk__tier_ring_bytes(const struct kk_kv_layout *layout, const struct kk_kv
     return widest_block(layout, rule) * (size_t)slots;
 }
 
-/* ---- the copy thread --------------------------------------------------------------------------
- */
+/* ---- the copy thread ---------------------------------------------------------------------- */
 
 static void *copy_main(void *arg)
 {
@@ -113,8 +111,7 @@ void kk__tier_close(struct kk_kv_pool *p)
     kk_free(s->request);
 }
 
-/* ---- blocks of a session ----------------------------------------------------------------------
- */
+/* ---- blocks of a session ------------------------------------------------------------------ */
 
 int kk__tier_open_layer(struct kk_kv *kv, int l, struct kk_err *err)
 {
@@ -244,8 +241,7 @@ void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep)
     }
 }
 
-/* ---- the walk of a step -----------------------------------------------------------------------
- */
+/* ---- the walk of a step ------------------------------------------------------------------- */
 
 /* Host blocks [*from, *end) of sequence b that layer l's attention needs. */
 static void host_blocks(const struct kk_kv_pool *p, int l, int b, int32_t *from, int32_t *end)

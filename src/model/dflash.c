@@ -42,8 +42,7 @@ struct kk_dflash {
     void *x, *o, *f;
 };
 
-/* ---- config -----------------------------------------------------------------------------------
- */
+/* ---- config ------------------------------------------------------------------------------- */
 
 /* dflash_config first, then the config itself. */
 static const json_t *setting(const json_t *o, const char *key)
@@ -129,7 +128,8 @@ static int parse_layer_types(struct kk_dflash *d, const json_t *o, struct kk_err
     for (int l = 0; l < d->n_layers; l++) {
         const char *t = json_string_value(json_array_get(types, (size_t)l));
         int sliding = t && !strcmp(t, "sliding_attention");
-        if (sliding && windowed && !window) return kk_fail(err, KK_EFORMAT, "'sliding_window' is missing");
+        if (sliding && windowed && !window)
+            return kk_fail(err, KK_EFORMAT, "'sliding_window' is missing");
         int is_causal = json_is_boolean(causal) ? json_is_true(causal) : sliding;
         int bounded = sliding && windowed;
         int32_t w = bounded ? (int32_t)window : KK_NO_BOUND;
@@ -176,8 +176,7 @@ static int parse(struct kk_dflash *d, const struct kk_model_file *mf, struct kk_
     return rc ? rc : parse_layer_types(d, o, err);
 }
 
-/* ---- weights ----------------------------------------------------------------------------------
- */
+/* ---- weights ------------------------------------------------------------------------------ */
 
 #define LOAD(expr)                                                                                 \
     do {                                                                                           \
@@ -331,8 +330,7 @@ struct kk_kv_layout kk_dflash_layout(const struct kk_dflash *d, enum kk_dtype kv
     return (struct kk_kv_layout){d->n_layers, d->kv_layer, kv_type};
 }
 
-/* ---- forward ----------------------------------------------------------------------------------
- */
+/* ---- forward ------------------------------------------------------------------------------ */
 
 /* Below, one op call is one stage, its arguments grouped by meaning. */
 /* clang-format off */
@@ -366,7 +364,8 @@ static void context_forward(struct kk_dflash *d, struct kk_kv_pool *pool, const 
     }
 }
 
-static void layer_forward(struct kk_dflash *d, struct kk_kv_pool *pool, int l, const float *next_norm)
+static void layer_forward(struct kk_dflash *d, struct kk_kv_pool *pool, int l,
+                          const float *next_norm)
 {
     const struct draft_layer *w = &d->layer[l];
     const struct kk_kv_view kv = kk_kv_layer(pool, l);
@@ -393,7 +392,7 @@ static void layer_forward(struct kk_dflash *d, struct kk_kv_pool *pool, int l, c
         .scale = 1.0f, .eps = d->eps, .w_out = {next_norm}, .y = {d->x}});
 }
 
-/* Rows 1.. are the drafts. A positive multiplier and a soft-cap do not change which logit is largest. */
+/* Rows 1.. are the drafts. A positive multiplier and a soft-cap do not change the largest logit. */
 static void block_forward(struct kk_dflash *d, struct kk_kv_pool *pool)
 {
     const struct kk_model *m = d->verifier;

@@ -42,7 +42,7 @@ struct kk_ftheta {
     int64_t positions, rebuilt;
 };
 
-/* ---- opening -------------------------------------------------------------------------------- */
+/* ---- opening ------------------------------------------------------------------------------ */
 
 static int parse_taps(struct kk_ftheta *f, const json_t *ids, struct kk_err *err)
 {
@@ -239,7 +239,7 @@ int kk_ftheta_taps(const struct kk_ftheta *f, const int **layers)
     return f->n_taps;
 }
 
-/* ---- commit and rebuild --------------------------------------------------------------------- */
+/* ---- commit and rebuild ------------------------------------------------------------------- */
 
 int kk_ftheta_commit(struct kk_ftheta *f, struct kk_kv *kv, const float *taps, int n,
                      struct kk_err *err)

@@ -91,7 +91,7 @@ int kk__gemma4_bind(struct kk_loader *ld, struct kk_err *err)
     return 0;
 }
 
-/* ---- the forward ---------------------------------------------------------------------------- */
+/* ---- the forward -------------------------------------------------------------------------- */
 
 /* What every stage of a step shares. */
 struct step {
@@ -130,10 +130,13 @@ static void attend_restored(const struct step *s, int l, struct kk_attn_args *a)
     struct kk_kv_piece p = {.end_split = KK_NO_BOUND, .first = 1, .last = 1};
     for (int b = 0; b < a->B; b++, p.t0 += p.T) {
         p.T = kk_kv_step_rows(s->pool, b);
-        int32_t first = pos[p.t0] - a->mask.window + 1, end = pos[p.t0 + p.T - 1] - a->mask.exact_near + 1;
+        int32_t first = pos[p.t0] - a->mask.window + 1;
+        int32_t end = pos[p.t0 + p.T - 1] - a->mask.exact_near + 1;
         if (first < a->mask.exact_sinks) first = a->mask.exact_sinks;
         a->rebuilt_first = first;
-        if (first < end) a->rebuilt = kk__ftheta_rebuild(s->m->restorer, s->pool, b, l, first, end - first);
+        if (first < end)
+            a->rebuilt =
+                kk__ftheta_rebuild(s->m->restorer, s->pool, b, l, first, end - first);
         attend(s, a, &p);
     }
 }
@@ -164,7 +167,8 @@ static void attention(const struct step *s, int l)
     if (kv.mask.exact_near)
         attend_restored(s, l, &a);
     else
-        for (struct kk_kv_piece p = kk_kv_first_piece(s->pool, l); p.T; p = kk_kv_next_piece(s->pool, l))
+        for (struct kk_kv_piece p = kk_kv_first_piece(s->pool, l); p.T;
+             p = kk_kv_next_piece(s->pool, l))
             attend(s, &a, &p);
     kk_kv_layer_done(s->pool, l);
     s->op->linear(s->dev, &(struct kk_linear_args){
@@ -242,7 +246,8 @@ void kk__gemma4_forward(struct kk_model *m, struct kk_kv_pool *pool, const struc
     s.op->gather(s.dev, &(struct kk_gather_args){
         .n = fwd->n_logits, .C = s.C, .rows = b->logit_rows, .src = b->h, .dst = b->h_last});
     s.op->norm(s.dev, &(struct kk_norm_args){
-        .T = fwd->n_logits, .C = s.C, .x = b->h_last, .w = m->final_norm, .eps = c->eps, .y = b->x});
+        .T = fwd->n_logits, .C = s.C, .x = b->h_last, .w = m->final_norm, .eps = c->eps,
+        .y = b->x});
     s.op->linear(s.dev, &(struct kk_linear_args){
         .T = fwd->n_logits, .n = 1, .x = b->x, .w = {c->tied ? &m->embed : &m->head},
         .y = {b->logits}, .softcap = c->softcap});

@@ -7,7 +7,7 @@
 #include "base/mem.h"
 #include "model/model_int.h"
 
-/* ---- buffers ---------------------------------------------------------------------------------- */
+/* ---- buffers ------------------------------------------------------------------------------ */
 
 /* One activation buffer: where its pointer goes and its size. */
 struct buffer_spec {
@@ -100,7 +100,7 @@ static void free_buffers(struct kk_model *m)
     kk_dev_free(m->dev, &m->scratch, m->buf.expert_weight, w);
 }
 
-/* ---- open ------------------------------------------------------------------------------------- */
+/* ---- open --------------------------------------------------------------------------------- */
 
 /* Config and empty weights; nothing on the device yet. */
 static int new_model(const struct kk_model_file *mf, struct kk_dev *dev,
@@ -234,7 +234,7 @@ void kk_model_close(struct kk_model *m)
     kk_free(m);
 }
 
-/* ---- facts ------------------------------------------------------------------------------------ */
+/* ---- facts -------------------------------------------------------------------------------- */
 
 int kk_model_describe(const struct kk_model_file *mf, struct kk_model_info *out, struct kk_err *err)
 {
@@ -283,7 +283,7 @@ float *kk_model_logits(const struct kk_model *m)
     return m->buf.logits;
 }
 
-/* ---- forward ---------------------------------------------------------------------------------- */
+/* ---- forward ------------------------------------------------------------------------------ */
 
 static int check_forward(const struct kk_model *m, const struct kk_kv_pool *pool,
                          const struct kk_forward *fwd, struct kk_err *err)

@@ -97,8 +97,7 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
                      struct kk_err *err);
 float *kk_model_logits(const struct kk_model *m);
 
-/* ---- DFlash drafter: a block-diffusion model over the verifier's auxiliary states -------------
- */
+/* ---- DFlash drafter: a block-diffusion model over the verifier's auxiliary states --------- */
 
 /* The directory format of z-lab (arXiv:2602.06036). The drafter has no embedding and no head: it
  * borrows the verifier's, so the verifier must stay open. Its context rows live in a KV pool of its
@@ -126,10 +125,10 @@ int kk_dflash_observe(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv
 int kk_dflash_propose(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv *kv, int32_t carry,
                       int n, int32_t *out, struct kk_err *err);
 
-/* Hidden states of the last block's rows, carry first, after the final norm (act, [n + 1, C]): tests. */
+/* Hidden states of the last block, carry first, after the final norm (act [n + 1, C]): tests. */
 const void *kk_dflash_hidden(const struct kk_dflash *d);
 
-/* ---- f_theta: rows of sliding layers rebuilt from one latent a token ------------------------ */
+/* ---- f_theta: rows of sliding layers rebuilt from one latent a token ---------------------- */
 
 /* Opening it makes the model use it for KV policies that rebuild rows (kk_mask.exact_near). dir
  * "exact": no map, the rows are copied from a full ring (the identity arm). max_rows: of a step. */

@@ -113,8 +113,7 @@ int kk_ngram_open(struct kk_drafter **out, struct kk_err *err)
     return 0;
 }
 
-/* ---- always wrong -----------------------------------------------------------------------------
- */
+/* ---- always wrong ------------------------------------------------------------------------- */
 
 struct wrong {
     struct kk_drafter base;

@@ -18,8 +18,7 @@
 
 #define KK_MAX_WIDTH 16
 
-/* ---- drafters ---------------------------------------------------------------------------------
- */
+/* ---- drafters ----------------------------------------------------------------------------- */
 
 struct kk_drafter;
 
@@ -59,8 +58,7 @@ static inline void kk_drafter_close(struct kk_drafter *d)
     if (d) d->ops->close(d);
 }
 
-/* ---- width ------------------------------------------------------------------------------------
- */
+/* ---- width -------------------------------------------------------------------------------- */
 
 /* Seconds of a step by width, learned from the steps run; shared by all sessions of an engine. */
 struct kk_step_costs {

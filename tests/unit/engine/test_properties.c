@@ -162,8 +162,7 @@ static void threads_and_isa_do_not_matter(void **state)
         }
 }
 
-/* ---- company ----------------------------------------------------------------------------------
- */
+/* ---- company ------------------------------------------------------------------------------ */
 
 /* Put ids into a session's history without running them (the rows of a hand-made step). */
 static void push_history(struct kk_session *s, const uint32_t *ids, size_t n)
@@ -271,8 +270,7 @@ static void commit_keeps_a_prefix(void **state)
     }
 }
 
-/* ---- generation -------------------------------------------------------------------------------
- */
+/* ---- generation --------------------------------------------------------------------------- */
 
 struct tokens {
     uint32_t id[64];
@@ -406,8 +404,7 @@ static void drafts_change_no_token(void **state)
         }
 }
 
-/* ---- bytes ------------------------------------------------------------------------------------
- */
+/* ---- bytes -------------------------------------------------------------------------------- */
 
 /* plan says before loading what the allocator says after. */
 static void plan_is_what_is_allocated(void **state)
@@ -650,8 +647,7 @@ static void restored_is_causal(void **state)
     }
 }
 
-/* ---- misuse -----------------------------------------------------------------------------------
- */
+/* ---- misuse ------------------------------------------------------------------------------- */
 
 static void mistakes_change_nothing(void **state)
 {

@@ -189,7 +189,7 @@ static void equals_the_authors_class(void **state)
     assert_true(n >= 6);
 }
 
-/* ---- the loop on the embedded trio ---------------------------------------------------------- */
+/* ---- the loop on the embedded trio -------------------------------------------------------- */
 
 struct tokens {
     const json_t *want;

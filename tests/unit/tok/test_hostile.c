@@ -15,8 +15,7 @@
 static const char text[] =
     "The fox's 42 \xff\xf0\x9f\x98\x80 na\xc3\xafve  <bos>\n<mask> WORD e\xcc\x81 \xe4\xb8\xad";
 
-/* ---- files that must be refused, and in what words
- * ----------------------------------------------- */
+/* ---- files that must be refused, and in what words ---------------------------------------- */
 
 #define MODEL(vocab, merges, more)                                                                 \
     "{\"added_tokens\":[],\"model\":{\"type\":\"BPE\",\"vocab\":" vocab ",\"merges\":" merges more \
@@ -141,8 +140,7 @@ static void test_costly_pattern(void **state)
     kk_tok_close(t);
 }
 
-/* ---- mutations
- * ------------------------------------------------------------------------------------ */
+/* ---- mutations ---------------------------------------------------------------------------- */
 
 /* Use what was loaded: it must hold together whatever the file said. */
 static void exercise(const struct kk_tok *t, struct kk_test_rng *r)
