@@ -147,12 +147,12 @@ static int run_all(struct bench *b, json_t *runs, struct kk_err *err)
     int text = kk_cli_wants_text(b->cli);
     double warm; /* the first pass touches fresh memory: not counted */
     int rc = time_prefill(b, 0, &warm, err);
-    if (text && !rc) print_header(b);
     for (int i = 0; !rc && i < depths->n; i++) {
         struct run r = {.context = depths->list[i]};
         rc = run_depth(b, &r, err);
         kk_progress_clear(&b->cli->progress);
         if (rc) break;
+        if (text && !i) print_header(b);
         if (text) print_run(b, &r);
         json_array_append_new(runs, json_run(b, &r));
     }

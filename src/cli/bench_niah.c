@@ -143,12 +143,12 @@ static int run_all(struct bench *b, json_t *rungs, struct kk_err *err)
     const struct kk_value *lines = &b->cli->cfg.value[KK_OPT_LINES];
     int rc = 0, text = kk_cli_wants_text(b->cli);
     b->total = lines->n * (int)kk_config_int(&b->cli->cfg, KK_OPT_SAMPLES);
-    if (text) print_header(b->cli);
     for (int i = 0; !rc && i < lines->n; i++) {
         struct rung r = {.lines = (int)lines->list[i]};
         rc = run_rung(b, &r, err);
         kk_progress_clear(&b->cli->progress);
         if (rc) break;
+        if (text && !i) print_header(b->cli);
         if (text) print_rung(&r);
         json_array_append_new(rungs, json_rung(&r));
     }

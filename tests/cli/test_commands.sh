@@ -1,0 +1,114 @@
+#!/bin/bash
+# Each command on the embedded model and on a synth one: what comes out is right, and machines can read it.
+. tests/cli_lib.sh
+TINY=models/tiny
+MINI=synth:tests/data/mini.json
+PROMPT='IMPORTANT: the secret code is ORCHID-4217. Question: what is the secret code? Answer:'
+is_json() { python3 -m json.tool "$1" >/dev/null; }
+
+# ---- run
+run run -m "$TINY" -p "$PROMPT" -n 12
+cp "$KK_TMP/out" "$KK_TMP/text"
+check "run finds the code" sh -c '[ "$2" -eq 0 ] && grep -q "ORCHID-4217" "$1/out"' sh "$KK_TMP" "$rc"
+check "run tells times on stderr" grep -Eq 'prompt [0-9]+ tokens, [0-9]+ tok/s; generated 12' "$KK_TMP/err"
+run run -m "$TINY" -p "$PROMPT" -n 12 --json
+check "run --json" is_json "$KK_TMP/out"
+check "run --json has the same text" [ "$(json text "$KK_TMP/out")" = "$(cat "$KK_TMP/text")" ]
+check "run --json counts tokens" [ "$(json tokens "$KK_TMP/out")" = 12 ]
+json ids "$KK_TMP/out" >"$KK_TMP/ids"
+run run -m "$TINY" -p "$PROMPT" -n 12 --ids
+check "run --ids prints the same ids" [ "[$(sed 's/ /, /g' "$KK_TMP/out")]" = "$(cat "$KK_TMP/ids")" ]
+printf %s "$PROMPT" >"$KK_TMP/prompt"
+run run -m "$TINY" -f "$KK_TMP/prompt" -n 12
+check "run -f: as -p" cmp -s "$KK_TMP/out" "$KK_TMP/text"
+piped() { "$KK_BIN" run -m "$TINY" -f - -n 12 <"$KK_TMP/prompt" 2>/dev/null | cmp -s - "$KK_TMP/text"; }
+check "run -f -: standard input" piped
+run run -m "$TINY" -p "$PROMPT" -n 12 --stop D-42
+check "a stop string over several tokens is cut" [ "$(cat "$KK_TMP/out")" = " ORCHI" ]
+run run -m "$TINY" -p "$PROMPT" -n 12 --stop nowhere --stop 17 --json
+check "the first of several stop strings counts" [ "$(json text "$KK_TMP/out")" = " ORCHID-42" ]
+check "and is told" [ "$(json stop "$KK_TMP/out")" = stop_string ]
+for o in "--threads 1" "--cpu-isa scalar" "--prefill-chunk 5" "--kv full" "--draft ngram" "--kv-device 1MiB"; do
+    run run -m "$TINY" -p "$PROMPT" -n 12 $o
+    check "run $o: same text" cmp -s "$KK_TMP/out" "$KK_TMP/text"
+done
+
+# ---- seeds
+run run -m "$TINY" -p Hello -n 24 --temp 1.5 --json
+seed=$(json seed "$KK_TMP/out")
+json ids "$KK_TMP/out" >"$KK_TMP/ids"
+check "a drawn seed is told" grep -qx "kakeya: seed $seed" "$KK_TMP/err"
+run run -m "$TINY" -p Hello -n 24 --temp 1.5 --json --seed "$seed"
+check "and repeats the run" [ "$(json ids "$KK_TMP/out")" = "$(cat "$KK_TMP/ids")" ]
+run run -m "$TINY" -p Hello -n 24 --temp 1.5 --json --seed "$((seed + 1))"
+check "another seed gives other tokens" [ "$(json ids "$KK_TMP/out")" != "$(cat "$KK_TMP/ids")" ]
+
+# ---- tokenize
+run tokenize -m "$TINY" -p 'Hello, 日本 🙂 <eos>' --json
+check "tokenize --json" is_json "$KK_TMP/out"
+ids=$(json ids "$KK_TMP/out")
+run tokenize -m "$TINY" --decode "$ids"
+check "tokenize --decode gives the text back" [ "$(cat "$KK_TMP/out")" = 'Hello, 日本 🙂 <eos>' ]
+run tokenize -m "$TINY" -p 'Hello'
+check "tokenize prints a line for each token" grep -Eq '^ +[0-9]+  ' "$KK_TMP/out"
+
+# ---- logits
+npy() { # SHAPE FILE: header and size are right, every value is finite
+    python3 - "$@" <<'PY'
+import array, ast, math, sys
+b = open(sys.argv[2], "rb").read()
+assert b[:8] == b"\x93NUMPY\x01\x00", b[:8]
+n = int.from_bytes(b[8:10], "little")
+h = ast.literal_eval(b[10:10 + n].decode())
+assert (10 + n) % 64 == 0 and b[9 + n:10 + n] == b"\n"
+assert h == {"descr": "<f4", "fortran_order": False, "shape": ast.literal_eval(sys.argv[1])}, h
+v = array.array("f", b[10 + n:])
+assert len(v) == h["shape"][0] * h["shape"][1] and all(map(math.isfinite, v)) and len(set(v)) > 9
+PY
+}
+echo '[2, 5, 17, 3, 159, 0, 1]' >"$KK_TMP/ids.json"
+run logits -m "$MINI" --ids "$KK_TMP/ids.json" -o "$KK_TMP/a.npy"
+check "logits of a synth model" npy "(7, 160)" "$KK_TMP/a.npy"
+check "logits say nothing on stdout" [ ! -s "$KK_TMP/out" ]
+run logits -m "$MINI" --ids "$KK_TMP/ids.json" -o "$KK_TMP/b.npy" --threads 1 --prefill-chunk 2 --json
+check "logits --json" is_json "$KK_TMP/out"
+check "logits: same bits, cut otherwise" cmp -s "$KK_TMP/a.npy" "$KK_TMP/b.npy"
+run logits -m "$MINI:5" --ids "$KK_TMP/ids.json" -o "$KK_TMP/b.npy"
+check "another synth seed, other logits" sh -c '! cmp -s "$1/a.npy" "$1/b.npy"' sh "$KK_TMP"
+check "no temporary is left" sh -c '! ls "$1" | grep -q tmp' sh "$KK_TMP"
+
+# ---- plan, inspect
+run plan -m "$TINY" --ctx 4096 --sessions 10 --json
+check "plan --json" is_json "$KK_TMP/out"
+check "plan adds up" python3 -c 'import json, sys
+p = json.load(open(sys.argv[1]))
+assert p["ctx"] == 4096 and p["sessions"] == 10
+assert p["total_bytes"] == p["weight_bytes"] + p["scratch_bytes"] + p["kv_staging_bytes"] + 10 * p["session_kv_bytes"]' "$KK_TMP/out"
+run inspect "$TINY" --json
+check "inspect --json" is_json "$KK_TMP/out"
+check "inspect: 176 tensors" [ "$(json tensor_count "$KK_TMP/out")" = 176 ]
+check "inspect: parameters" [ "$(json parameters "$KK_TMP/out")" = 8619592 ]
+run inspect "$TINY" --tensors
+check "inspect --tensors" grep -Eq '^ +model.embed_tokens.weight +bf16 +\[2048, 256\] +1048576$' "$KK_TMP/out"
+run inspect -m "$MINI"
+check "inspect of a synth model" grep -q '^tokenizer        none' "$KK_TMP/out"
+for c in gemma-4-26b-a4b cpu-1b; do
+    run inspect "synth:bench/configs/$c.json"
+    check "inspect of $c, not loaded" [ "$rc" -eq 0 ]
+done
+
+# ---- benches
+run bench niah -m "$TINY" --lines 20,40 --samples 2 --json
+check "bench niah --json" is_json "$KK_TMP/out"
+check "bench niah: recall 1" [ "$(json rungs.1.recall "$KK_TMP/out")" = 1.0 ]
+check "bench niah: prompt tokens" [ "$(json rungs.0.prompt_tokens "$KK_TMP/out")" = 433 ]
+run bench niah -m "$TINY" --lines 20 --samples 2 --keys 5 --json="$KK_TMP/niah.json"
+check "bench niah --keys: table and file" sh -c 'grep -q recall "$1/out" && python3 -m json.tool "$1/niah.json" >/dev/null' sh "$KK_TMP"
+run bench decode -m "$MINI" --ctx 0,200 --reps 2 --json
+check "bench decode --json" is_json "$KK_TMP/out"
+check "bench decode: fields" python3 -c 'import json, sys
+d = json.load(open(sys.argv[1]))
+assert [r["context"] for r in d["runs"]] == [0, 200] and d["threads"] >= 1 and d["model"]
+for r in d["runs"]: assert r["prefill_tok_s"] > 0 and r["decode_tok_s"] > 0 and r["kv_device_bytes"] > 0 and r["kv_host_bytes"] == 0' "$KK_TMP/out"
+
+done_testing
