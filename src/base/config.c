@@ -98,7 +98,7 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_IGNORE_EOS] = {"ignore-eos", 0, KK_OPT_BOOL, 0, KK_CMD_RUN, 0, 0, "no", NULL, SAMPLING,
         "go on after an end-of-sequence token"},
 
-    [KK_OPT_SESSIONS] = {"sessions", 0, KK_OPT_INT, 0, KK_CMD_PLAN, 1, 1e9, "1", "N", BENCH,
+    [KK_OPT_SESSIONS] = {"sessions", 0, KK_OPT_INT, 0, KK_CMD_PLAN, 1, 1e6, "1", "N", BENCH,
         "sessions held at the same time"},
     [KK_OPT_LINES] = {"lines", 0, KK_OPT_LIST, 0, KK_CMD_NIAH, 10, 9999999, "60,160,320",
         "N,..", BENCH,
