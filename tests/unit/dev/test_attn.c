@@ -1,8 +1,14 @@
 /* Attention and commit: against doubles; the same bits between instruction sets, threads, cuts of
- * the rows, cuts of the splits, flat and ring storage. Rows that no query sees are poisoned.
+ * the rows, cuts of the splits, flat and ring storage; rows ahead, rebuilt rows. Rows that no query
+ * reads are poisoned.
  * kk-test: tsan */
 #include "unit/dev/dev_test.h"
 
+#ifdef __SANITIZE_THREAD__
+enum { CASES = 12 };
+#else
+enum { CASES = 80 };
+#endif
 enum { MOST_SEQS = 4 };
 
 struct seq {
@@ -18,6 +24,7 @@ struct attn_case {
     int row;               /* values of a stored row */
     struct seq s[MOST_SEQS];
     struct kk_kv_seq flat[MOST_SEQS], ringed[MOST_SEQS];
+    float *rebuilt; /* values of a->rebuilt, [committed + n, row] */
     int32_t pos[80], seq[80];
     int pieces; /* splits of a call; 0: one call */
 };
@@ -26,7 +33,13 @@ struct attn_case {
 
 static int sees(const struct kk_mask *m, int t, int j)
 {
-    return j <= t && t - j < m->window && (t - j < m->near || j < m->sinks);
+    return t - j >= -m->ahead && t - j < m->window && (t - j < m->near || j < m->sinks);
+}
+
+/* The row itself, not a rebuilt one */
+static int exact(const struct kk_mask *m, int t, int j)
+{
+    return !m->exact_near || t - j < m->exact_near || j < m->exact_sinks;
 }
 
 /* n slots in blocks of block_rows, all NaN */
@@ -64,7 +77,8 @@ static void make_seq(struct attn_case *c, struct seq *s, int committed, int n)
         memcpy(kk_kv_slot(&s->ring_seq, j, row_bytes), raw + (size_t)j * row_bytes, row_bytes);
     for (int j = 0; j < committed; j++) { /* flat rows out of sight */
         int seen = 0;
-        for (int i = committed; i < total; i++) seen |= sees(&c->a.mask, i, j);
+        for (int i = committed; i < total; i++)
+            seen |= sees(&c->a.mask, i, j) && exact(&c->a.mask, i, j);
         if (!seen) memset(kk_kv_slot(&s->flat_seq, j, row_bytes), 0xff, row_bytes);
     }
     free(raw);
@@ -76,6 +90,7 @@ static struct kk_mask any_mask(void)
     if (between(0, 2)) m.window = between(1, 400);
     if (between(0, 1)) m.near = between(1, 150);
     if (between(0, 1)) m.sinks = between(1, 99);
+    if (between(0, 2) == 0) m.ahead = between(0, 1) ? KK_NO_BOUND : between(1, 9);
     return m;
 }
 
@@ -95,6 +110,12 @@ static void make_case(struct attn_case *c, int n)
                                  .mask = any_mask(),
                                  .scale = between(0, 1) ? 1.0f : 0.21f,
                                  .kv_dtype = n % 2 ? KK_BF16 : KK_F32};
+    if (B == 1 && between(0, 2)) {
+        c->a.mask.exact_near = between(20, 64);
+        c->a.mask.exact_sinks = between(0, 5);
+        c->rebuilt = normals((int64_t)(deep + 20) * c->row, 1);
+        c->a.rebuilt = to_dtype(c->a.kv_dtype, c->rebuilt, (int64_t)(deep + 20) * c->row);
+    }
     for (int b = 0; b < B; b++) {
         int rows = between(0, 1) ? 1 : between(1, 20);
         make_seq(c, &c->s[b], between(0, deep), rows);
@@ -124,6 +145,8 @@ static void free_case(struct attn_case *c)
         void *all[] = {s->v, s->flat, s->ring, s->step, s->flat_blocks, s->ring_blocks};
         for (int i = 0; i < 6; i++) free(all[i]);
     }
+    free(c->rebuilt);
+    free((void *)c->a.rebuilt);
     free((void *)c->a.q);
     free((void *)c->a.k_norm);
     free((void *)c->a.rope);
@@ -143,8 +166,8 @@ static void run_attn(const void *p, int i, int t0, int t1, float *out)
     a.seq += t0;
     a.state = state;
     a.o = out;
-    for (int t = 0; t < a.T; t++)
-        if (a.pos[t] > last) last = a.pos[t];
+    for (int b = 0; b < a.B; b++)
+        if (c->s[b].committed + c->s[b].n > last) last = c->s[b].committed + c->s[b].n;
     memset(state, 0x7f, sizeof state);
     for (int32_t s = 0; s <= last / devs[i]->attn_split; s += step) {
         a.first = s == 0;
@@ -173,33 +196,38 @@ static void key_of(const struct attn_case *c, const float *row, int g, int j, do
     }
 }
 
+static const float *row_of(const struct attn_case *c, int t, int j)
+{
+    const float *v = exact(&c->a.mask, c->pos[t], j) ? c->s[c->seq[t]].v : c->rebuilt;
+    return v + (int64_t)j * c->row;
+}
+
 static void ref_attn(const void *p, int t, const float *got, double *want)
 {
     const struct attn_case *c = p;
     const struct kk_attn_args *a = &c->a;
     const struct seq *s = &c->s[c->seq[t]];
-    const int D = a->D;
+    const int D = a->D, n = s->committed + s->n;
     double k[96], e[1600];
     (void)got;
     for (int h = 0; h < a->H; h++) {
         const int g = h / (a->H / a->G), v_at = (a->value_only ? 0 : a->G * D) + g * D;
         const float *q = a->q + ((int64_t)t * a->H + h) * D;
         double top = -INFINITY, sum = 0;
-        for (int j = 0; j <= c->pos[t]; j++) {
+        for (int j = 0; j < n; j++) {
             e[j] = -INFINITY;
             if (!sees(&a->mask, c->pos[t], j)) continue;
-            key_of(c, s->v + (int64_t)j * c->row, g, j, k);
+            key_of(c, row_of(c, t, j), g, j, k);
             e[j] = 0;
             for (int d = 0; d < D; d++) e[j] += (double)q[d] * k[d];
             e[j] *= (double)a->scale;
             top = fmax(top, e[j]);
         }
         for (int d = 0; d < D; d++) want[h * D + d] = 0;
-        for (int j = 0; j <= c->pos[t]; j++) {
+        for (int j = 0; j < n; j++) {
             if (e[j] == -INFINITY) continue;
             sum += e[j] = exp(e[j] - top);
-            for (int d = 0; d < D; d++)
-                want[h * D + d] += e[j] * (double)s->v[(int64_t)j * c->row + v_at + d];
+            for (int d = 0; d < D; d++) want[h * D + d] += e[j] * (double)row_of(c, t, j)[v_at + d];
         }
         for (int d = 0; d < D; d++) want[h * D + d] /= sum;
     }
@@ -208,7 +236,7 @@ static void ref_attn(const void *p, int t, const float *got, double *want)
 static void test_attn(void **state)
 {
     (void)state;
-    for (int n = 0; n < 60; n++) {
+    for (int n = 0; n < CASES; n++) {
         struct attn_case c;
         make_case(&c, n);
         const int width = c.a.H * c.a.D;
@@ -330,13 +358,44 @@ static void test_kv_store(void **state)
     }
 }
 
+/* fetch: stored rows back in a line; convert: between the types of rows */
+static void test_fetch_convert(void **state)
+{
+    (void)state;
+    char *mem, got[40 * 6];
+    void **blocks;
+    make_blocks(50, 7, 6, &mem, &blocks);
+    for (int i = 0; i < 50 * 6; i++) mem[i] = (char)i;
+    struct kk_kv_seq s = {
+        .blocks = blocks, .committed = 100, .block_rows = 7, .sinks = 4, .ring = 46};
+    float x[33], back[33];
+    uint16_t half[33];
+    kk_test_fill_normal(&rng, x, 33, 2);
+    for (int i = 0; i < n_devs; i++) {
+        devs[i]->ops->fetch(
+            devs[i],
+            &(struct kk_fetch_args){.seq = &s, .first = 60, .n = 40, .row_bytes = 6, .dst = got});
+        for (int k = 0; k < 40; k++) assert_memory_equal(got + k * 6, kk_kv_slot(&s, 60 + k, 6), 6);
+        struct kk_convert_args a = {.n = 33, .from = KK_F32, .to = KK_BF16, .src = x, .dst = half};
+        devs[i]->ops->convert(devs[i], &a);
+        a = (struct kk_convert_args){
+            .n = 33, .from = KK_BF16, .to = KK_F32, .src = half, .dst = back};
+        devs[i]->ops->convert(devs[i], &a);
+        for (int k = 0; k < 33; k++) {
+            assert_int_equal(half[k], kk_f32_to_bf16(x[k]));
+            assert_true(back[k] == kk_bf16_to_f32(half[k]));
+        }
+    }
+    free(mem);
+    free(blocks);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_attn),
-        cmocka_unit_test(test_long),
-        cmocka_unit_test(test_too_many_heads),
-        cmocka_unit_test(test_kv_store),
+        cmocka_unit_test(test_attn),           cmocka_unit_test(test_long),
+        cmocka_unit_test(test_too_many_heads), cmocka_unit_test(test_kv_store),
+        cmocka_unit_test(test_fetch_convert),
     };
     rng = kk_test_rng("attn");
     return cmocka_run_group_tests(tests, open_devs, close_devs);

@@ -204,7 +204,7 @@ static void ref_residual(const void *p, int t, const float *got, double *want)
         rms(C, y, a->w_in[1], (double)a->eps, y);
         for (int i = 0; i < C; i++) x[i] += y[i];
     }
-    rms(C, x, a->w_post, (double)a->eps, x);
+    if (!a->plain) rms(C, x, a->w_post, (double)a->eps, x);
     for (int i = 0; i < C; i++)
         want[i] = ((double)c->h[(int64_t)t * C + i] + x[i]) * (double)a->scale;
     for (int k = 0; k < a->n_out; k++)
@@ -222,6 +222,7 @@ static void test_residual(void **state)
         struct residual_case c = {.h = buf[0]};
         c.a = (struct kk_residual_args){.C = C,
                                         .n_in = 1 + n % 2,
+                                        .plain = n % 6 == 0,
                                         .n_out = n % 4,
                                         .a = {buf[1], buf[2]},
                                         .w_in = {buf[3], buf[4]},
@@ -240,7 +241,7 @@ static void test_residual(void **state)
 
 struct linear_case {
     int n, C, width;
-    float softcap, *x;
+    float softcap, *x, *bias[3];
     struct weight w[3];
     enum kk_activation act;
 };
@@ -253,6 +254,7 @@ static void run_linear(const void *p, int i, int t0, int t1, float *out)
     a.x = c->x + (int64_t)t0 * c->C;
     for (int k = 0; k < c->n; k++) {
         a.w[k] = &c->w[k].w[i];
+        a.bias[k] = c->bias[k];
         a.y[k] = at;
         at += a.T * a.w[k]->rows;
     }
@@ -273,6 +275,7 @@ static void ref_linear(const void *p, int t, const float *got, double *want)
     for (int k = 0; k < c->n; k++)
         for (int64_t r = 0; r < c->w[k].src.rows; r++) {
             *want = dot(&c->w[k], r, c->x + (int64_t)t * c->C);
+            if (c->bias[k]) *want += (double)c->bias[k][r];
             if (c->softcap > 0) *want = (double)c->softcap * tanh(*want / (double)c->softcap);
             want++;
         }
@@ -289,10 +292,14 @@ static void test_linear(void **state)
         for (int k = 0; k < c.n; k++) {
             int rows = between(1, n % 3 ? 60 : 300);
             make_weight(&c.w[k], any_dtype(), 1, rows, c.C);
+            c.bias[k] = between(0, 1) ? normals(rows, 1) : NULL;
             c.width += rows;
         }
         check_op(&(struct check){"linear", T, c.width, 2e-5, run_linear, ref_linear}, &c);
-        for (int k = 0; k < c.n; k++) free_weight(&c.w[k]);
+        for (int k = 0; k < c.n; k++) {
+            free_weight(&c.w[k]);
+            free(c.bias[k]);
+        }
         free(c.x);
     }
 }
@@ -397,7 +404,7 @@ static void ref_qkv(const void *p, int t, const float *got, double *want)
             k[g * D + d] = (double)a->k[(int64_t)t * GD + g * D + d];
             v[g * D + d] = (double)from[(int64_t)t * GD + g * D + d];
         }
-        rms(D, v + g * D, NULL, (double)a->eps, v + g * D);
+        if (!a->raw_value) rms(D, v + g * D, NULL, (double)a->eps, v + g * D);
         if (a->value_only) continue;
         rms(D, k + g * D, a->k_norm, (double)a->eps, k + g * D);
         rotate(a, t, k + g * D);
@@ -410,7 +417,7 @@ static void test_qkv(void **state)
     for (int n = 0; n < 24; n++) {
         struct qkv_case c;
         int T = between(1, n % 4 ? 10 : 80), D = 2 * between(1, 48), R = between(0, D / 2);
-        int G = between(1, 3), H = G * between(1, 4), bf16 = n % 2, value_only = n / 2 % 2;
+        int G = between(1, 3), H = G * between(n % 5 != 0, 4), bf16 = n % 2, value_only = n / 2 % 2;
         int32_t pos[80];
         for (int t = 0; t < T; t++) pos[t] = between(0, 99);
         float *k = normals((int64_t)T * G * D, 1), *v = normals((int64_t)T * G * D, 1);
@@ -422,6 +429,7 @@ static void test_qkv(void **state)
                                    .D = D,
                                    .R = R,
                                    .value_only = value_only,
+                                   .raw_value = !value_only && n % 3 == 0,
                                    .k = k,
                                    .v = v,
                                    .q_norm = q_norm,
@@ -600,7 +608,8 @@ static void test_gather_argmax(void **state)
     (void)state;
     for (int n = 0; n < 12; n++) {
         int T = between(1, 9), C = between(1, n % 3 ? 100 : 70000);
-        float *x = normals((int64_t)T * C, 1), *y = malloc((size_t)T * (size_t)C * sizeof *y);
+        const int stride = C + (n % 4 ? 0 : 3);
+        float *x = normals((int64_t)T * C, 1), *y = malloc((size_t)(T * stride) * sizeof *y);
         int32_t rows[9], best[9];
         for (int t = 0; t < T; t++) {
             rows[t] = between(0, T - 1);
@@ -610,9 +619,10 @@ static void test_gather_argmax(void **state)
         for (int i = 0; i < n_devs; i++) {
             struct kk_gather_args g = {.n = T, .C = C, .rows = n % 2 ? rows : NULL, .src = x};
             g.dst = y;
+            g.stride = n % 4 && n % 3 ? 0 : stride;
             devs[i]->ops->gather(devs[i], &g);
             for (int t = 0; t < T; t++)
-                assert_memory_equal(y + (int64_t)t * C, x + (int64_t)(n % 2 ? rows[t] : t) * C,
+                assert_memory_equal(y + (int64_t)t * stride, x + (int64_t)(n % 2 ? rows[t] : t) * C,
                                     (size_t)C * sizeof *x);
             devs[i]->ops->argmax(devs[i],
                                  &(struct kk_argmax_args){.T = T, .n = C, .x = x, .out = best});
