@@ -105,7 +105,8 @@ def synth_cases(out):
     for i, (name, (c, n)) in enumerate(CASES.items()):
         folder, seed = os.path.join(out, name), 100 + i
         os.makedirs(folder, exist_ok=True)
-        ids = [random.Random(seed).randrange(c["vocab_size"]) for _ in range(n)]
+        r = random.Random(seed)
+        ids = [r.randrange(c["vocab_size"]) for _ in range(n)]
         y = logits_of(build(c, seed), ids)
         write_json(os.path.join(folder, "config.json"), c)
         write_json(os.path.join(folder, "ids.json"), ids)
