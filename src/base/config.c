@@ -11,10 +11,11 @@
 enum { CONFIG_FILE_MAX = 1 << 20, HELP_COLUMN = 30, HELP_WIDTH = 96 };
 
 /* Commands that run a model, and those that read text. */
-#define RUNS      (KK_CMD_RUN | KK_CMD_LOGITS | KK_CMD_NIAH | KK_CMD_DECODE)
+#define BENCHES   (KK_CMD_NIAH | KK_CMD_DECODE | KK_CMD_SPEC | KK_CMD_SCORECARD)
+#define RUNS      (KK_CMD_RUN | KK_CMD_LOGITS | BENCHES)
 #define SIZES     (RUNS | KK_CMD_PLAN)
 #define TEXT      (KK_CMD_RUN | KK_CMD_TOKENIZE)
-#define GENERATES (KK_CMD_RUN | KK_CMD_NIAH | KK_CMD_DECODE)
+#define GENERATES (KK_CMD_RUN | BENCHES)
 #define BIG       9e15 /* an integer that a double holds exactly */
 
 #define MODEL    "Model"
@@ -38,15 +39,17 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_PREFILL_CHUNK] = {"prefill-chunk", 0, KK_OPT_INT, 0, SIZES, 1, 65536, "512", "N", MODEL,
         "tokens of a prompt that go through the model at once"},
 
-    [KK_OPT_KV] = {"kv", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "native", "full|native|s5|sinkwin", CACHE,
-        "rows kept: all; those the model can see; sinks and a window on sliding layers; "
-        "sinks and a window on every layer (no recall)"},
+    [KK_OPT_KV] = {"kv", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "native",
+        "full|native|s5|restored|sinkwin", CACHE,
+        "rows kept: all; those the model can see; sinks and a window on sliding layers; the same, "
+        "with the others of the model's window rebuilt by --f-theta; sinks and a window on every "
+        "layer (no recall)"},
     [KK_OPT_KV_TYPE] = {"kv-type", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|f32|bf16", CACHE,
         "type of the kept rows; auto: f32 if the weights are, else bf16"},
     [KK_OPT_KV_SINKS] = {"kv-sinks", 0, KK_OPT_INT, 0, SIZES, 0, 65536, "4", "N", CACHE,
-        "first rows that s5 and sinkwin keep"},
+        "first rows that s5, restored and sinkwin keep"},
     [KK_OPT_KV_WINDOW] = {"kv-window", 0, KK_OPT_INT, 0, SIZES, 1, 16777216, "64", "N", CACHE,
-        "latest rows that s5 and sinkwin keep"},
+        "latest rows that s5, restored and sinkwin keep"},
     [KK_OPT_KV_DEVICE] = {"kv-device", 0, KK_OPT_SIZE, 0, SIZES, 0, 0, "0", "BYTES", CACHE,
         "most device memory of a session's rows (64KiB, 16MiB); the rest pages to the host; "
         "0: no cap"},
@@ -54,6 +57,8 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         "most host memory of paged rows, all sessions together; 0: no cap"},
     [KK_OPT_KV_STAGING] = {"kv-staging", 0, KK_OPT_INT, 0, SIZES, 1, 65536, "4", "N", CACHE,
         "blocks of the ring that paged rows come back through"},
+    [KK_OPT_F_THETA] = {"f-theta", 0, KK_OPT_STRING, 0, SIZES, 0, 0, NULL, "DIR", CACHE,
+        "the learned map of --kv restored; exact: exact rows in its place (a check)"},
     [KK_OPT_CTX] = {"ctx", 0, KK_OPT_INT, 0, SIZES & ~KK_CMD_DECODE, 0, BIG, "0", "N", CACHE,
         "most tokens of a session; 0: what the model was made for"},
 
@@ -100,10 +105,11 @@ static const struct kk_option table[KK_OPT_COUNT] = {
 
     [KK_OPT_SESSIONS] = {"sessions", 0, KK_OPT_INT, 0, KK_CMD_PLAN, 1, 1e6, "1", "N", BENCH,
         "sessions held at the same time"},
-    [KK_OPT_LINES] = {"lines", 0, KK_OPT_LIST, 0, KK_CMD_NIAH, 10, 9999999, "60,160,320",
-        "N,..", BENCH,
+    [KK_OPT_LINES] = {"lines", 0, KK_OPT_LIST, 0,
+        KK_CMD_NIAH | KK_CMD_SCORECARD, 10, 9999999, "60,160,320", "N,..", BENCH,
         "lines of padding in a document, one rung for each"},
-    [KK_OPT_SAMPLES] = {"samples", 0, KK_OPT_INT, 0, KK_CMD_NIAH, 1, 100000, "8", "N", BENCH,
+    [KK_OPT_SAMPLES] = {"samples", 0, KK_OPT_INT, 0,
+        KK_CMD_NIAH | KK_CMD_SCORECARD | KK_CMD_SPEC, 1, 100000, "8", "N", BENCH,
         "documents of each rung"},
     [KK_OPT_KEYS] = {"keys", 0, KK_OPT_INT, 0, KK_CMD_NIAH, 0, 200, "0", "N", BENCH,
         "hide N keyed facts and ask for one; 0: one code, the reference's documents"},
@@ -121,6 +127,9 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         "NumPy file, float32 [tokens, vocabulary]"},
     [KK_OPT_JSON] = {"json", 0, KK_OPT_REPORT, 0, KK_CMD_ALL, 0, 0, NULL, "FILE", OUTPUT,
         "JSON instead of text, or beside it in FILE"},
+
+    [KK_OPT_SVG] = {"svg", 0, KK_OPT_REPORT, 1, KK_CMD_SCORECARD, 0, 0, NULL, "FILE", OUTPUT,
+        "a picture of the report"},
 
     [KK_OPT_CONFIG] = {"config", 0, KK_OPT_STRING, 0, KK_CMD_ALL, 0, 0, NULL, "FILE", OTHER,
         "read options from lines \"name = value\""},

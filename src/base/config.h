@@ -30,7 +30,9 @@ enum kk_command {
     KK_CMD_PLAN = 16,
     KK_CMD_NIAH = 32,
     KK_CMD_DECODE = 64,
-    KK_CMD_ALL = 127
+    KK_CMD_SPEC = 128,
+    KK_CMD_SCORECARD = 256,
+    KK_CMD_ALL = 511
 };
 
 enum kk_option_type {
@@ -57,6 +59,7 @@ enum kk_option_id {
     KK_OPT_KV_DEVICE,
     KK_OPT_KV_HOST,
     KK_OPT_KV_STAGING,
+    KK_OPT_F_THETA,
     KK_OPT_CTX,
     KK_OPT_DRAFT,
     KK_OPT_DRAFT_WIDTH,
@@ -85,6 +88,7 @@ enum kk_option_id {
     KK_OPT_PRINT_IDS,
     KK_OPT_OUT,
     KK_OPT_JSON,
+    KK_OPT_SVG,
     KK_OPT_CONFIG,
     KK_OPT_PRINT_CONFIG,
     KK_OPT_HELP,

@@ -56,6 +56,7 @@ int kk_cli_options(struct kk_cli *cli, struct kk_engine_options *o, struct kk_er
         o->kv_device = kk_config_int(c, KK_OPT_KV_DEVICE);
         o->kv_host = kk_config_int(c, KK_OPT_KV_HOST);
         o->kv_staging = (int)kk_config_int(c, KK_OPT_KV_STAGING);
+        o->f_theta = kk_config_text(c, KK_OPT_F_THETA);
     }
     o->ctx = kk_config_int(c, KK_OPT_CTX);
     if (kk_config_has(c, KK_OPT_DRAFT)) {

@@ -26,6 +26,11 @@ static const struct command commands[] = {
      "recall of a fact hidden in long documents"},
     {"bench decode", KK_CMD_DECODE, kk_cli_bench_decode, "-m MODEL [--ctx 0,3072,6144]",
      "tokens a second, reading and writing, by context"},
+    {"bench spec", KK_CMD_SPEC, kk_cli_bench_spec, "-m MODEL --draft DIR|ngram",
+     "drafting against plain decoding on five kinds of text"},
+    {"bench scorecard", KK_CMD_SCORECARD, kk_cli_bench_scorecard,
+     "-m MODEL [--draft DIR] [--f-theta DIR] [--kv-device BYTES]",
+     "bytes, recall, speed and identity of every KV policy, side by side"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 

@@ -22,18 +22,14 @@ static int open_taps(struct kk_engine *e, struct kk_taps *t, struct kk_err *err)
     return kk_dev_alloc(e->dev, &e->tap_account, taps_bytes(e, t->n), (void **)&t->dst, err);
 }
 
-int kk__restore_setup(struct kk_engine *e, struct kk_kv_options *kv, struct kk_err *err)
+int kk__restore_setup(struct kk_engine *e, struct kk_err *err)
 {
     const struct kk_engine_options *o = &e->options;
-    int rows = e->kv_limits.max_chunk_rows > e->kv_limits.max_hold_rows
-                   ? e->kv_limits.max_chunk_rows
-                   : e->kv_limits.max_hold_rows;
+    int chunk = e->kv_limits.max_chunk_rows, hold = e->kv_limits.max_hold_rows;
     if (strcmp(o->kv, "restored")) return 0;
-    if (!o->f_theta)
-        return kk_fail(err, KK_EINVAL, "policy restored needs f_theta: give its directory");
-    int rc = kk_ftheta_open(o->f_theta, e->model, e->layout.dtype, rows, e->ctx, &e->ftheta, err);
+    int rc = kk_ftheta_open(o->f_theta, e->model, e->layout.dtype, chunk > hold ? chunk : hold,
+                            e->ctx, &e->ftheta, err);
     if (rc) return rc;
-    kv->latent_bytes = kk_ftheta_latent_bytes(e->ftheta);
     e->taps[1].n = kk_ftheta_taps(e->ftheta, &e->taps[1].layers);
     return open_taps(e, &e->taps[1], err);
 }

@@ -97,6 +97,16 @@ static int choose_limits(const struct kk_engine_options *o, struct setup *s, str
     return 0;
 }
 
+/* A policy that rebuilds rows keeps latents: how large they are is f_theta's. */
+static int describe_restoration(const struct kk_engine_options *o, struct kk_kv_options *kv,
+                                struct kk_err *err)
+{
+    if (strcmp(o->kv, "restored")) return 0;
+    if (!o->f_theta)
+        return kk_fail(err, KK_EINVAL, "policy restored needs f_theta: give its directory");
+    return kk_ftheta_describe(o->f_theta, &kv->latent_bytes, err);
+}
+
 static int setup_make(const struct kk_engine_options *o, struct setup *s, struct kk_err *err)
 {
     enum kk_dtype kv_type = KK_F32;
@@ -108,7 +118,8 @@ static int setup_make(const struct kk_engine_options *o, struct setup *s, struct
                                    .device_cap = o->kv_device,
                                    .host_cap = o->kv_host,
                                    .staging_blocks = o->kv_staging};
-    int rc = kk_model_file_open(o->model, &s->mf, err);
+    int rc = describe_restoration(o, &s->kv, err);
+    if (!rc) rc = kk_model_file_open(o->model, &s->mf, err);
     if (!rc) rc = kk_model_describe(s->mf, &s->info, err);
     if (!rc) rc = kk_dev_open_cpu(o->cpu_isa, o->threads, &s->dev, err);
     if (!rc) rc = choose_kv_type(o, s, &kv_type, err);
@@ -191,7 +202,7 @@ int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, st
     e->max_logit_rows = s.limits.max_logit_rows;
     e->ctx = s.ctx;
     rc = kk_model_open(s.mf, e->dev, &s.limits, &progress, &e->model, err);
-    if (!rc) rc = kk__restore_setup(e, &s.kv, err);
+    if (!rc) rc = kk__restore_setup(e, err);
     if (!rc) rc = kk_kv_pool_open(e->dev, &e->layout, &s.kv, &s.kv_limits, &e->pool, err);
     if (!rc) rc = alloc_step_arrays(e, err);
     if (!rc) rc = kk__draft_setup(e, err);
@@ -241,6 +252,7 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
         .bos = i->bos,
         .eos = i->eos,
         .n_eos = i->n_eos,
+        .rows_rebuilt = e->ftheta ? kk_ftheta_rebuilt(e->ftheta) : 0,
         .weight_bytes = weights,
         .scratch_bytes = kk_model_scratch_bytes(e->model),
         .kv_staging_bytes = kk_kv_staging_bytes(e->pool),

@@ -57,8 +57,8 @@ int kk__step(struct kk_engine *e, enum kk_step_kind kind, const struct kk_step_i
 /* draft.c: what the engine's options ask for (a drafter directory is loaded), and one drafter for a
  * session (NULL for "none"). */
 int kk__draft_setup(struct kk_engine *e, struct kk_err *err);
-/* Before the KV pool: loads f_theta if the policy rebuilds rows, and says how large a latent is. */
-int kk__restore_setup(struct kk_engine *e, struct kk_kv_options *kv, struct kk_err *err);
+/* Loads f_theta if the policy rebuilds rows. */
+int kk__restore_setup(struct kk_engine *e, struct kk_err *err);
 void kk__draft_release(struct kk_engine *e);
 int kk__drafter_open(struct kk_engine *e, struct kk_drafter **out, struct kk_err *err);
 

@@ -149,6 +149,7 @@ void kk_session_describe(const struct kk_session *s, struct kk_session_info *out
         .drafter_device_bytes = s->drafter && s->drafter->ops->device_bytes
                                     ? s->drafter->ops->device_bytes(s->drafter)
                                     : 0,
+        .resident_bytes = kk_kv_resident_bytes(s->kv),
         .resident_rows = kk_kv_resident_rows(s->kv),
         .dropped = kk_kv_dropped(s->kv),
     };

@@ -233,6 +233,16 @@ int64_t kk_kv_resident_rows(const struct kk_kv *kv)
     return n;
 }
 
+int64_t kk_kv_resident_bytes(const struct kk_kv *kv)
+{
+    const struct kk_kv_pool *p = kv->pool;
+    int64_t latents = kv->latent_at < p->latent_rows ? kv->latent_at : p->latent_rows;
+    int64_t n = latents * (int64_t)p->latent_bytes;
+    for (int l = 0; l < p->layout.n_layers; l++)
+        n += resident(&p->rule[l], kv->layer[l].stored) * (int64_t)p->rule[l].row_bytes;
+    return n;
+}
+
 int64_t kk_kv_dropped(const struct kk_kv *kv)
 {
     int64_t least = INT64_MAX;

@@ -95,11 +95,12 @@ int64_t kk_kv_staging_bytes(const struct kk_kv_pool *pool);
 int kk_kv_open(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err);
 void kk_kv_close(struct kk_kv *kv); /* NULL is fine */
 
-int64_t kk_kv_rows(const struct kk_kv *kv);          /* rows committed */
-int64_t kk_kv_device_bytes(const struct kk_kv *kv);  /* from the allocator */
-int64_t kk_kv_host_bytes(const struct kk_kv *kv);    /* what was paged out */
-int64_t kk_kv_resident_rows(const struct kk_kv *kv); /* physical rows, summed over layers */
-int64_t kk_kv_dropped(const struct kk_kv *kv);       /* positions no layer can see any more */
+int64_t kk_kv_rows(const struct kk_kv *kv);           /* rows committed */
+int64_t kk_kv_device_bytes(const struct kk_kv *kv);   /* from the allocator */
+int64_t kk_kv_host_bytes(const struct kk_kv *kv);     /* what was paged out */
+int64_t kk_kv_resident_rows(const struct kk_kv *kv);  /* physical rows, summed over layers */
+int64_t kk_kv_resident_bytes(const struct kk_kv *kv); /* of those rows, and of latents kept */
+int64_t kk_kv_dropped(const struct kk_kv *kv);        /* positions no layer can see any more */
 
 /* restored: the ring of latents, one row a token of the native window, and its next n rows, which
  * were committed just before. */

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/fs.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "model/model_int.h"
@@ -156,6 +157,21 @@ static int alloc_buffers(struct kk_ftheta *f, struct kk_err *err)
     f->m->dev->ops->upload(f->m->dev, f->position, host, (size_t)f->positions * 4);
     kk_free(host);
     return 0;
+}
+
+int kk_ftheta_describe(const char *dir, size_t *latent_bytes, struct kk_err *err)
+{
+    char path[4096];
+    json_t *o = NULL;
+    int64_t rank = 0;
+    *latent_bytes = 0;
+    if (!strcmp(dir, "exact")) return 0;
+    int rc = kk_fs_join(path, sizeof path, dir, "f_theta_config.json", err);
+    if (!rc) rc = kk_json_load(path, 1 << 20, &o, err);
+    if (!rc) rc = kk_json_int(o, "rank", 1, 1 << 16, 1, &rank, err);
+    json_decref(o);
+    *latent_bytes = (size_t)rank * 2;
+    return rc ? kk_wrap(err, rc, "f_theta") : 0;
 }
 
 int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, int max_rows,

@@ -135,6 +135,8 @@ const void *kk_dflash_hidden(const struct kk_dflash *d);
 struct kk_ftheta;
 int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, int max_rows,
                    int64_t positions, struct kk_ftheta **out, struct kk_err *err);
+/* Bytes of a latent, from the directory's config alone (0 for "exact"): for plan. */
+int kk_ftheta_describe(const char *dir, size_t *latent_bytes, struct kk_err *err);
 void kk_ftheta_close(struct kk_ftheta *f);                /* NULL is fine */
 size_t kk_ftheta_latent_bytes(const struct kk_ftheta *f); /* of a token; 0 for "exact" */
 int64_t kk_ftheta_weight_bytes(const struct kk_ftheta *f);

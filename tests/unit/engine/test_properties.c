@@ -640,6 +640,9 @@ static void restored_is_causal(void **state)
         ok(kk_session_append(s, ids, N, &err), &err);
         kk_session_describe(s, &info);
         /* six rings of 4 + 64 rows K + V [2, 64] bf16, 256 latents of 512 bytes, two full layers */
+        struct kk_plan plan;
+        ok(kk_plan_make(&o, N, 1, &plan, &err), &err);
+        assert_int_equal(plan.session_kv_bytes, info.kv_device_bytes);
         if (!o.kv_device)
             assert_int_equal(info.kv_device_bytes, 6 * 68 * 512 + 256 * 512 + 2 * 4 * 128 * 256);
         kk_session_close(s);

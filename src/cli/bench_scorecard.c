@@ -1,0 +1,394 @@
+/* kakeya bench scorecard: every KV policy on the same documents: bytes by kind from the allocator,
+ * resident rows, recall, speed plain and drafted, whether drafting changed a token, and how far the
+ * next-token distribution is from native's. The report passes the gate (gate.h) or the command
+ * fails. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/fs.h"
+#include "base/mem.h"
+#include "cli/common.h"
+#include "cli/gate.h"
+#include "cli/niah.h"
+#include "cli/picture.h"
+
+enum { ANSWER_TOKENS = 24, KL_TAIL = 256, KL_STEP = 8, KL_POINTS = KL_TAIL / KL_STEP };
+
+struct document {
+    struct kk_ids ids;
+    struct kk_niah_sample sample;
+    float *native; /* [KL_POINTS, V] log-probabilities, sample 0 alone */
+};
+
+struct card {
+    struct kk_cli *cli;
+    struct kk_engine_options base;
+    int n_docs;
+    struct document *doc;
+    uint32_t (*plain)[ANSWER_TOKENS]; /* [n_docs]: what the arm's plain run emitted */
+    int *plain_n;
+    int V, done, total;
+};
+
+/* One arm of one rung. */
+struct arm {
+    const char *name;
+    struct kk_engine_options o;
+    int samples, hits, identical;
+    struct kk_session_info bytes;
+    int64_t staging, rebuilt, blocks, drafted, fused_tokens, ar_tokens, compared, drafter_bytes;
+    double ar_s, fused_s, kl;
+    int kl_points;
+};
+
+/* ---- documents ------------------------------------------------------------------------------ */
+
+static int make_documents(struct card *c, int lines, struct kk_err *err)
+{
+    struct kk_niah g;
+    struct kk_niah_opts opts = {kk_cli_seed(c->cli), lines, lines, 0};
+    struct kk_buf text;
+    int rc = kk_niah_start(&g, &opts, err);
+    kk_buf_init(&text, KK_CLI_TEXT_MAX);
+    for (int i = 0; !rc && i < c->n_docs; i++) {
+        struct document *d = &c->doc[i];
+        d->ids.n = 0;
+        rc = kk_niah_next(&g, &text, &d->sample, err);
+        if (!rc) rc = kk_ids_push(&d->ids, (uint32_t)c->cli->info.bos);
+        if (!rc) rc = kk_tok_encode(c->cli->tok, text.data, text.len, 0, &d->ids, err);
+        if (!rc && (int64_t)d->ids.n + ANSWER_TOKENS > c->cli->info.ctx)
+            rc = kk_fail(err, KK_ERANGE,
+                         "a document of %d lines has %zu tokens: the context is %lld", lines,
+                         d->ids.n, (long long)c->cli->info.ctx);
+    }
+    kk_buf_release(&text);
+    return rc;
+}
+
+/* ---- measuring ------------------------------------------------------------------------------ */
+
+struct emitted {
+    uint32_t *id;
+    int n;
+};
+
+static int on_token(void *arg, uint32_t id)
+{
+    struct emitted *e = arg;
+    if (e->n < ANSWER_TOKENS) e->id[e->n++] = id;
+    return 0;
+}
+
+static int count_hit(struct card *c, struct arm *a, int i, struct kk_err *err)
+{
+    struct kk_buf text;
+    kk_buf_init(&text, 1 << 20);
+    int rc = kk_tok_decode(c->cli->tok, c->plain[i], (size_t)c->plain_n[i], 1, &text, err);
+    if (!rc) a->hits += kk_niah_hit(&c->doc[i].sample, text.data ? text.data : "");
+    kk_buf_release(&text);
+    return rc;
+}
+
+/* Greedy answer to document i, plain or drafted. */
+static int answer(struct card *c, struct kk_engine *e, struct arm *a, int i, int fused,
+                  struct kk_err *err)
+{
+    struct kk_session *s = NULL;
+    struct kk_sampling greedy = kk_sampling_defaults();
+    struct kk_generated made = {0};
+    uint32_t ids[ANSWER_TOKENS];
+    struct emitted out = {fused ? ids : c->plain[i], 0};
+    kk_progress_show(&c->cli->progress, a->name, (uint64_t)c->done++, (uint64_t)c->total,
+                     KK_PROGRESS_ITEMS);
+    int rc = kk_session_open(e, &s, err);
+    if (!rc) rc = kk_session_append(s, c->doc[i].ids.id, c->doc[i].ids.n, err);
+    if (!rc) rc = kk_session_generate(s, &greedy, ANSWER_TOKENS, on_token, &out, &made, err);
+    if (!rc) rc = kk_session_check(s, err);
+    if (!rc && fused) {
+        struct kk_session_info info;
+        kk_session_describe(s, &info);
+        if (info.drafter_device_bytes > a->drafter_bytes)
+            a->drafter_bytes = info.drafter_device_bytes;
+        a->fused_s += made.seconds;
+        a->fused_tokens += made.tokens;
+        a->blocks += made.steps;
+        a->drafted += made.drafted;
+        a->compared += out.n;
+        a->identical &=
+            out.n == c->plain_n[i] && !memcmp(ids, c->plain[i], (size_t)out.n * sizeof *ids);
+    } else if (!rc) {
+        c->plain_n[i] = out.n;
+        kk_session_describe(s, &a->bytes);
+        a->ar_s += made.seconds;
+        a->ar_tokens += made.tokens;
+        a->samples++;
+        rc = count_hit(c, a, i, err);
+    }
+    kk_session_close(s);
+    return rc;
+}
+
+/* ---- KL to native --------------------------------------------------------------------------- */
+
+struct kl_run {
+    struct card *c;
+    struct arm *a;
+    int64_t first;
+    int store; /* native itself: keep, then compare with what was kept */
+};
+
+static void log_softmax(const float *x, int n, float *y)
+{
+    double top = x[0], sum = 0;
+    for (int i = 1; i < n; i++)
+        if ((double)x[i] > top) top = (double)x[i];
+    for (int i = 0; i < n; i++) sum += exp((double)x[i] - top);
+    for (int i = 0; i < n; i++) y[i] = (float)((double)x[i] - top - log(sum));
+}
+
+static int on_logits(void *arg, int64_t position, const float *logits)
+{
+    struct kl_run *k = arg;
+    int64_t i = position - k->first;
+    const int V = k->c->V;
+    if (i % KL_STEP || i / KL_STEP >= KL_POINTS) return 0;
+    float *native = k->c->doc[0].native + i / KL_STEP * V;
+    if (k->store) log_softmax(logits, V, native);
+    float *mine = k->c->doc[0].native + (int64_t)KL_POINTS * V; /* one row of scratch */
+    log_softmax(logits, V, mine);
+    double kl = 0;
+    for (int v = 0; v < V; v++)
+        kl += exp((double)native[v]) * ((double)native[v] - (double)mine[v]);
+    k->a->kl += kl;
+    k->a->kl_points++;
+    return 0;
+}
+
+/* Mean KL(native || arm) over positions near the end of document 0. */
+static int measure_kl(struct card *c, struct kk_engine *e, struct arm *a, struct kk_err *err)
+{
+    const struct kk_ids *ids = &c->doc[0].ids;
+    struct kk_session *s = NULL;
+    size_t tail = ids->n > KL_TAIL ? KL_TAIL : ids->n - 1;
+    struct kl_run k = {c, a, (int64_t)(ids->n - tail), !strcmp(a->name, "native")};
+    int rc = kk_session_open(e, &s, err);
+    if (!rc) rc = kk_session_append(s, ids->id, ids->n - tail, err);
+    if (!rc) rc = kk_session_logits(s, ids->id + ids->n - tail, tail, on_logits, &k, err);
+    kk_session_close(s);
+    return rc;
+}
+
+/* ---- arms ----------------------------------------------------------------------------------- */
+
+static int run_engine(struct card *c, struct arm *a, int fused, struct kk_err *err)
+{
+    struct kk_engine_options o = a->o;
+    struct kk_engine *e = NULL;
+    struct kk_engine_info info;
+    if (!fused) o.draft = "none";
+    int rc = kk_engine_open(&o, &e, err);
+    for (int i = 0; !rc && i < c->n_docs; i++) rc = answer(c, e, a, i, fused, err);
+    if (!rc && !fused) rc = measure_kl(c, e, a, err);
+    if (!rc) {
+        kk_engine_describe(e, &info);
+        if (!fused) a->staging = info.kv_staging_bytes;
+        a->rebuilt += info.rows_rebuilt;
+    }
+    kk_engine_close(e);
+    return rc;
+}
+
+/* The options of an arm; NULL, or why it cannot run. */
+static const char *arm_options(const struct card *c, struct arm *a)
+{
+    a->o = c->base;
+    a->o.kv_device = 0;
+    a->o.kv = a->name;
+    if (!strcmp(a->name, "tier")) {
+        a->o.kv = "s5";
+        a->o.kv_device = c->base.kv_device;
+        if (!a->o.kv_device) return "no --kv-device was given";
+    }
+    if (!strcmp(a->name, "identity")) {
+        a->o.kv = "restored";
+        a->o.f_theta = "exact";
+    } else if (!strcmp(a->name, "restored") && !a->o.f_theta) {
+        return "no --f-theta was given";
+    }
+    return NULL;
+}
+
+static json_t *arm_json(const struct card *c, const struct arm *a)
+{
+    int fused = strcmp(c->base.draft, "none") != 0;
+    json_t *o = json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:s}", "kv_device_bytes",
+        (json_int_t)a->bytes.kv_device_bytes, "drafter_device_bytes", (json_int_t)a->drafter_bytes,
+        "kv_staging_bytes", (json_int_t)a->staging, "kv_host_bytes",
+        (json_int_t)a->bytes.kv_host_bytes, "resident_rows", (json_int_t)a->bytes.resident_rows,
+        "resident_bytes", (json_int_t)a->bytes.resident_bytes, "recall",
+        (double)a->hits / a->samples, "ar_tok_s", kk_cli_rate((double)a->ar_tokens, a->ar_s),
+        "kl_native", a->kl_points ? a->kl / a->kl_points : 0, "bytes_from", "allocator");
+    json_object_set_new(o, "kl_positions", json_integer(a->kl_points));
+    json_object_set_new(o, "samples", json_integer(a->samples));
+    json_object_set_new(o, "rows_rebuilt", json_integer(a->rebuilt));
+    json_object_set_new(o, "blocks", json_integer(a->blocks));
+    json_object_set_new(o, "drafted", json_integer(a->drafted));
+    json_object_set_new(o, "fused_tokens", json_integer(a->fused_tokens));
+    json_object_set_new(o, "tokens_compared", json_integer(a->compared));
+    json_object_set_new(o, "cap", json_integer(a->o.kv_device));
+    json_object_set_new(o, "fused_tok_s",
+                        fused ? json_real(kk_cli_rate((double)a->fused_tokens, a->fused_s))
+                              : json_null());
+    json_object_set_new(o, "committed_per_block",
+                        fused && a->blocks ? json_real((double)a->fused_tokens / (double)a->blocks)
+                                           : json_null());
+    json_object_set_new(o, "byte_identical", fused ? json_boolean(a->identical) : json_null());
+    return o;
+}
+
+static void print_arm(const struct arm *a, int fused)
+{
+    printf("%-9s %11s %11s %11s %11s %8lld %7.3f %10.2g %9.0f", a->name,
+           kk_cli_bytes(a->bytes.kv_device_bytes), kk_cli_bytes(a->drafter_bytes),
+           kk_cli_bytes(a->staging), kk_cli_bytes(a->bytes.kv_host_bytes),
+           (long long)a->bytes.resident_rows, (double)a->hits / a->samples,
+           a->kl_points ? a->kl / a->kl_points : 0, kk_cli_rate((double)a->ar_tokens, a->ar_s));
+    if (fused)
+        printf(" %9.0f %9.2f %9s", kk_cli_rate((double)a->fused_tokens, a->fused_s),
+               (double)a->fused_tokens / (double)a->blocks, a->identical ? "yes" : "NO");
+    printf("\n");
+    fflush(stdout);
+}
+
+static int run_arm(struct card *c, const char *name, json_t *arms, json_t *reasons,
+                   struct kk_err *err)
+{
+    struct arm a = {.name = name, .identical = 1};
+    int fused = strcmp(c->base.draft, "none") != 0;
+    const char *why = arm_options(c, &a);
+    if (why) {
+        json_object_set_new(arms, name, json_null());
+        json_object_set_new(reasons, name, json_string(why));
+        if (kk_cli_wants_text(c->cli)) printf("%-9s not run: %s\n", name, why);
+        c->done += c->n_docs * (1 + fused);
+        return 0;
+    }
+    int rc = run_engine(c, &a, 0, err);
+    if (!rc && fused) rc = run_engine(c, &a, 1, err);
+    kk_progress_clear(&c->cli->progress);
+    if (rc) return kk_wrap(err, rc, "arm '%s'", name);
+    if (kk_cli_wants_text(c->cli)) print_arm(&a, fused);
+    json_object_set_new(arms, name, arm_json(c, &a));
+    return 0;
+}
+
+/* ---- the report ----------------------------------------------------------------------------- */
+
+/* native first: the others' KL is to what it left */
+static int run_rung(struct card *c, int lines, json_t *rungs, struct kk_err *err)
+{
+    json_t *arms = json_object(), *reasons = json_object(), *r = json_object();
+    int rc = make_documents(c, lines, err);
+    if (!rc && kk_cli_wants_text(c->cli))
+        printf("\n%d lines, %zu tokens\n%-9s %11s %11s %11s %11s %8s %7s %10s %9s %9s %9s %9s\n",
+               lines, c->doc[0].ids.n, "arm", "KV device", "drafter", "staging", "KV host", "rows",
+               "recall", "KL native", "tok/s", "fused", "per block", "identical");
+    if (!rc) rc = run_arm(c, "native", arms, reasons, err);
+    for (int k = 0; !rc && kk_scorecard_arms[k]; k++)
+        if (strcmp(kk_scorecard_arms[k], "native"))
+            rc = run_arm(c, kk_scorecard_arms[k], arms, reasons, err);
+    json_object_set_new(r, "lines", json_integer(lines));
+    json_object_set_new(r, "prompt_tokens", json_integer((json_int_t)c->doc[0].ids.n));
+    json_object_set_new(r, "arms", arms);
+    json_object_set_new(r, "reasons", reasons);
+    json_array_append_new(rungs, r);
+    return rc;
+}
+
+static int open_card(struct card *c, struct kk_err *err)
+{
+    struct kk_engine_options plain;
+    int rc = kk_cli_no_words(c->cli, err);
+    if (!rc) rc = kk_cli_open_tok(c->cli, err);
+    if (!rc) rc = kk_cli_options(c->cli, &c->base, err);
+    if (rc) return rc;
+    plain = c->base; /* an engine for its facts alone */
+    plain.kv = "native";
+    plain.kv_device = 0;
+    plain.draft = "none";
+    rc = kk_engine_open(&plain, &c->cli->engine, err);
+    if (rc) return rc;
+    kk_engine_describe(c->cli->engine, &c->cli->info);
+    c->cli->reading_quiet = 1;
+    c->V = c->cli->info.vocabulary;
+    c->n_docs = (int)kk_config_int(&c->cli->cfg, KK_OPT_SAMPLES);
+    c->doc = kk_calloc((size_t)c->n_docs, sizeof *c->doc);
+    c->plain = kk_calloc((size_t)c->n_docs, sizeof *c->plain);
+    c->plain_n = kk_calloc((size_t)c->n_docs, sizeof *c->plain_n);
+    if (!c->doc || !c->plain || !c->plain_n)
+        return kk_fail(err, KK_ENOMEM, "out of memory for documents");
+    c->doc[0].native = kk_array((size_t)(KL_POINTS + 1) * (size_t)c->V, sizeof(float));
+    if (!c->doc[0].native) return kk_fail(err, KK_ENOMEM, "out of memory for documents");
+    int fused = strcmp(c->base.draft, "none") != 0;
+    c->total = c->n_docs * 7 * (1 + fused) * c->cli->cfg.value[KK_OPT_LINES].n;
+    return 0;
+}
+
+static void close_card(struct card *c)
+{
+    for (int i = 0; c->doc && i < c->n_docs; i++) {
+        kk_ids_release(&c->doc[i].ids);
+        kk_free(c->doc[i].native);
+    }
+    kk_free(c->doc);
+    kk_free(c->plain);
+    kk_free(c->plain_n);
+}
+
+static int write_picture(const struct card *c, const json_t *report, struct kk_err *err)
+{
+    const char *path = kk_config_text(&c->cli->cfg, KK_OPT_SVG);
+    struct kk_buf svg;
+    if (!path || !*path) return 0;
+    kk_buf_init(&svg, 1 << 20);
+    int rc = kk_scorecard_picture(report, &svg);
+    rc = rc ? kk_fail(err, rc, "cannot draw the scorecard: %s", kk_strerror(rc))
+            : kk_fs_write(path, svg.data, svg.len, err);
+    kk_buf_release(&svg);
+    return rc;
+}
+
+int kk_cli_bench_scorecard(struct kk_cli *cli, struct kk_err *err)
+{
+    struct card c = {.cli = cli};
+    json_t *report = json_object(), *rungs = json_array();
+    int rc = open_card(&c, err);
+    if (!rc) {
+        const struct kk_value *lines = &cli->cfg.value[KK_OPT_LINES];
+        if (kk_cli_wants_text(cli))
+            printf("%s, %s; draft %s, f_theta %s\n", c.base.model, cli->info.device, c.base.draft,
+                   c.base.f_theta ? c.base.f_theta : "none");
+        for (int i = 0; !rc && i < lines->n; i++)
+            rc = run_rung(&c, (int)lines->list[i], rungs, err);
+    }
+    json_object_set(report, "rungs", rungs);
+    kk_cli_describe_run(cli, report);
+    json_object_set_new(report, "draft", json_string(c.base.draft ? c.base.draft : "none"));
+    if (!rc) rc = write_picture(&c, report, err);
+    int gate = rc ? rc : kk_scorecard_gate(report, err);
+    json_object_set_new(report, "gate",
+                        gate ? json_string(err && gate ? err->msg : "") : json_string("passed"));
+    if (!rc) {
+        int rc2 = kk_cli_report(cli, report, gate ? NULL : err);
+        report = NULL;
+        rc = gate ? kk_wrap(err, gate, "the gate refuses this report") : rc2;
+    }
+    if (!rc && kk_cli_wants_text(cli)) printf("\ngate: passed\n");
+    json_decref(report);
+    json_decref(rungs);
+    close_card(&c);
+    return rc;
+}
