@@ -156,7 +156,7 @@ static int fused_step(struct generation *g, const uint32_t *d, int k, struct kk_
     s->n += (size_t)m;
     g->out.steps++;
     g->out.drafted += k;
-    if (!g->stopped) kk_width_note(&s->width, k, m - 1);
+    if (!g->stopped) kk_width_note(&s->width, &e->costs, k, m - 1);
     return kk__settle(s, 0, m, err);
 }
 

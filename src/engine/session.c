@@ -15,7 +15,7 @@ int kk_session_open(struct kk_engine *e, struct kk_session **out, struct kk_err 
         kk_session_close(s);
         return rc;
     }
-    kk_width_init(&s->width, e->options.draft_width);
+    kk_width_init(&s->width, e->options.draft_width, &e->costs);
     *out = s;
     return 0;
 }

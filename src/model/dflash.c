@@ -319,6 +319,16 @@ int kk_dflash_block(const struct kk_dflash *d)
     return d->block;
 }
 
+struct kk_dev *kk_dflash_dev(const struct kk_dflash *d)
+{
+    return d->dev;
+}
+
+size_t kk_dflash_tap_floats(const struct kk_dflash *d)
+{
+    return (size_t)d->n_taps * (size_t)d->C;
+}
+
 int kk_dflash_taps(const struct kk_dflash *d, const int **layers)
 {
     *layers = d->taps;

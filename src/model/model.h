@@ -110,6 +110,9 @@ void kk_dflash_close(struct kk_dflash *d); /* NULL is fine */
 int64_t kk_dflash_weight_bytes(const struct kk_dflash *d);
 int kk_dflash_block(const struct kk_dflash *d); /* rows of the block it was trained with */
 
+struct kk_dev *kk_dflash_dev(const struct kk_dflash *d);
+size_t kk_dflash_tap_floats(const struct kk_dflash *d); /* n_taps * C */
+
 /* Which layers of the verifier to tap, in order; borrowed. Returns how many. */
 int kk_dflash_taps(const struct kk_dflash *d, const int **layers);
 

@@ -1,22 +1,43 @@
-/* The DFlash drafter of one session: its context rows, and the block it proposes. */
+/* The DFlash drafter of one session: its context rows, and the block it proposes. Taps of settled rows are
+ * held back and projected into context rows sixteen at a time, or when a draft is asked for: while
+ * drafting rests, a token costs a copy and not a small matrix product. */
 #include "base/mem.h"
 #include "spec/spec.h"
+
+enum { HELD = 16 };
 
 struct dflash {
     struct kk_drafter base;
     struct kk_dflash *model; /* borrowed */
     struct kk_kv_pool *pool; /* borrowed */
-    struct kk_kv *kv;        /* context rows: one a settled token of the verifier */
+    struct kk_kv *kv; /* context rows: one a settled token of the verifier, but for those held */
+    float *held;      /* device [HELD, n_taps, C] */
+    int n_held;
+    struct kk_account account; /* of held */
 };
+
+static size_t held_bytes(const struct dflash *d)
+{
+    return HELD * kk_dflash_tap_floats(d->model) * sizeof(float);
+}
+
+/* Project what is held. */
+static int flush(struct dflash *d, struct kk_err *err)
+{
+    int n = d->n_held;
+    d->n_held = 0;
+    return n ? kk_dflash_observe(d->model, d->pool, d->kv, d->held, n, err) : 0;
+}
 
 static int propose(struct kk_drafter *base, const uint32_t *history, size_t n, int most,
                    uint32_t *out, struct kk_err *err)
 {
     struct dflash *d = (struct dflash *)base;
     int32_t ids[KK_MAX_WIDTH];
-    if (kk_kv_rows(d->kv) + 1 != (int64_t)n) /* rows that were not tapped: no context, no drafts */
-        return 0;
-    int rc = kk_dflash_propose(d->model, d->pool, d->kv, (int32_t)history[n - 1], most, ids, err);
+    int rc = flush(d, err);
+    if (rc) return rc;
+    if (kk_kv_rows(d->kv) + 1 != (int64_t)n) return 0; /* rows that were not tapped: no context */
+    rc = kk_dflash_propose(d->model, d->pool, d->kv, (int32_t)history[n - 1], most, ids, err);
     if (rc) return rc;
     for (int i = 0; i < most; i++) out[i] = (uint32_t)ids[i];
     return most;
@@ -25,17 +46,28 @@ static int propose(struct kk_drafter *base, const uint32_t *history, size_t n, i
 static int observe(struct kk_drafter *base, const float *taps, int rows, struct kk_err *err)
 {
     struct dflash *d = (struct dflash *)base;
-    return kk_dflash_observe(d->model, d->pool, d->kv, taps, rows, err);
+    struct kk_dev *dev = kk_dflash_dev(d->model);
+    const int width = (int)kk_dflash_tap_floats(d->model);
+    int rc = d->n_held + rows > HELD ? flush(d, err) : 0;
+    if (rc) return rc;
+    if (rows > HELD) return kk_dflash_observe(d->model, d->pool, d->kv, taps, rows, err);
+    dev->ops->gather(dev,
+                     &(struct kk_gather_args){
+                         .n = rows, .C = width, .src = taps, .dst = d->held + d->n_held * width});
+    d->n_held += rows;
+    return 0;
 }
 
 static int64_t device_bytes(const struct kk_drafter *base)
 {
-    return kk_kv_device_bytes(((const struct dflash *)base)->kv);
+    const struct dflash *d = (const struct dflash *)base;
+    return kk_kv_device_bytes(d->kv) + atomic_load(&d->account.bytes);
 }
 
 static void close_dflash(struct kk_drafter *base)
 {
     struct dflash *d = (struct dflash *)base;
+    kk_dev_free(kk_dflash_dev(d->model), &d->account, d->held, held_bytes(d));
     kk_kv_close(d->kv);
     kk_free(d);
 }
@@ -50,9 +82,12 @@ int kk_draft_dflash_open(struct kk_dflash *model, struct kk_kv_pool *pool, struc
     d->base.ops = &ops;
     d->model = model;
     d->pool = pool;
+    d->account.name = "drafter taps of a session";
     int rc = kk_kv_open(pool, &d->kv, err);
+    if (!rc)
+        rc = kk_dev_alloc(kk_dflash_dev(model), &d->account, held_bytes(d), (void **)&d->held, err);
     if (rc) {
-        kk_free(d);
+        close_dflash(&d->base);
         return rc;
     }
     *out = &d->base;

@@ -64,6 +64,8 @@ static inline void kk_drafter_close(struct kk_drafter *d)
 struct kk_step_costs {
     double seconds[KK_MAX_WIDTH + 1]; /* running mean; 0 = not yet seen */
     int seen[KK_MAX_WIDTH + 1];
+    double accept; /* acceptance over all sessions: where a new one starts; 0 = not yet known */
+    int rest;      /* the last rest any session took: where a new one starts */
 };
 void kk_cost_note(struct kk_step_costs *c, int width, double seconds);
 
@@ -76,13 +78,14 @@ struct kk_width {
     double accept; /* estimate of the chance that a draft is accepted, given those before it were */
     int off;       /* steps left at width 1 before the next probe */
     int backoff;   /* length of the next such rest */
+    int rise; /* after a draft accepted whole: the width to try next, whatever the estimate says */
 };
-void kk_width_init(struct kk_width *w, int pinned);
+void kk_width_init(struct kk_width *w, int pinned, const struct kk_step_costs *c);
 
 /* The width to draft for now, at most `most` (>= 1). */
 int kk_width_choose(struct kk_width *w, const struct kk_step_costs *c, int most);
 
 /* A step drafted `drafted` tokens and accepted the first `accepted` of them. */
-void kk_width_note(struct kk_width *w, int drafted, int accepted);
+void kk_width_note(struct kk_width *w, struct kk_step_costs *c, int drafted, int accepted);
 
 #endif

@@ -45,9 +45,12 @@ double kk_cost_of(const struct kk_step_costs *c, int width)
     return c->seconds[a] + (slope > 0 ? slope : 0) * (width - a);
 }
 
-void kk_width_init(struct kk_width *w, int pinned)
+void kk_width_init(struct kk_width *w, int pinned, const struct kk_step_costs *c)
 {
-    *w = (struct kk_width){.pinned = pinned, .accept = 0.7, .backoff = FIRST_REST};
+    *w = (struct kk_width){.pinned = pinned,
+                           .accept = c->accept > 0 ? c->accept : 0.6,
+                           .backoff = c->rest > FIRST_REST ? c->rest : FIRST_REST,
+                           .off = c->rest / 4};
 }
 
 static double expected_tokens(double p, int width)
@@ -86,6 +89,7 @@ int kk_width_choose(struct kk_width *w, const struct kk_step_costs *c, int most)
         return 1;
     }
     int best = best_width(w, c, most);
+    if (w->rise > best) return w->rise < most ? w->rise : most;
     if (best > 1) return best;
     /* drafting does not pay: rest, then probe once with a short draft */
     w->off = w->backoff;
@@ -93,11 +97,22 @@ int kk_width_choose(struct kk_width *w, const struct kk_step_costs *c, int most)
     return 2;
 }
 
-void kk_width_note(struct kk_width *w, int drafted, int accepted)
+/* `accepted` successes, and one failure unless all were accepted, into a running mean. */
+static void update(double *mean, double weight, int drafted, int accepted)
+{
+    for (int i = 0; i < accepted; i++) *mean += (1.0 - *mean) * weight;
+    if (accepted < drafted) *mean -= *mean * weight;
+}
+
+void kk_width_note(struct kk_width *w, struct kk_step_costs *c, int drafted, int accepted)
 {
     if (drafted < 1) return;
-    /* `accepted` successes, and one failure unless all were accepted */
-    for (int i = 0; i < accepted; i++) w->accept += (1.0 - w->accept) * 0.1;
-    if (accepted < drafted) w->accept -= w->accept * 0.1;
-    if (accepted == drafted && accepted > 0) w->backoff = FIRST_REST;
+    if (c->accept <= 0) c->accept = 0.6;
+    update(&w->accept, 0.1, drafted, accepted);
+    update(&c->accept, 0.02, drafted, accepted);
+    w->rise = accepted == drafted ? 2 * (drafted + 1) : 0;
+    if (w->rise > KK_MAX_WIDTH) w->rise = KK_MAX_WIDTH;
+    if (w->rise) w->off = 0;
+    if (accepted == drafted && drafted > 2) w->backoff = FIRST_REST;
+    c->rest = w->off;
 }

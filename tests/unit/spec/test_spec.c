@@ -65,12 +65,12 @@ static double play(const double cost[KK_MAX_WIDTH + 1], double p, int *last_widt
     struct kk_step_costs c = {0};
     struct kk_width w;
     double seconds = 0, tokens = 0;
-    kk_width_init(&w, 0);
+    kk_width_init(&w, 0, &c);
     for (int step = 0; step < 4000; step++) {
         int width = kk_width_choose(&w, &c, KK_MAX_WIDTH), ok = 0;
         while (ok < width - 1 && kk_test_uniform(&r, 0, 1) < p) ok++;
         kk_cost_note(&c, width, cost[width]);
-        kk_width_note(&w, width - 1, ok);
+        kk_width_note(&w, &c, width - 1, ok);
         seconds += cost[width];
         tokens += ok + 1;
         *last_width = width;
@@ -101,12 +101,12 @@ static void width_recovers(void **state)
     struct kk_step_costs c = {0};
     struct kk_width w;
     int wide = 0;
-    kk_width_init(&w, 0);
+    kk_width_init(&w, 0, &c);
     for (int step = 0; step < 3000; step++) {
         int width = kk_width_choose(&w, &c, KK_MAX_WIDTH);
         int good = step > 1500;
         kk_cost_note(&c, width, 1 + 0.1 * width);
-        kk_width_note(&w, width - 1, good ? width - 1 : 0);
+        kk_width_note(&w, &c, width - 1, good ? width - 1 : 0);
         if (step > 1000 && step <= 1500) assert_true(width <= 2);
         if (step > 2800) wide += width >= 8;
     }
@@ -118,7 +118,7 @@ static void pinned_is_pinned(void **state)
     (void)state;
     struct kk_step_costs c = {0};
     struct kk_width w;
-    kk_width_init(&w, 5);
+    kk_width_init(&w, 5, &c);
     assert_int_equal(kk_width_choose(&w, &c, 16), 5);
     assert_int_equal(kk_width_choose(&w, &c, 3), 3);
 }
