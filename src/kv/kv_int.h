@@ -9,6 +9,7 @@
 #define KK_KV_KV_INT_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "kv/kv.h"
 
@@ -33,7 +34,8 @@ struct kk_kv {
 };
 
 /* The staging ring: slots for host blocks on their way to attention. Copies are asked for in the
- * order of the walk and done in that order by one thread; request i uses slot i % n_slots. */
+ * order of the walk and done in that order by one thread (or by the engine's own, where every core computes already);
+ * request i uses slot i % n_slots. */
 struct stage {
     int n_slots; /* 0: no tier */
     size_t slot_bytes;
@@ -41,11 +43,12 @@ struct stage {
     struct stage_request {
         const void *src;
         size_t bytes;
-        void **entry;        /* the block table entry that points at the slot */
-    } * request;             /* [n_slots] */
-    int64_t asked, released; /* requests made, and given back (by the engine thread) */
-    int64_t done;            /* finished copies; under lock, like `queued` and `stop` */
-    int64_t queued;
+        void **entry;             /* the block table entry that points at the slot */
+    } * request;                  /* [n_slots] */
+    int64_t asked, released;      /* requests made, and given back (by the engine thread) */
+    _Atomic int64_t queued, done; /* requests the thread may do, and finished copies */
+    _Atomic int sleeping;         /* the thread waits on `more` */
+    _Atomic int waiting;          /* the engine thread waits on `finished` */
     int stop, started;
     pthread_mutex_t lock;
     pthread_cond_t more, finished;

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/pool.h"
 #include "kv/kv_int.h"
 
 /* ---- sizes -------------------------------------------------------------------------------- */
@@ -34,31 +35,85 @@ size_t kk__tier_ring_bytes(const struct kk_kv_layout *layout, const struct kk_kv
 
 /* ---- the copy thread ---------------------------------------------------------------------- */
 
+enum { SPIN = 4000 }; /* about 20 us: a copy follows close on the one before while a step runs */
+
+static inline void cpu_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+/* 1 when there is a request to do, 0 to stop. */
+static int next_request(struct stage *s)
+{
+    for (int i = 0; i < SPIN; i++) {
+        if (atomic_load(&s->queued) > atomic_load(&s->done)) return 1;
+        cpu_relax();
+    }
+    pthread_mutex_lock(&s->lock);
+    atomic_store(&s->sleeping, 1);
+    while (atomic_load(&s->queued) == atomic_load(&s->done) && !s->stop)
+        pthread_cond_wait(&s->more, &s->lock);
+    atomic_store(&s->sleeping, 0);
+    int go = atomic_load(&s->queued) > atomic_load(&s->done);
+    pthread_mutex_unlock(&s->lock);
+    return go;
+}
+
+static void copy_next(struct kk_kv_pool *p)
+{
+    struct stage *s = &p->stage;
+    int64_t i = atomic_load(&s->done) % s->n_slots;
+    p->dev->ops->upload(p->dev, s->memory + (size_t)i * s->slot_bytes, s->request[i].src,
+                        s->request[i].bytes);
+    atomic_fetch_add(&s->done, 1);
+}
+
 static void *copy_main(void *arg)
 {
     struct kk_kv_pool *p = arg;
     struct stage *s = &p->stage;
-    pthread_mutex_lock(&s->lock);
-    for (;;) {
-        while (s->done == s->queued && !s->stop) pthread_cond_wait(&s->more, &s->lock);
-        if (s->stop) break;
-        const struct stage_request r = s->request[s->done % s->n_slots];
-        char *slot = s->memory + (size_t)(s->done % s->n_slots) * s->slot_bytes;
-        pthread_mutex_unlock(&s->lock);
-        p->dev->ops->upload(p->dev, slot, r.src, r.bytes);
-        pthread_mutex_lock(&s->lock);
-        s->done++;
-        pthread_cond_signal(&s->finished);
+    while (next_request(s)) {
+        copy_next(p);
+        if (atomic_load(&s->waiting)) {
+            pthread_mutex_lock(&s->lock);
+            pthread_cond_signal(&s->finished);
+            pthread_mutex_unlock(&s->lock);
+        }
     }
-    pthread_mutex_unlock(&s->lock);
     return NULL;
 }
 
-/* Wait until the first `n` requests ever made are in their slots. */
-static void wait_done(struct stage *s, int64_t n)
+/* The same on the engine thread, by an op that all compute threads share. */
+static void copy_here(struct kk_kv_pool *p)
 {
+    struct stage *s = &p->stage;
+    int64_t i = atomic_load(&s->done) % s->n_slots;
+    void *src = (void *)(size_t)s->request[i].src;
+    const struct kk_kv_seq rows = {.blocks = &src, .block_rows = KK_KV_BLOCK_ROWS};
+    p->dev->ops->fetch(p->dev,
+                       &(struct kk_fetch_args){.seq = &rows,
+                                               .n = KK_KV_BLOCK_ROWS,
+                                               .row_bytes = s->request[i].bytes / KK_KV_BLOCK_ROWS,
+                                               .dst = s->memory + (size_t)i * s->slot_bytes});
+    atomic_fetch_add(&s->done, 1);
+}
+
+/* Wait until the first `n` requests ever made are in their slots. Without a core for the copy thread the
+ * engine's own thread copies, when the rows are needed. */
+static void wait_done(struct kk_kv_pool *p, int64_t n)
+{
+    struct stage *s = &p->stage;
+    while (!s->started && atomic_load(&s->done) < n) copy_here(p);
+    for (int i = 0; i < SPIN; i++) {
+        if (atomic_load(&s->done) >= n) return;
+        cpu_relax();
+    }
     pthread_mutex_lock(&s->lock);
-    while (s->done < n) pthread_cond_wait(&s->finished, &s->lock);
+    atomic_store(&s->waiting, 1);
+    while (atomic_load(&s->done) < n) pthread_cond_wait(&s->finished, &s->lock);
+    atomic_store(&s->waiting, 0);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -85,6 +140,7 @@ int kk__tier_open(struct kk_kv_pool *p, int staging_blocks, struct kk_err *err)
                           (void **)&s->memory, err);
     if (rc) return rc;
     s->n_slots = staging_blocks;
+    if (p->dev->n_threads >= kk_cores()) return 0; /* every core computes: see wait_done */
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->more, NULL);
     pthread_cond_init(&s->finished, NULL);
@@ -278,7 +334,6 @@ static void pump(struct kk_kv_pool *p)
 {
     struct stage *s = &p->stage;
     if (!s->n_slots) return;
-    pthread_mutex_lock(&s->lock);
     while (s->asked - s->released < s->n_slots && settle_walk(p, &p->ask)) {
         struct layer_rows *y = &p->step_kv[p->ask.b]->layer[p->ask.l];
         int64_t i = s->asked++ % s->n_slots;
@@ -288,7 +343,9 @@ static void pump(struct kk_kv_pool *p)
         y->blocks[p->ask.block] = s->memory + (size_t)i * s->slot_bytes;
         p->ask.block++;
     }
-    s->queued = s->asked;
+    atomic_store(&s->queued, s->asked);
+    if (!atomic_load(&s->sleeping)) return;
+    pthread_mutex_lock(&s->lock);
     pthread_cond_signal(&s->more);
     pthread_mutex_unlock(&s->lock);
 }
@@ -310,7 +367,7 @@ void kk__tier_begin(struct kk_kv_pool *p)
 void kk__tier_drain(struct kk_kv_pool *p)
 {
     if (!p->stage.n_slots) return;
-    wait_done(&p->stage, p->stage.asked);
+    wait_done(p, p->stage.asked);
     release(p, p->stage.asked - p->stage.released);
 }
 
@@ -345,7 +402,7 @@ static struct kk_kv_piece piece(struct kk_kv_pool *p, int l)
     p->piece_blocks = (out.last ? end : next) - (start < from ? from : start);
     if (p->piece_blocks > 0) {
         pump(p);
-        wait_done(&p->stage, p->stage.released + p->piece_blocks);
+        wait_done(p, p->stage.released + p->piece_blocks);
     }
     p->read.block = next;
     if (out.last) {

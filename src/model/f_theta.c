@@ -41,6 +41,10 @@ struct kk_ftheta {
     void *rows;        /* [most, row_bytes] */
     int32_t *position; /* [positions]: 0, 1, 2, .. */
     int64_t positions, rebuilt;
+    /* whose latents z holds: layers of one step share them */
+    const struct kk_kv *z_of;
+    int32_t z_first, z_n;
+    int64_t z_rows;
 };
 
 /* ---- opening ------------------------------------------------------------------------------ */
@@ -263,6 +267,7 @@ int kk_ftheta_commit(struct kk_ftheta *f, struct kk_kv *kv, const float *taps, i
     struct kk_dev *d = f->m->dev;
     if (f->exact || n < 1) return 0;
     KK_BUG_ON(n > f->max_rows);
+    f->z_of = NULL; /* z is scratch here */
     d->ops->step_begin(d);
     d->ops->norm(
         d, &(struct kk_norm_args){
@@ -277,6 +282,28 @@ int kk_ftheta_commit(struct kk_ftheta *f, struct kk_kv *kv, const float *taps, i
             .n = (int64_t)n * f->rank, .from = KK_F32, .to = KK_BF16, .src = f->z, .dst = f->zb});
     kk_kv_store_latents(kv, f->zb, n);
     return d->ops->step_end(d, err);
+}
+
+/* Latents [first, first + n) of a session into z, unless they are there. */
+static void load_latents(struct kk_ftheta *f, const struct kk_kv *kv, int32_t first, int32_t n)
+{
+    struct kk_dev *d = f->m->dev;
+    const struct kk_kv_seq latents = kk_kv_latents(kv);
+    if (f->z_of == kv && f->z_first == first && f->z_n == n && f->z_rows == latents.committed)
+        return;
+    d->ops->fetch(d, &(struct kk_fetch_args){.seq = &latents,
+                                             .first = first,
+                                             .n = n,
+                                             .row_bytes = (size_t)f->rank * 2,
+                                             .dst = f->zb});
+    d->ops->convert(
+        d,
+        &(struct kk_convert_args){
+            .n = (int64_t)n * f->rank, .from = KK_BF16, .to = KK_F32, .src = f->zb, .dst = f->z});
+    f->z_of = kv;
+    f->z_first = first;
+    f->z_n = n;
+    f->z_rows = latents.committed;
 }
 
 const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *pool, int b, int l,
@@ -294,16 +321,7 @@ const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *poo
                                                  .dst = f->rows});
         return f->rows;
     }
-    const struct kk_kv_seq latents = kk_kv_latents(kk_kv_step_session(pool, b));
-    d->ops->fetch(d, &(struct kk_fetch_args){.seq = &latents,
-                                             .first = first,
-                                             .n = n,
-                                             .row_bytes = (size_t)f->rank * 2,
-                                             .dst = f->zb});
-    d->ops->convert(
-        d,
-        &(struct kk_convert_args){
-            .n = (int64_t)n * f->rank, .from = KK_BF16, .to = KK_F32, .src = f->zb, .dst = f->z});
+    load_latents(f, kk_kv_step_session(pool, b), first, n);
     d->ops->linear(d, &(struct kk_linear_args){.T = n,
                                                .n = 2,
                                                .x = f->z,
