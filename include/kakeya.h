@@ -77,6 +77,7 @@ int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, st
 void kk_engine_close(struct kk_engine *e); /* after its sessions; NULL is fine */
 
 struct kk_engine_info {
+    int64_t rows_rebuilt;     /* by f_theta since the engine was opened */
     const char *device;       /* "cpu avx512, 2 threads" */
     const char *architecture; /* borrowed */
     const char *kv, *kv_type;
@@ -136,7 +137,8 @@ int kk_sessions_step(struct kk_session *const *s, int n, const struct kk_samplin
                      struct kk_err *err);
 
 struct kk_session_info {
-    int64_t history, rows;                                        /* rows = history - 1, or 0 */
+    int64_t resident_bytes; /* what the rows held take by themselves, counted row by row */
+    int64_t history, rows;  /* rows = history - 1, or 0 */
     int64_t kv_device_bytes, kv_host_bytes, drafter_device_bytes; /* from the allocator */
     int64_t resident_rows; /* physical rows, summed over layers */
     int64_t dropped;       /* positions that no layer can see any more */

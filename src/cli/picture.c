@@ -14,8 +14,8 @@ enum {
     GAP = 5,
     HEAD = 104,
     FOOT = 46,
-    BYTES_W = 430,
-    RATE_W = 250
+    BYTES_W = 400,
+    RATE_W = 180
 };
 
 static const char *const byte_kinds[4] = {"kv_device_bytes", "drafter_device_bytes",

@@ -34,8 +34,8 @@ struct kk_kv {
 };
 
 /* The staging ring: slots for host blocks on their way to attention. Copies are asked for in the
- * order of the walk and done in that order by one thread (or by the engine's own, where every core computes already);
- * request i uses slot i % n_slots. */
+ * order of the walk and done in that order by one thread (by the engine's own, where every core
+ * computes already); request i uses slot i % n_slots. */
 struct stage {
     int n_slots; /* 0: no tier */
     size_t slot_bytes;

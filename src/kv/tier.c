@@ -100,8 +100,8 @@ static void copy_here(struct kk_kv_pool *p)
     atomic_fetch_add(&s->done, 1);
 }
 
-/* Wait until the first `n` requests ever made are in their slots. Without a core for the copy thread the
- * engine's own thread copies, when the rows are needed. */
+/* Wait until the first `n` requests ever made are in their slots. Without a core for the copy
+ * thread the engine's own thread copies, when the rows are needed. */
 static void wait_done(struct kk_kv_pool *p, int64_t n)
 {
     struct stage *s = &p->stage;

@@ -1,6 +1,6 @@
-/* The DFlash drafter of one session: its context rows, and the block it proposes. Taps of settled rows are
- * held back and projected into context rows sixteen at a time, or when a draft is asked for: while
- * drafting rests, a token costs a copy and not a small matrix product. */
+/* The DFlash drafter of one session: its context rows, and the block it proposes. Taps of settled
+ * rows are held back and projected into context rows sixteen at a time, or when a draft is asked
+ * for: while drafting rests, a token costs a copy and not a small matrix product. */
 #include "base/mem.h"
 #include "spec/spec.h"
 
