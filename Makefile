@@ -27,6 +27,8 @@ demo:
 deps:
 	@tools/deps.sh build check
 
+bench: $B/bench/kern
+
 format:
 	clang-format -i $$(git ls-files "*.c" "*.h")
 
@@ -40,6 +42,7 @@ help:
 	@echo 'make test            the tests of this configuration alone; T=words runs only matching ones'
 	@echo 'make lint            style and layer checks alone'
 	@echo 'make install         to PREFIX (/usr/local), under DESTDIR'
+	@echo 'make bench           build/release/bench/kern: leaf kernels against the machine'"'"'s floors'
 	@echo 'make deps            install the packages that are missing'
 	@echo 'make format          clang-format every C file'
 	@echo 'make clean           remove build/'
@@ -48,4 +51,4 @@ help:
 	@echo 'DEBUG=1              no optimisation, allocation guard on, in build/debug/'
 	@echo 'CC= CFLAGS= LDFLAGS= as usual; a change of any of them rebuilds'
 
-.PHONY: all demo deps format clean help
+.PHONY: all bench demo deps format clean help

@@ -10,6 +10,10 @@ $B/kakeya: $(CLI_OBJ) $B/libkakeya.a
 $B/libkakeya.a: $(LIB_OBJ) $B/sources
 	rm -f $@ && ar rcs $@ $(LIB_OBJ)
 
+# Bench programs: one file each over the library's insides.
+$B/bench/%: $B/bench/%.o $B/libkakeya.a
+	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
 # A removed file leaves the archive.
 $B/sources: FORCE
 	@mkdir -p $(@D)

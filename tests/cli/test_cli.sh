@@ -28,7 +28,7 @@ refuses "flag of another command" 2 "--temp does not apply to 'kakeya plan'" pla
 refuses "flag without its value" 2 "--threads needs a value: --threads N" run --threads
 refuses "not a number" 2 "--threads: 'two' is not a whole number from 0 to 256" run --threads two
 refuses "out of bounds" 2 "--top-p: '1.5' is not a number from 0 to 1" run --top-p 1.5
-refuses "not one of the words" 2 "--kv: 'sideways' is not one of full, native, s5, sinkwin" plan --kv sideways
+refuses "not one of the words" 2 "--kv: 'sideways' is not one of full, native, s5, restored, sinkwin" plan --kv sideways
 refuses "not a size" 2 "--kv-device: '12XB' is not a size in bytes" plan --kv-device 12XB
 refuses "not a list" 2 "--lines: '60;70' is not a list with commas" bench niah --lines '60;70'
 refuses "a word too many" 2 "unexpected argument 'extra'" plan -m "$MINI" extra

@@ -126,7 +126,7 @@ static void test_bad_flags(void **state)
         {{"--threads", "2x"}, "'2x' is not"},
         {{"-n", "0"}, "--n: '0' is not a whole number, 1 or more"},
         {{"--temp", "nan"}, "'nan' is not a number from 0 to 100"},
-        {{"--kv", "native2"}, "'native2' is not one of full, native, s5, sinkwin"},
+        {{"--kv", "native2"}, "'native2' is not one of full, native, s5, restored, sinkwin"},
         {{"--ignore-eos=maybe", NULL}, "'maybe' is not yes or no"},
         {{"--stop", ""}, "--stop: '' is not a text that is not empty"},
         {{"--json=", NULL}, "--json: '' is not a file name"},
