@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 doc=$(mktemp)
-trap 'rm -f "$doc"' EXIT
+trap 'rm -f "$doc" "$doc.times"' EXIT
 
 {
     for i in $(seq 0 159); do
@@ -16,7 +16,9 @@ trap 'rm -f "$doc"' EXIT
 echo "A document of 160 lines hides one code:   IMPORTANT: the secret code is ORCHID-4217."
 echo "Its last line:                            Question: what is the secret code? Answer:"
 echo "The model's answer:"
-build/kakeya run -m models/tiny -f "$doc" -n 8
+answer=$(build/kakeya run -m models/tiny -f "$doc" -n 8 2>"$doc.times")
+echo "   $answer"
+cat "$doc.times"
 echo
 echo "Recall over 8 such documents of each length (60, 160 and 320 lines):"
 build/kakeya bench niah -m models/tiny --lines 60,160,320 --samples 8
