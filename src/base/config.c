@@ -193,6 +193,8 @@ static const char *nearest(const struct kk_config *c, const char *name)
     for (int i = 0; i < KK_OPT_COUNT; i++) {
         if (!applies(c, i)) continue;
         int d = kk_edit_distance(name, table[i].name);
+        if (strlen(table[i].name) >= 4 && !strncmp(name, table[i].name, strlen(table[i].name)))
+            d = 1; /* --temperature for --temp */
         if (d < best) {
             best = d;
             found = table[i].name;
