@@ -10,9 +10,7 @@ static int is_directory_kind(const char *kind)
 
 static size_t taps_bytes(const struct kk_engine *e, int n_taps)
 {
-    size_t rows = (size_t)(e->kv_limits.max_chunk_rows > e->kv_limits.max_hold_rows
-                               ? e->kv_limits.max_chunk_rows
-                               : e->kv_limits.max_hold_rows);
+    size_t rows = (size_t)kk__step_rows_max(e);
     return rows * (size_t)n_taps * (size_t)kk_model_info(e->model)->C * sizeof(float);
 }
 
@@ -25,10 +23,9 @@ static int open_taps(struct kk_engine *e, struct kk_taps *t, struct kk_err *err)
 int kk__restore_setup(struct kk_engine *e, struct kk_err *err)
 {
     const struct kk_engine_options *o = &e->options;
-    int chunk = e->kv_limits.max_chunk_rows, hold = e->kv_limits.max_hold_rows;
     if (strcmp(o->kv, "restored")) return 0;
-    int rc = kk_ftheta_open(o->f_theta, e->model, e->layout.dtype, chunk > hold ? chunk : hold,
-                            e->ctx, &e->ftheta, err);
+    int rc = kk_ftheta_open(o->f_theta, e->model, e->layout.dtype, kk__step_rows_max(e), e->ctx,
+                            &e->ftheta, err);
     if (rc) return rc;
     e->taps[1].n = kk_ftheta_taps(e->ftheta, &e->taps[1].layers);
     return open_taps(e, &e->taps[1], err);

@@ -41,18 +41,6 @@ static void setup_release(struct setup *s)
     *s = (struct setup){0};
 }
 
-static int embed_dtype(const struct setup *s, enum kk_dtype *out, struct kk_err *err)
-{
-    struct kk_tensor t;
-    const uint64_t shape[2] = {(uint64_t)s->info.V, (uint64_t)s->info.C};
-    int nested = kk_model_file_has(s->mf, "model.language_model.norm.weight");
-    int rc = kk_model_file_get(
-        s->mf, nested ? "model.language_model.embed_tokens.weight" : "model.embed_tokens.weight", 2,
-        shape, &t, err);
-    if (!rc) *out = t.dtype;
-    return rc;
-}
-
 static int choose_kv_type(const struct kk_engine_options *o, const struct setup *s,
                           enum kk_dtype *out, struct kk_err *err)
 {
@@ -61,7 +49,7 @@ static int choose_kv_type(const struct kk_engine_options *o, const struct setup 
     } else if (!strcmp(o->kv_type, "bf16")) {
         *out = KK_BF16;
     } else if (!strcmp(o->kv_type, "auto")) {
-        int rc = embed_dtype(s, out, err);
+        int rc = kk_model_dtype(s->mf, &s->info, out, err);
         if (rc) return rc;
         if (*out != KK_F32) *out = KK_BF16;
     } else {
@@ -167,9 +155,7 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
 static int alloc_step_arrays(struct kk_engine *e, struct kk_err *err)
 {
     size_t V = (size_t)kk_model_info(e->model)->V, B = (size_t)e->kv_limits.max_seqs;
-    size_t T = (size_t)(e->kv_limits.max_chunk_rows > e->kv_limits.max_hold_rows
-                            ? e->kv_limits.max_chunk_rows
-                            : e->kv_limits.max_hold_rows);
+    size_t T = (size_t)kk__step_rows_max(e);
     e->ids = kk_calloc(T, sizeof *e->ids);
     e->rows_n = kk_calloc(B, sizeof *e->rows_n);
     e->logit_rows = kk_calloc((size_t)e->max_logit_rows, sizeof *e->logit_rows);

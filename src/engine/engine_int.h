@@ -38,6 +38,13 @@ struct kk_engine {
     struct kk_candidate *candidates; /* [V], sampler scratch */
 };
 
+/* Most rows of a step of either kind. */
+static inline int kk__step_rows_max(const struct kk_engine *e)
+{
+    const struct kk_kv_limits *l = &e->kv_limits;
+    return l->max_chunk_rows > l->max_hold_rows ? l->max_chunk_rows : l->max_hold_rows;
+}
+
 struct kk_session {
     struct kk_engine *e;
     struct kk_kv *kv;

@@ -178,12 +178,6 @@ static int parse(struct kk_dflash *d, const struct kk_model_file *mf, struct kk_
 
 /* ---- weights ------------------------------------------------------------------------------ */
 
-#define LOAD(expr)                                                                                 \
-    do {                                                                                           \
-        int rc_ = (expr);                                                                          \
-        if (rc_) return rc_;                                                                       \
-    } while (0)
-
 static int bind_layer(struct kk_loader *ld, struct kk_dflash *d, int l, struct kk_err *err)
 {
     struct draft_layer *w = &d->layer[l];
@@ -213,18 +207,14 @@ static int bind(struct kk_loader *ld, struct kk_dflash *d, struct kk_err *err)
     return 0;
 }
 
-struct buffer_spec {
-    void **ptr;
-    size_t bytes;
-};
 enum { N_BUFFERS = 12 };
 
-static void buffer_specs(struct kk_dflash *d, struct buffer_spec s[static N_BUFFERS])
+static void buffer_specs(struct kk_dflash *d, struct kk_buffer_spec s[static N_BUFFERS])
 {
     size_t T = (size_t)d->limits.max_rows, L = (size_t)d->limits.max_logit_rows, f = sizeof(float);
     size_t C = (size_t)d->C, HD = (size_t)(d->H * d->D), GD = (size_t)(d->G * d->D);
     size_t act = kk_dtype_bytes(d->dev->act), H = (size_t)d->H, D = (size_t)d->D;
-    const struct buffer_spec all[N_BUFFERS] = {
+    const struct kk_buffer_spec all[N_BUFFERS] = {
         {(void **)&d->ids, L * 4},
         {(void **)&d->choice, L * 4},
         {(void **)&d->h, T * C * f},
@@ -243,13 +233,12 @@ static void buffer_specs(struct kk_dflash *d, struct buffer_spec s[static N_BUFF
 
 static int alloc_buffers(struct kk_dflash *d, struct kk_err *err)
 {
-    struct buffer_spec s[N_BUFFERS];
+    struct kk_buffer_spec s[N_BUFFERS];
     const struct kk_limits lim = {
         .max_rows = d->limits.max_rows, .max_model_width = d->C, .max_head_dim = d->D};
     buffer_specs(d, s);
     int rc = d->dev->ops->reserve(d->dev, &lim, &d->dev->tables, err);
-    for (int k = 0; !rc && k < N_BUFFERS; k++)
-        rc = kk_dev_alloc(d->dev, &d->scratch, s[k].bytes, s[k].ptr, err);
+    if (!rc) rc = kk__buffers_alloc(d->dev, &d->scratch, s, N_BUFFERS, err);
     if (!rc) rc = kk__rope_ensure(d->dev, &d->scratch, &d->rope, d->limits.positions, err);
     return rc;
 }
@@ -291,14 +280,14 @@ static void free_layer(struct kk_dflash *d, struct draft_layer *w)
 
 void kk_dflash_close(struct kk_dflash *d)
 {
-    struct buffer_spec s[N_BUFFERS];
+    struct kk_buffer_spec s[N_BUFFERS];
     if (!d) return;
     for (int l = 0; d->layer && l < d->n_layers; l++) free_layer(d, &d->layer[l]);
     kk_weight_free(d->dev, &d->fc);
     kk_dev_free(d->dev, &d->weights, d->hidden_norm, (size_t)d->C * sizeof(float));
     kk_dev_free(d->dev, &d->weights, d->final_norm, (size_t)d->C * sizeof(float));
     buffer_specs(d, s);
-    for (int k = 0; k < N_BUFFERS; k++) kk_dev_free(d->dev, &d->scratch, *s[k].ptr, s[k].bytes);
+    kk__buffers_free(d->dev, &d->scratch, s, N_BUFFERS);
     kk__rope_free(d->dev, &d->scratch, &d->rope);
     kk_free(d->layer);
     kk_free(d->kv_layer);

@@ -97,12 +97,6 @@ static int parse(struct kk_ftheta *f, const json_t *o, struct kk_err *err)
     return parse_taps(f, json_object_get(o, "aux_layer_ids"), err);
 }
 
-#define LOAD(expr)                                                                                 \
-    do {                                                                                           \
-        int rc_ = (expr);                                                                          \
-        if (rc_) return rc_;                                                                       \
-    } while (0)
-
 static int bind(struct kk_loader *ld, struct kk_ftheta *f, struct kk_err *err)
 {
     const struct kk_model_config *c = &f->m->config;
@@ -124,18 +118,14 @@ static int bind(struct kk_loader *ld, struct kk_ftheta *f, struct kk_err *err)
     return 0;
 }
 
-struct buffer_spec {
-    void **ptr;
-    size_t bytes;
-};
 enum { N_BUFFERS = 7 };
 
-static void buffer_specs(struct kk_ftheta *f, struct buffer_spec s[static N_BUFFERS])
+static void buffer_specs(struct kk_ftheta *f, struct kk_buffer_spec s[static N_BUFFERS])
 {
     const size_t C = (size_t)f->m->config.info.C, R = (size_t)f->rank, fl = sizeof(float);
     const size_t T = (size_t)f->max_rows, M = (size_t)f->most, Z = T > M ? T : M;
     const size_t GD = (size_t)f->GD;
-    const struct buffer_spec all[N_BUFFERS] = {
+    const struct kk_buffer_spec all[N_BUFFERS] = {
         {&f->x, T * (size_t)f->n_taps * C * kk_dtype_bytes(f->m->dev->act)},
         {(void **)&f->z, Z * R * fl},
         {&f->zb, Z * R * 2},
@@ -149,11 +139,9 @@ static void buffer_specs(struct kk_ftheta *f, struct buffer_spec s[static N_BUFF
 
 static int alloc_buffers(struct kk_ftheta *f, struct kk_err *err)
 {
-    struct buffer_spec s[N_BUFFERS];
+    struct kk_buffer_spec s[N_BUFFERS];
     buffer_specs(f, s);
-    int rc = 0;
-    for (int k = 0; !rc && k < N_BUFFERS; k++)
-        rc = kk_dev_alloc(f->m->dev, &f->scratch, s[k].bytes, s[k].ptr, err);
+    int rc = kk__buffers_alloc(f->m->dev, &f->scratch, s, N_BUFFERS, err);
     if (rc) return rc;
     int32_t *host = kk_array((size_t)f->positions, sizeof *host);
     if (!host) return kk_fail(err, KK_ENOMEM, "out of memory for f_theta");
@@ -220,7 +208,7 @@ int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, 
 
 void kk_ftheta_close(struct kk_ftheta *f)
 {
-    struct buffer_spec s[N_BUFFERS];
+    struct kk_buffer_spec s[N_BUFFERS];
     if (!f) return;
     struct kk_dev *d = f->m->dev;
     for (int l = 0; f->layer && l < f->m->config.info.n_layers; l++) {
@@ -234,7 +222,7 @@ void kk_ftheta_close(struct kk_ftheta *f)
     kk_dev_free(d, &f->weights, f->latent_bias, (size_t)f->rank * sizeof(float));
     kk_weight_free(d, &f->latent);
     buffer_specs(f, s);
-    for (int k = 0; k < N_BUFFERS; k++) kk_dev_free(d, &f->scratch, *s[k].ptr, s[k].bytes);
+    kk__buffers_free(d, &f->scratch, s, N_BUFFERS);
     kk_free(f->layer);
     if (f->m->restorer == f) f->m->restorer = NULL;
     kk_free(f);

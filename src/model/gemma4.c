@@ -10,12 +10,6 @@
 
 #include "model/model_int.h"
 
-#define LOAD(expr)                                                                                 \
-    do {                                                                                           \
-        int rc_ = (expr);                                                                          \
-        if (rc_) return rc_;                                                                       \
-    } while (0)
-
 /* "model.layers.7.<what>" */
 static const char *tensor_name(char buf[static 160], const char *prefix, int l, const char *what)
 {
@@ -75,10 +69,8 @@ int kk__gemma4_bind(struct kk_loader *ld, struct kk_err *err)
 {
     struct kk_model *m = ld->m;
     const struct kk_model_info *i = &m->config.info;
-    const char *prefix = "model.";
+    const char *prefix = kk__tensor_prefix(ld->mf);
     char n[160];
-    if (kk_model_file_has(ld->mf, "model.language_model.norm.weight"))
-        prefix = "model.language_model.";
     snprintf(n, sizeof n, "%sembed_tokens.weight", prefix);
     LOAD(kk__load_matrix(ld, n, 1, i->V, i->C, &m->embed, err));
     if (!m->config.tied) LOAD(kk__load_matrix(ld, "lm_head.weight", 1, i->V, i->C, &m->head, err));

@@ -1,4 +1,5 @@
 /* Binding names to device weights. The same walk plans (adds up bytes) and loads. */
+#include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -87,4 +88,39 @@ int kk__load_scalar(struct kk_loader *ld, const char *name, float *out, struct k
     int rc = kk_model_file_get(ld->mf, name, 1, (uint64_t[]){1}, &t, err);
     if (rc || ld->plan) return rc;
     return read_f32(&t, out, err);
+}
+
+/* ---- buffers ------------------------------------------------------------------------------ */
+
+int kk__buffers_alloc(struct kk_dev *dev, struct kk_account *acc, const struct kk_buffer_spec *s,
+                      int n, struct kk_err *err)
+{
+    int rc = 0;
+    for (int k = 0; !rc && k < n; k++) rc = kk_dev_alloc(dev, acc, s[k].bytes, s[k].ptr, err);
+    return rc;
+}
+
+void kk__buffers_free(struct kk_dev *dev, struct kk_account *acc, const struct kk_buffer_spec *s,
+                      int n)
+{
+    for (int k = 0; k < n; k++) kk_dev_free(dev, acc, *s[k].ptr, s[k].bytes);
+}
+
+/* ---- names -------------------------------------------------------------------------------- */
+
+const char *kk__tensor_prefix(const struct kk_model_file *mf)
+{
+    return kk_model_file_has(mf, "model.language_model.norm.weight") ? "model.language_model."
+                                                                     : "model.";
+}
+
+int kk__embed_tensor(const struct kk_model_file *mf, const struct kk_model_info *i,
+                     struct kk_tensor *out, struct kk_err *err)
+{
+    const uint64_t shape[2] = {(uint64_t)i->V, (uint64_t)i->C};
+    char name[160];
+    snprintf(name, sizeof name, "%sembed_tokens.weight", kk__tensor_prefix(mf));
+    int rc = kk_model_file_get(mf, name, 2, shape, out, err);
+    if (!rc) out->name = NULL; /* name is of this call */
+    return rc;
 }

@@ -9,14 +9,9 @@
 
 /* ---- buffers ------------------------------------------------------------------------------ */
 
-/* One activation buffer: where its pointer goes and its size. */
-struct buffer_spec {
-    void **ptr;
-    size_t bytes;
-};
-enum { N_BUFFERS = 18 };
+enum { N_BUFFERS = 19 };
 
-static void buffer_specs(struct kk_model *m, struct buffer_spec s[static N_BUFFERS])
+static void buffer_specs(struct kk_model *m, struct kk_buffer_spec s[static N_BUFFERS])
 {
     struct kk_buffers *b = &m->buf;
     const struct kk_model_info *i = &m->config.info;
@@ -29,7 +24,7 @@ static void buffer_specs(struct kk_model *m, struct buffer_spec s[static N_BUFFE
         if ((size_t)(y->G * y->D) > GD) GD = (size_t)(y->G * y->D);
     }
     size_t rows_x = T > L ? T : L;
-    const struct buffer_spec all[N_BUFFERS] = {
+    const struct kk_buffer_spec all[N_BUFFERS] = {
         {(void **)&b->ids, T * 4},
         {(void **)&b->logit_rows, L * 4},
         {(void **)&b->choice, L * 4},
@@ -48,6 +43,7 @@ static void buffer_specs(struct kk_model *m, struct buffer_spec s[static N_BUFFE
         {(void **)&b->b, m->config.moe ? T * C * f : 0},
         {(void **)&b->logits, L * (size_t)i->V * f},
         {(void **)&b->expert_idx, T * A * 4},
+        {(void **)&b->expert_weight, T * A * f},
     };
     memcpy(s, all, sizeof all);
 }
@@ -68,36 +64,30 @@ static struct kk_limits device_limits(const struct kk_model *m)
 
 static size_t plan_buffers(struct kk_model *m)
 {
-    struct buffer_spec s[N_BUFFERS];
+    struct kk_buffer_spec s[N_BUFFERS];
     struct kk_limits d = device_limits(m);
     size_t total = m->dev->ops->reserve_bytes(m->dev, &d);
     buffer_specs(m, s);
     for (int k = 0; k < N_BUFFERS; k++) total += s[k].bytes;
     total += kk__rope_bytes(&m->rope_sliding, m->limits.positions);
     total += kk__rope_bytes(&m->rope_full, m->limits.positions);
-    return total + (size_t)m->limits.max_rows * (size_t)m->config.info.A * sizeof(float);
+    return total;
 }
 
 static int alloc_buffers(struct kk_model *m, struct kk_err *err)
 {
-    struct buffer_spec s[N_BUFFERS];
+    struct kk_buffer_spec s[N_BUFFERS];
     struct kk_limits d = device_limits(m);
     buffer_specs(m, s);
     int rc = m->dev->ops->reserve(m->dev, &d, &m->dev->tables, err);
-    for (int k = 0; !rc && k < N_BUFFERS; k++)
-        rc = kk_dev_alloc(m->dev, &m->scratch, s[k].bytes, s[k].ptr, err);
-    if (rc) return rc;
-    size_t w = (size_t)m->limits.max_rows * (size_t)m->config.info.A * sizeof(float);
-    return kk_dev_alloc(m->dev, &m->scratch, w, (void **)&m->buf.expert_weight, err);
+    return rc ? rc : kk__buffers_alloc(m->dev, &m->scratch, s, N_BUFFERS, err);
 }
 
 static void free_buffers(struct kk_model *m)
 {
-    struct buffer_spec s[N_BUFFERS];
+    struct kk_buffer_spec s[N_BUFFERS];
     buffer_specs(m, s);
-    for (int k = 0; k < N_BUFFERS; k++) kk_dev_free(m->dev, &m->scratch, *s[k].ptr, s[k].bytes);
-    size_t w = (size_t)m->limits.max_rows * (size_t)m->config.info.A * sizeof(float);
-    kk_dev_free(m->dev, &m->scratch, m->buf.expert_weight, w);
+    kk__buffers_free(m->dev, &m->scratch, s, N_BUFFERS);
 }
 
 /* ---- open --------------------------------------------------------------------------------- */
@@ -137,11 +127,7 @@ static int new_model(const struct kk_model_file *mf, struct kk_dev *dev,
 static int set_embed_scale(struct kk_model *m, const struct kk_model_file *mf, struct kk_err *err)
 {
     struct kk_tensor t;
-    const uint64_t shape[2] = {(uint64_t)m->config.info.V, (uint64_t)m->config.info.C};
-    int nested = kk_model_file_has(mf, "model.language_model.norm.weight");
-    int rc = kk_model_file_get(
-        mf, nested ? "model.language_model.embed_tokens.weight" : "model.embed_tokens.weight", 2,
-        shape, &t, err);
+    int rc = kk__embed_tensor(mf, &m->config.info, &t, err);
     if (rc) return rc;
     float s = (float)sqrt((double)m->config.info.C);
     m->config.embed_scale = t.dtype == KK_BF16 ? kk_bf16_to_f32(kk_f32_to_bf16(s)) : s;
@@ -244,6 +230,15 @@ int kk_model_describe(const struct kk_model_file *mf, struct kk_model_info *out,
     *out = c.info;
     kk__config_release(&c);
     return 0;
+}
+
+int kk_model_dtype(const struct kk_model_file *mf, const struct kk_model_info *info,
+                   enum kk_dtype *out, struct kk_err *err)
+{
+    struct kk_tensor t;
+    int rc = kk__embed_tensor(mf, info, &t, err);
+    if (!rc) *out = t.dtype;
+    return rc;
 }
 
 int kk_model_kv_layout(const struct kk_model_file *mf, enum kk_dtype kv_type,

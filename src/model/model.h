@@ -59,6 +59,10 @@ int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
 int kk_model_describe(const struct kk_model_file *mf, struct kk_model_info *out,
                       struct kk_err *err);
 
+/* The type of the weights, from the embedding table's entry in the file. */
+int kk_model_dtype(const struct kk_model_file *mf, const struct kk_model_info *info,
+                   enum kk_dtype *out, struct kk_err *err);
+
 /* The file may be closed after open (the device holds its own copy of the weights). */
 int kk_model_open(const struct kk_model_file *mf, struct kk_dev *dev,
                   const struct kk_model_limits *limits, const struct kk_progress_fn *progress,

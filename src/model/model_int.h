@@ -88,6 +88,14 @@ struct kk_loader {
     size_t planned;
     uint64_t done, total; /* bytes, for the progress bar */
 };
+
+/* For a walk of loads: return the first error. */
+#define LOAD(expr)                                                                                 \
+    do {                                                                                           \
+        int rc_ = (expr);                                                                          \
+        if (rc_) return rc_;                                                                       \
+    } while (0)
+
 int kk__load_matrix(struct kk_loader *ld, const char *name, int n_mats, int64_t rows, int64_t cols,
                     struct kk_weight *w, struct kk_err *err);
 /* times `scale`, as f32 on the device */
@@ -99,6 +107,22 @@ int kk__load_scalar(struct kk_loader *ld, const char *name, float *out, struct k
  * call */
 const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *pool, int b, int l,
                                int32_t first, int32_t n);
+
+/* A device buffer: where its pointer goes, and its size. */
+struct kk_buffer_spec {
+    void **ptr;
+    size_t bytes;
+};
+int kk__buffers_alloc(struct kk_dev *dev, struct kk_account *acc, const struct kk_buffer_spec *s,
+                      int n, struct kk_err *err);
+void kk__buffers_free(struct kk_dev *dev, struct kk_account *acc, const struct kk_buffer_spec *s,
+                      int n);
+
+/* The embedding table of a model file: its type is the type of the weights. */
+int kk__embed_tensor(const struct kk_model_file *mf, const struct kk_model_info *i,
+                     struct kk_tensor *out, struct kk_err *err);
+/* What every tensor's name begins with: a text model inside a larger one has a longer one. */
+const char *kk__tensor_prefix(const struct kk_model_file *mf);
 
 /* gemma4.c */
 int kk__gemma4_bind(struct kk_loader *ld, struct kk_err *err);
