@@ -5,8 +5,34 @@
 #include <stdint.h>
 #include <string.h>
 
-enum kk_dtype { KK_F32 = 0, KK_BF16 = 1, KK_F16 = 2 };
+/* Block types (Q*) are ggml's: KK_Q8_0 and before hold 32 numbers a block, the K types 256. */
+enum kk_dtype {
+    KK_F32 = 0,
+    KK_BF16 = 1,
+    KK_F16 = 2,
+    KK_Q4_0,
+    KK_Q4_1,
+    KK_Q5_0,
+    KK_Q5_1,
+    KK_Q8_0,
+    KK_Q4_K,
+    KK_Q5_K,
+    KK_Q6_K
+};
 
+/* Numbers in the smallest unit of a type (1 where each stands alone), and the bytes of that unit. */
+static inline unsigned kk_dtype_block(enum kk_dtype t)
+{
+    return t <= KK_F16 ? 1 : t <= KK_Q8_0 ? 32 : 256;
+}
+
+static inline unsigned kk_dtype_block_bytes(enum kk_dtype t)
+{
+    static const unsigned bytes[] = {4, 2, 2, 18, 20, 22, 24, 34, 144, 176, 210};
+    return bytes[t];
+}
+
+/* Bytes of one number of a type that has no blocks. */
 static inline unsigned kk_dtype_bytes(enum kk_dtype t)
 {
     return t == KK_F32 ? 4 : 2;
@@ -14,7 +40,9 @@ static inline unsigned kk_dtype_bytes(enum kk_dtype t)
 
 static inline const char *kk_dtype_name(enum kk_dtype t)
 {
-    return t == KK_F32 ? "f32" : t == KK_BF16 ? "bf16" : "f16";
+    static const char *const name[] = {"f32",  "bf16", "f16",  "q4_0", "q4_1", "q5_0",
+                                       "q5_1", "q8_0", "q4_k", "q5_k", "q6_k"};
+    return name[t];
 }
 
 static inline float kk_bf16_to_f32(uint16_t b)

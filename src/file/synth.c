@@ -99,5 +99,7 @@ void kk__synth_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void 
     case KK_F16:
         for (uint64_t i = 0; i < n; i++) d16[i] = f32_to_f16(element(r, first + i));
         break;
+    default:
+        KK_BUG_ON(1); /* open refuses other types */
     }
 }
