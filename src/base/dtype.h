@@ -20,7 +20,7 @@ enum kk_dtype {
     KK_Q6_K
 };
 
-/* Numbers in the smallest unit of a type (1 where each stands alone), and the bytes of that unit. */
+/* Numbers in the smallest unit of a type (1 where each stands alone), and that unit's bytes. */
 static inline unsigned kk_dtype_block(enum kk_dtype t)
 {
     return t <= KK_F16 ? 1 : t <= KK_Q8_0 ? 32 : 256;

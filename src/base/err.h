@@ -25,7 +25,8 @@
     X(EBUSY, -10, "busy", 10, 409)                                                                 \
     X(ECANCELLED, -11, "cancelled", 1, 499)                                                        \
     X(EDEVICE, -12, "device failure", 13, 500)                                                     \
-    X(EINVARIANT, -13, "invariant violated", 9, 500)
+    X(EINVARIANT, -13, "invariant violated", 9, 500)                                               \
+    X(ETIMEOUT, -14, "deadline exceeded", 4, 504)
 
 enum kk_errcode {
     KK_OK = 0,
