@@ -94,6 +94,17 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out);
 int kk_session_open(struct kk_engine *e, struct kk_session **out, struct kk_err *err);
 void kk_session_close(struct kk_session *s); /* NULL is fine */
 
+/* Write a session to a file (old or new, never half), and open one from it, in any process with the
+ * same model: it goes on with the tokens it would have made. Rows that were made with other KV
+ * options, or are damaged, are read again from the history. KK_EFORMAT: the file is no saved
+ * session or its history is damaged; KK_EINVAL: another model. */
+int kk_session_save(struct kk_session *s, const char *path, struct kk_err *err);
+int kk_session_load(struct kk_engine *e, const char *path, struct kk_session **out,
+                    struct kk_err *err);
+
+/* A second session with the same history. Stored rows are shared: what either adds is its own. */
+int kk_session_fork(struct kk_session *s, struct kk_session **out, struct kk_err *err);
+
 /* Append n ids to the history and run all but the last through the model. KK_ERANGE, before
  * anything is touched, for an id outside the vocabulary or a history longer than ctx. n = 0 does
  * nothing. */
@@ -140,8 +151,9 @@ struct kk_session_info {
     int64_t resident_bytes; /* what the rows held take by themselves, counted row by row */
     int64_t history, rows;  /* rows = history - 1, or 0 */
     int64_t kv_device_bytes, kv_host_bytes, drafter_device_bytes; /* from the allocator */
-    int64_t resident_rows; /* physical rows, summed over layers */
-    int64_t dropped;       /* positions that no layer can see any more */
+    int64_t kv_shared_bytes; /* device blocks it holds together with its forks, in none's own */
+    int64_t resident_rows;   /* physical rows, summed over layers */
+    int64_t dropped;         /* positions that no layer can see any more */
 };
 void kk_session_describe(const struct kk_session *s, struct kk_session_info *out);
 

@@ -87,20 +87,41 @@ static int is_special(const char *path)
     return stat(path, &st) == 0 && !S_ISREG(st.st_mode);
 }
 
+int kk_fs_out_open(const char *path, struct kk_fs_out *o, struct kk_err *err)
+{
+    o->special = is_special(path);
+    o->path = path;
+    if (snprintf(o->tmp, sizeof o->tmp, o->special ? "%s" : "%s.tmp", path) >= (int)sizeof o->tmp)
+        return kk_fail(err, KK_ERANGE, "path too long: '%.64s...'", path);
+    o->fd = open(o->tmp, O_WRONLY | O_CREAT | O_CLOEXEC | (o->special ? 0 : O_TRUNC), 0644);
+    if (o->fd < 0) return kk_fail(err, KK_EIO, "cannot write '%s': %s", path, strerror(errno));
+    return 0;
+}
+
+int kk_fs_out_write(struct kk_fs_out *o, const void *p, size_t n, struct kk_err *err)
+{
+    if (!write_all(o->fd, p, n)) return 0;
+    return kk_fail(err, KK_EIO, "cannot write '%s': %s", o->path, strerror(errno));
+}
+
+int kk_fs_out_close(struct kk_fs_out *o, int rc, struct kk_err *err)
+{
+    if (!rc && !o->special && fsync(o->fd))
+        rc = kk_fail(err, KK_EIO, "cannot write '%s': %s", o->path, strerror(errno));
+    if (close(o->fd) && !rc)
+        rc = kk_fail(err, KK_EIO, "cannot write '%s': %s", o->path, strerror(errno));
+    if (!rc && !o->special && rename(o->tmp, o->path))
+        rc = kk_fail(err, KK_EIO, "cannot write '%s': %s", o->path, strerror(errno));
+    if (rc && !o->special) unlink(o->tmp);
+    return rc;
+}
+
 int kk_fs_write(const char *path, const void *data, size_t len, struct kk_err *err)
 {
-    char tmp[4096];
-    int special = is_special(path);
-    if (snprintf(tmp, sizeof tmp, special ? "%s" : "%s.tmp", path) >= (int)sizeof tmp)
-        return kk_fail(err, KK_ERANGE, "path too long: '%.64s...'", path);
-    int fd = open(tmp, O_WRONLY | O_CREAT | O_CLOEXEC | (special ? 0 : O_TRUNC), 0644);
-    if (fd < 0) return kk_fail(err, KK_EIO, "cannot write '%s': %s", path, strerror(errno));
-    int bad = write_all(fd, data, len) || (!special && fsync(fd));
-    int saved = errno;
-    bad |= close(fd) != 0;
-    if (!bad && (special || rename(tmp, path) == 0)) return 0;
-    if (!special) unlink(tmp);
-    return kk_fail(err, KK_EIO, "cannot write '%s': %s", path, strerror(saved));
+    struct kk_fs_out o;
+    int rc = kk_fs_out_open(path, &o, err);
+    if (rc) return rc;
+    return kk_fs_out_close(&o, kk_fs_out_write(&o, data, len, err), err);
 }
 
 int kk_fs_is_dir(const char *path)

@@ -23,6 +23,17 @@ int kk_fs_read(const char *path, struct kk_buf *buf, struct kk_err *err);
  * A full disk is KK_EIO, naming path; the temporary is removed. */
 int kk_fs_write(const char *path, const void *data, size_t len, struct kk_err *err);
 
+/* The same in pieces. A file that was opened must be closed, with the rc of its writing: unless
+ * that is 0 the temporary is removed and path stays as it was. */
+struct kk_fs_out {
+    const char *path; /* borrowed */
+    char tmp[4096];
+    int fd, special;
+};
+int kk_fs_out_open(const char *path, struct kk_fs_out *o, struct kk_err *err);
+int kk_fs_out_write(struct kk_fs_out *o, const void *p, size_t n, struct kk_err *err);
+int kk_fs_out_close(struct kk_fs_out *o, int rc, struct kk_err *err);
+
 /* 1 if path is a directory / exists. */
 int kk_fs_is_dir(const char *path);
 int kk_fs_exists(const char *path);

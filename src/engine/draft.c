@@ -46,6 +46,7 @@ static int open_dflash(struct kk_engine *e, const char *dir, struct kk_err *err)
     int rc = kk_model_file_open(dir, &mf, err);
     if (rc) return kk_wrap(err, rc, "drafter");
     rc = kk_dflash_open(mf, e->model, &ml, &e->dflash, err);
+    e->fingerprint.drafter = kk_model_file_fingerprint(mf);
     kk_model_file_close(mf);
     if (rc) return rc;
     e->taps[0].n = kk_dflash_taps(e->dflash, &e->taps[0].layers);

@@ -1,6 +1,7 @@
 /* Opening an engine, and the one function that runs a step. */
 #include <string.h>
 
+#include "base/hash.h"
 #include "base/mem.h"
 #include "engine/engine_int.h"
 
@@ -170,6 +171,21 @@ static int alloc_step_arrays(struct kk_engine *e, struct kk_err *err)
     return kk_fail(err, KK_ENOMEM, "out of memory for an engine");
 }
 
+/* What else than the model decides the bits of a stored row. */
+static uint64_t rows_fingerprint(const struct kk_engine *e, const struct setup *s)
+{
+    const int32_t n[] = {s->kv.sinks, s->kv.window, (int32_t)s->kv.latent_bytes,
+                         (int32_t)s->layout.dtype};
+    struct kk_hash h;
+    kk_hash_init(&h, e->ftheta ? kk_ftheta_fingerprint(e->ftheta) : 0);
+    kk_hash_add(&h, s->kv.policy, strlen(s->kv.policy));
+    if (strcmp(s->kv.policy, "full") && strcmp(s->kv.policy, "native"))
+        kk_hash_add(&h, n, sizeof n);
+    else
+        kk_hash_add(&h, &n[3], sizeof n[3]);
+    return kk_hash_value(&h);
+}
+
 int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, struct kk_err *err)
 {
     struct setup s;
@@ -189,6 +205,10 @@ int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, st
     e->ctx = s.ctx;
     rc = kk_model_open(s.mf, e->dev, &s.limits, &progress, &e->model, err);
     if (!rc) rc = kk__restore_setup(e, err);
+    if (!rc) {
+        e->fingerprint.model = kk_model_file_fingerprint(s.mf);
+        e->fingerprint.rows = rows_fingerprint(e, &s);
+    }
     if (!rc) rc = kk_kv_pool_open(e->dev, &e->layout, &s.kv, &s.kv_limits, &e->pool, err);
     if (!rc) rc = alloc_step_arrays(e, err);
     if (!rc) rc = kk__draft_setup(e, err);

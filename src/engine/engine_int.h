@@ -15,6 +15,11 @@ struct kk_step_item {
     int32_t n;
 };
 
+/* What made a session's rows: they fit another engine only if these are equal. */
+struct kk_fingerprint {
+    uint64_t model, rows, drafter; /* rows: policy, its numbers, row type, f_theta */
+};
+
 struct kk_engine {
     struct kk_engine_options options;
     struct kk_dev *dev;
@@ -22,6 +27,7 @@ struct kk_engine {
     struct kk_kv_layout layout; /* layer owned */
     struct kk_kv_pool *pool;
     struct kk_kv_limits kv_limits;
+    struct kk_fingerprint fingerprint;
     int max_logit_rows;
     int64_t ctx;
     int32_t *ids, *rows_n, *logit_rows, *choice; /* host arrays of a step */
@@ -71,6 +77,12 @@ int kk__drafter_open(struct kk_engine *e, struct kk_drafter **out, struct kk_err
 
 /* Rows [first, first + rows) of the step just committed are settled rows of s: show its drafter. */
 int kk__settle(struct kk_session *s, int first, int rows, struct kk_err *err);
+
+/* snapshot.c: a session to a sink and from a source (page-out, files). Bytes an encoding takes. */
+int kk__session_encode(struct kk_session *s, const struct kk_io *sink, struct kk_err *err);
+int64_t kk__session_encoded_bytes(struct kk_session *s, struct kk_err *err);
+int kk__session_decode(struct kk_engine *e, const struct kk_io *source, struct kk_session **out,
+                       struct kk_err *err);
 
 /* session.c */
 int kk__history_reserve(struct kk_session *s, size_t n, struct kk_err *err);

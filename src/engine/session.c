@@ -145,6 +145,7 @@ void kk_session_describe(const struct kk_session *s, struct kk_session_info *out
         .history = (int64_t)s->n,
         .rows = kk_kv_rows(s->kv),
         .kv_device_bytes = kk_kv_device_bytes(s->kv),
+        .kv_shared_bytes = kk_kv_shared_of(s->kv),
         .kv_host_bytes = kk_kv_host_bytes(s->kv),
         .drafter_device_bytes = s->drafter && s->drafter->ops->device_bytes
                                     ? s->drafter->ops->device_bytes(s->drafter)

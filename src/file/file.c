@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/hash.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/rng.h"
@@ -411,4 +412,41 @@ void kk_tensor_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void 
         memcpy(dst, (const char *)t->data + first * size, n * size);
     else
         kk__synth_read(t, first, n, dst);
+}
+
+/* ---- fingerprint ---- */
+
+/* The first and last 64 bytes of data, and 64 from each of 16 places between. */
+static void sample(struct kk_hash *h, const struct kk_tensor *t)
+{
+    enum { PIECE = 64, PLACES = 17 };
+    const unsigned char *p = t->data;
+    if (t->bytes <= PIECE * (PLACES + 1)) {
+        kk_hash_add(h, p, t->bytes);
+        return;
+    }
+    for (uint64_t i = 0; i <= PLACES; i++)
+        kk_hash_add(h, p + (t->bytes - PIECE) / PLACES * i, PIECE);
+    kk_hash_add(h, p + t->bytes - PIECE, PIECE);
+}
+
+static int hash_text(const char *text, size_t n, void *arg)
+{
+    kk_hash_add(arg, text, n);
+    return 0;
+}
+
+uint64_t kk_model_file_fingerprint(const struct kk_model_file *mf)
+{
+    struct kk_hash h;
+    kk_hash_init(&h, mf->synth ? mf->seed + 1 : 0);
+    json_dump_callback(mf->root, hash_text, &h, JSON_COMPACT | JSON_SORT_KEYS);
+    for (size_t i = 0; i < mf->n; i++) {
+        const struct kk_tensor *t = &mf->tensor[i];
+        kk_hash_add(&h, t->name, strlen(t->name) + 1);
+        kk_hash_add(&h, t->stored, strlen(t->stored) + 1);
+        kk_hash_add(&h, t->shape, sizeof t->shape[0] * (size_t)t->rank);
+        if (t->data) sample(&h, t);
+    }
+    return kk_hash_value(&h);
 }

@@ -76,6 +76,10 @@ int kk_model_file_has(const struct kk_model_file *mf, const char *name);
 size_t kk_model_file_count(const struct kk_model_file *mf);
 int kk_model_file_at(const struct kk_model_file *mf, size_t i, struct kk_tensor *out);
 
+/* A number that tells models apart: of the config, every tensor's name, type and shape, and a few
+ * bytes from all over its data. */
+uint64_t kk_model_file_fingerprint(const struct kk_model_file *mf);
+
 /* Copy elements [first, first + n) of t (inside it) to dst, in t's own dtype. Thread-safe. */
 void kk_tensor_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void *dst);
 

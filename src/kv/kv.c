@@ -132,48 +132,29 @@ int64_t kk_kv_staging_bytes(const struct kk_kv_pool *p)
 
 /* ---- sessions ----------------------------------------------------------------------------- */
 
-/* Make layer l hold at least `n` blocks. */
-static int grow_blocks(struct kk_kv *kv, int l, int32_t n, struct kk_err *err)
+int kk__kv_new(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
 {
-    struct layer_rows *y = &kv->layer[l];
-    if (n > y->cap_blocks) {
-        int32_t cap = y->cap_blocks ? y->cap_blocks : 4;
-        while (cap < n) cap *= 2;
-        void **p = kk_realloc(y->blocks, (size_t)cap, sizeof *p);
-        if (!p) return kk_fail(err, KK_ENOMEM, "out of memory for a KV block table");
-        y->blocks = p;
-        y->cap_blocks = cap;
+    struct kk_kv *kv = kk_calloc(1, sizeof *kv);
+    if (kv) kv->layer = kk_calloc((size_t)pool->layout.n_layers, sizeof *kv->layer);
+    if (!kv || !kv->layer) {
+        kk_free(kv);
+        return kk_fail(err, KK_ENOMEM, "out of memory for a session");
     }
-    while (y->n_blocks < n) {
-        int rc = kk_dev_alloc(kv->pool->dev, &kv->device, kk__kv_block_bytes(&kv->pool->rule[l]),
-                              &y->blocks[y->n_blocks], err);
-        if (rc) return rc;
-        y->n_blocks++;
-    }
+    kv->pool = pool;
+    kv->device.name = "session KV";
+    kv->host.name = "session KV in host memory";
+    *out = kv;
     return 0;
-}
-
-/* Give back blocks beyond n (a begin that failed half-way). */
-static void shrink_blocks(struct kk_kv *kv, int l, int32_t n)
-{
-    struct layer_rows *y = &kv->layer[l];
-    while (y->n_blocks > n)
-        kk_dev_free(kv->pool->dev, &kv->device, y->blocks[--y->n_blocks],
-                    kk__kv_block_bytes(&kv->pool->rule[l]));
 }
 
 int kk_kv_open(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
 {
-    struct kk_kv *kv = kk_calloc(1, sizeof *kv);
-    if (!kv) return kk_fail(err, KK_ENOMEM, "out of memory for a session");
-    kv->pool = pool;
-    kv->device.name = "session KV";
-    kv->host.name = "session KV in host memory";
-    kv->layer = kk_calloc((size_t)pool->layout.n_layers, sizeof *kv->layer);
-    int rc = kv->layer ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for a session");
+    struct kk_kv *kv = NULL;
+    int rc = kk__kv_new(pool, &kv, err);
+    if (rc) return rc;
     for (int l = 0; !rc && l < pool->layout.n_layers; l++)
         if (pool->rule[l].ring)
-            rc = grow_blocks(kv, l, 1, err);
+            rc = kk__blocks_grow(kv, l, 1, err);
         else if (kk__kv_is_paged(pool, l))
             rc = kk__tier_open_layer(kv, l, err);
     if (!rc)
@@ -194,11 +175,11 @@ void kk_kv_close(struct kk_kv *kv)
         if (kk__kv_is_paged(kv->pool, l))
             kk__tier_close_layer(kv, l);
         else
-            shrink_blocks(kv, l, 0);
+            kk__blocks_shrink(kv, l, 0);
         kk_free(kv->layer[l].blocks);
+        kk_free(kv->layer[l].share);
     }
-    kk_dev_free(kv->pool->dev, &kv->device, kv->latents,
-                kv->pool->latent_bytes * (size_t)kv->pool->latent_rows);
+    kk__blocks_release_latents(kv);
     KK_BUG_ON(atomic_load(&kv->device.bytes) != 0 || atomic_load(&kv->host.bytes) != 0);
     kk_free(kv->layer);
     kk_free(kv);
@@ -219,17 +200,11 @@ int64_t kk_kv_device_bytes(const struct kk_kv *kv)
     return atomic_load(&kv->device.bytes);
 }
 
-static int64_t resident(const struct kk_kv_rule *r, int64_t rows)
-{
-    int64_t cap = (int64_t)r->sinks + r->ring;
-    return r->ring && rows > cap ? cap : rows;
-}
-
 int64_t kk_kv_resident_rows(const struct kk_kv *kv)
 {
     int64_t n = 0;
     for (int l = 0; l < kv->pool->layout.n_layers; l++)
-        n += resident(&kv->pool->rule[l], kv->layer[l].stored);
+        n += kk__kv_resident(&kv->pool->rule[l], kv->layer[l].stored);
     return n;
 }
 
@@ -239,7 +214,7 @@ int64_t kk_kv_resident_bytes(const struct kk_kv *kv)
     int64_t latents = kv->latent_at < p->latent_rows ? kv->latent_at : p->latent_rows;
     int64_t n = latents * (int64_t)p->latent_bytes;
     for (int l = 0; l < p->layout.n_layers; l++)
-        n += resident(&p->rule[l], kv->layer[l].stored) * (int64_t)p->rule[l].row_bytes;
+        n += kk__kv_resident(&p->rule[l], kv->layer[l].stored) * (int64_t)p->rule[l].row_bytes;
     return n;
 }
 
@@ -247,7 +222,7 @@ int64_t kk_kv_dropped(const struct kk_kv *kv)
 {
     int64_t least = INT64_MAX;
     for (int l = 0; l < kv->pool->layout.n_layers; l++) {
-        int64_t gone = kv->rows - resident(&kv->pool->rule[l], kv->rows);
+        int64_t gone = kv->rows - kk__kv_resident(&kv->pool->rule[l], kv->rows);
         if (gone < least) least = gone;
     }
     return least;
@@ -262,9 +237,9 @@ int kk_kv_check(const struct kk_kv *kv, struct kk_err *err)
         if (y->stored != kv->rows)
             return kk_fail(err, KK_EINVARIANT, "INV-1: layer %d stored %lld rows, session has %lld",
                            l, (long long)y->stored, (long long)kv->rows);
-        int64_t room = r->ring ? (y->n_blocks == 1 ? resident(r, kv->rows) : -1)
+        int64_t room = r->ring ? (y->n_blocks == 1 ? kk__kv_resident(r, kv->rows) : -1)
                                : (int64_t)y->n_blocks * KK_KV_BLOCK_ROWS;
-        if (room < resident(r, kv->rows))
+        if (room < kk__kv_resident(r, kv->rows))
             return kk_fail(err, KK_EINVARIANT, "INV-1: layer %d has room for %lld rows of %lld", l,
                            (long long)room, (long long)kv->rows);
     }
@@ -329,21 +304,21 @@ void kk_kv_store_latents(struct kk_kv *kv, void *latents, int n)
 /* ---- a step ------------------------------------------------------------------------------- */
 
 /* Room for rows + n in every layer that keeps all; undone on failure. */
-static int reserve_rows(struct kk_kv *kv, int32_t n, struct kk_err *err)
+int kk__kv_reserve(struct kk_kv *kv, int32_t n, struct kk_err *err)
 {
     const struct kk_kv_pool *p = kv->pool;
     int64_t total = kv->rows + n;
     int32_t before = (int32_t)((kv->rows + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS);
     int32_t need = (int32_t)((total + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS);
     if (total >= KK_NO_BOUND) return kk_fail(err, KK_ERANGE, "a session is limited to 2^31 tokens");
-    int rc = 0, l;
-    for (l = 0; !rc && l < p->layout.n_layers; l++)
+    int rc = kk__blocks_own(kv, err), l = 0;
+    for (; !rc && l < p->layout.n_layers; l++)
         if (kk__kv_is_paged(p, l))
             rc = kk__tier_reserve(kv, l, total, err);
         else if (!p->rule[l].ring)
-            rc = grow_blocks(kv, l, need, err);
+            rc = kk__blocks_grow(kv, l, need, err);
     while (rc && l-- > 0)
-        if (!p->rule[l].ring && !kk__kv_is_paged(p, l)) shrink_blocks(kv, l, before);
+        if (!p->rule[l].ring && !kk__kv_is_paged(p, l)) kk__blocks_shrink(kv, l, before);
     return rc;
 }
 
@@ -379,7 +354,7 @@ int kk_kv_begin(struct kk_kv_pool *p, enum kk_step_kind kind, int B, struct kk_k
     KK_BUG_ON(T > (kind == KK_STEP_HOLD ? p->limits.max_hold_rows : p->limits.max_chunk_rows));
     for (b = 0; !rc && b < B; b++) {
         rc = kk_kv_check(kv[b], err);
-        if (!rc) rc = reserve_rows(kv[b], n[b], err);
+        if (!rc) rc = kk__kv_reserve(kv[b], n[b], err);
     }
     if (rc) return rc;
     p->kind = kind;

@@ -24,6 +24,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "base/io.h"
 #include "dev/dev.h"
 
 #define KK_KV_BLOCK_ROWS 128 /* rows in a block; a multiple of every device's attn_split */
@@ -94,6 +95,18 @@ int64_t kk_kv_staging_bytes(const struct kk_kv_pool *pool);
 
 int kk_kv_open(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err);
 void kk_kv_close(struct kk_kv *kv); /* NULL is fine */
+
+/* A second session with the same rows, which are shared: what either writes later is its own.
+ * Not inside a step. A failure leaves the parent as it was. */
+int kk_kv_fork(struct kk_kv *parent, struct kk_kv **out, struct kk_err *err);
+int64_t kk_kv_shared_bytes(const struct kk_kv_pool *pool); /* device blocks that forks share */
+int64_t kk_kv_shared_of(const struct kk_kv *kv);           /* of them, those of a session */
+
+/* Save a session's rows, and fill a fresh session of a pool of the same layout, options and limits
+ * with them. A load that fails leaves the session broken: close it. */
+int64_t kk_kv_saved_bytes(const struct kk_kv_pool *pool, int64_t rows);
+int kk_kv_save(const struct kk_kv *kv, const struct kk_io *sink, struct kk_err *err);
+int kk_kv_load(struct kk_kv *kv, int64_t rows, const struct kk_io *source, struct kk_err *err);
 
 int64_t kk_kv_rows(const struct kk_kv *kv);           /* rows committed */
 int64_t kk_kv_device_bytes(const struct kk_kv *kv);   /* from the allocator */

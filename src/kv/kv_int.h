@@ -13,12 +13,20 @@
 
 #include "kv/kv.h"
 
+/* A block that forks hold together. */
+struct shared_block {
+    void *p;
+    int refs;
+};
+
 /* One layer of one session. */
 struct layer_rows {
     void **blocks; /* host array of device pointers by block; a ring has one block. Paged: NULL for
                       a block in host memory that is not staged */
     void **host;   /* paged: [cap_blocks] host copies, or NULL */
     void **slot;   /* paged: [resident] device blocks */
+    struct shared_block **share; /* [cap_blocks]; NULL: the block is the session's own. Paged: of
+                                    the host copies */
     int32_t n_blocks, cap_blocks;
     int64_t stored; /* rows ever stored: what INV-1 compares with kv->rows */
 };
@@ -27,7 +35,8 @@ struct kk_kv {
     struct kk_kv_pool *pool;
     struct kk_account device, host;
     struct layer_rows *layer;
-    void *latents;     /* device [latent rows, latent_bytes]; a ring */
+    void *latents; /* device [latent rows, latent_bytes]; a ring */
+    struct shared_block *latents_share;
     int64_t latent_at; /* latents stored */
     int64_t rows;
     int broken;
@@ -70,6 +79,7 @@ struct kk_kv_pool {
     struct kk_kv_limits limits;
     struct kk_account staging;
     struct kk_account host;       /* of all sessions */
+    struct kk_account shared;     /* device blocks that forks hold together */
     int64_t device_cap, host_cap; /* a session's, everybody's; 0: none */
     int32_t resident; /* device blocks of every paged layer of a session; 0: nothing is paged */
     struct stage stage;
@@ -100,6 +110,13 @@ static inline size_t kk__kv_block_bytes(const struct kk_kv_rule *r)
     return (r->ring ? (size_t)(r->sinks + r->ring) : KK_KV_BLOCK_ROWS) * r->row_bytes;
 }
 
+/* Rows of a layer that are stored after `rows`. */
+static inline int64_t kk__kv_resident(const struct kk_kv_rule *r, int64_t rows)
+{
+    int64_t cap = (int64_t)r->sinks + r->ring;
+    return r->ring && rows > cap ? cap : rows;
+}
+
 static inline int32_t kk__kv_latent_rows(const struct kk_kv_layout *y,
                                          const struct kk_kv_rule *rule)
 {
@@ -109,11 +126,25 @@ static inline int32_t kk__kv_latent_rows(const struct kk_kv_layout *y,
     return most;
 }
 
+/* kv.c: a session without blocks; room for n more rows, blocks to be written to made own. */
+int kk__kv_new(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err);
+int kk__kv_reserve(struct kk_kv *kv, int32_t n, struct kk_err *err);
+
+/* blocks.c */
+int kk__blocks_grow(struct kk_kv *kv, int l, int32_t n, struct kk_err *err);
+void kk__blocks_shrink(struct kk_kv *kv, int l, int32_t n);
+int kk__blocks_own(struct kk_kv *kv, struct kk_err *err);
+void kk__blocks_release_latents(struct kk_kv *kv);
+
 /* tier.c */
 int kk__tier_open(struct kk_kv_pool *p, int staging_blocks, struct kk_err *err);
 void kk__tier_close(struct kk_kv_pool *p);
 int kk__tier_open_layer(struct kk_kv *kv, int l, struct kk_err *err); /* the device slots */
 void kk__tier_close_layer(struct kk_kv *kv, int l);
+/* child shares the host blocks of parent and has its own copy of what is on the device. */
+int kk__tier_fork_layer(struct kk_kv *parent, struct kk_kv *child, int l, struct kk_err *err);
+/* Point the block table of a layer that holds `rows` rows at its device slots. */
+void kk__tier_place(struct kk_kv *kv, int l, int64_t rows);
 /* Room in host memory for all rows up to `total`. KK_EEXHAUSTED leaves the session as it was. */
 int kk__tier_reserve(struct kk_kv *kv, int l, int64_t total, struct kk_err *err);
 /* Store the first `keep` rows of sequence b of the step into layer l, paging out blocks that fill.

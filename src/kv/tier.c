@@ -186,11 +186,16 @@ int kk__tier_open_layer(struct kk_kv *kv, int l, struct kk_err *err)
 static void free_host_block(struct kk_kv *kv, int l, int32_t i)
 {
     struct layer_rows *y = &kv->layer[l];
+    struct shared_block *s = y->share[i];
     int64_t bytes = (int64_t)kk__kv_block_bytes(&kv->pool->rule[l]);
-    if (!y->host[i]) return;
-    kk_free(y->host[i]);
+    void *p = y->host[i];
+    if (!p) return;
     y->host[i] = NULL;
-    kk_account_add(&kv->host, -bytes);
+    y->share[i] = NULL;
+    if (!s) kk_account_add(&kv->host, -bytes);
+    if (s && --s->refs > 0) return;
+    kk_free(s);
+    kk_free(p);
     kk_account_add(&kv->pool->host, -bytes);
 }
 
@@ -213,10 +218,13 @@ static int grow_tables(struct layer_rows *y, int32_t n, struct kk_err *err)
     void **b = kk_realloc(y->blocks, (size_t)cap, sizeof *b);
     if (b) y->blocks = b;
     void **h = b ? kk_realloc(y->host, (size_t)cap, sizeof *h) : NULL;
-    if (!h) return kk_fail(err, KK_ENOMEM, "out of memory for a KV block table");
-    y->host = h;
+    if (h) y->host = h;
+    struct shared_block **s = h ? kk_realloc(y->share, (size_t)cap, sizeof *s) : NULL;
+    if (!s) return kk_fail(err, KK_ENOMEM, "out of memory for a KV block table");
+    y->share = s;
     memset(y->blocks + y->cap_blocks, 0, (size_t)(cap - y->cap_blocks) * sizeof *b);
     memset(y->host + y->cap_blocks, 0, (size_t)(cap - y->cap_blocks) * sizeof *h);
+    memset(y->share + y->cap_blocks, 0, (size_t)(cap - y->cap_blocks) * sizeof *s);
     y->cap_blocks = cap;
     return 0;
 }
@@ -259,6 +267,54 @@ int kk__tier_reserve(struct kk_kv *kv, int l, int64_t total, struct kk_err *err)
             if (i >= kv->rows / KK_KV_BLOCK_ROWS) free_host_block(kv, l, i);
         y->n_blocks = before;
     }
+    return rc;
+}
+
+static int share_host_block(struct kk_kv *parent, int32_t l, int32_t i, struct kk_err *err)
+{
+    struct layer_rows *y = &parent->layer[l];
+    if (!y->share[i]) {
+        y->share[i] = kk_malloc(sizeof *y->share[i]);
+        if (!y->share[i]) return kk_fail(err, KK_ENOMEM, "out of memory to share a KV block");
+        *y->share[i] = (struct shared_block){.p = y->host[i], .refs = 1};
+        kk_account_add(&parent->host, -(int64_t)kk__kv_block_bytes(&parent->pool->rule[l]));
+    }
+    y->share[i]->refs++;
+    return 0;
+}
+
+void kk__tier_place(struct kk_kv *kv, int l, int64_t rows)
+{
+    struct layer_rows *y = &kv->layer[l];
+    const int32_t fixed = kv->pool->resident - 1, tail = (int32_t)(rows / KK_KV_BLOCK_ROWS);
+    for (int32_t i = 0; i < y->n_blocks; i++)
+        y->blocks[i] = i < fixed ? y->slot[i] : i == tail ? y->slot[fixed] : NULL;
+}
+
+int kk__tier_fork_layer(struct kk_kv *parent, struct kk_kv *child, int l, struct kk_err *err)
+{
+    struct layer_rows *from = &parent->layer[l], *to = &child->layer[l];
+    struct kk_kv_pool *p = parent->pool;
+    const struct kk_kv_rule *r = &p->rule[l];
+    const int32_t fixed = p->resident - 1, full = (int32_t)(parent->rows / KK_KV_BLOCK_ROWS);
+    int rc = kk__tier_open_layer(child, l, err);
+    if (!rc) rc = grow_tables(to, from->n_blocks, err);
+    if (rc) return rc;
+    to->n_blocks = from->n_blocks;
+    for (int32_t i = fixed; !rc && i < full; i++) {
+        rc = share_host_block(parent, l, i, err);
+        if (rc) break;
+        to->host[i] = from->host[i];
+        to->share[i] = from->share[i];
+    }
+    for (int32_t i = 0; !rc && i < p->resident; i++) {
+        const struct kk_kv_seq rows = {.blocks = &from->slot[i], .block_rows = KK_KV_BLOCK_ROWS};
+        p->dev->ops->fetch(p->dev, &(struct kk_fetch_args){.seq = &rows,
+                                                           .n = KK_KV_BLOCK_ROWS,
+                                                           .row_bytes = r->row_bytes,
+                                                           .dst = to->slot[i]});
+    }
+    if (!rc) kk__tier_place(child, l, parent->rows);
     return rc;
 }
 

@@ -41,6 +41,7 @@ struct kk_ftheta {
     void *rows;        /* [most, row_bytes] */
     int32_t *position; /* [positions]: 0, 1, 2, .. */
     int64_t positions, rebuilt;
+    uint64_t fingerprint;
     /* whose latents z holds: layers of one step share them */
     const struct kk_kv *z_of;
     int32_t z_first, z_n;
@@ -193,6 +194,7 @@ int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, 
         if (!rc) rc = parse(f, kk_model_file_config(mf), err);
         ld.mf = mf;
         if (!rc) rc = bind(&ld, f, err);
+        if (!rc) f->fingerprint = kk_model_file_fingerprint(mf);
         kk_model_file_close(mf);
     }
     if (!rc) rc = alloc_buffers(f, err);
@@ -236,6 +238,11 @@ int64_t kk_ftheta_weight_bytes(const struct kk_ftheta *f)
 {
     return atomic_load(&f->weights.bytes);
 }
+uint64_t kk_ftheta_fingerprint(const struct kk_ftheta *f)
+{
+    return f->fingerprint;
+}
+
 int64_t kk_ftheta_rebuilt(const struct kk_ftheta *f)
 {
     return f->rebuilt;

@@ -148,6 +148,7 @@ void kk_ftheta_close(struct kk_ftheta *f);                /* NULL is fine */
 size_t kk_ftheta_latent_bytes(const struct kk_ftheta *f); /* of a token; 0 for "exact" */
 int64_t kk_ftheta_weight_bytes(const struct kk_ftheta *f);
 int64_t kk_ftheta_rebuilt(const struct kk_ftheta *f); /* rows rebuilt so far: proof that it ran */
+uint64_t kk_ftheta_fingerprint(const struct kk_ftheta *f); /* of its files; 0 for "exact" */
 int kk_ftheta_taps(const struct kk_ftheta *f, const int **layers);
 
 /* Make and keep the latents of the n rows just committed to kv, from their taps (device [n, n_taps,

@@ -64,6 +64,45 @@ static int64_t device_bytes(const struct kk_drafter *base)
     return kk_kv_device_bytes(d->kv) + atomic_load(&d->account.bytes);
 }
 
+/* ---- fork, save, load: the context rows, with nothing held back ---- */
+
+static int fork_dflash(struct kk_drafter *base, struct kk_drafter *fresh, struct kk_err *err)
+{
+    struct dflash *d = (struct dflash *)base, *f = (struct dflash *)fresh;
+    struct kk_kv *kv;
+    int rc = flush(d, err);
+    if (!rc) rc = kk_kv_fork(d->kv, &kv, err);
+    if (rc) return rc;
+    kk_kv_close(f->kv);
+    f->kv = kv;
+    return 0;
+}
+
+static int64_t saved_bytes(struct kk_drafter *base, struct kk_err *err)
+{
+    struct dflash *d = (struct dflash *)base;
+    int rc = flush(d, err);
+    if (rc) return rc;
+    return (int64_t)sizeof(int64_t) + kk_kv_saved_bytes(d->pool, kk_kv_rows(d->kv));
+}
+
+static int save(struct kk_drafter *base, const struct kk_io *sink, struct kk_err *err)
+{
+    struct dflash *d = (struct dflash *)base;
+    int64_t rows = kk_kv_rows(d->kv);
+    KK_BUG_ON(d->n_held);
+    int rc = kk_io(sink, &rows, sizeof rows, err);
+    return rc ? rc : kk_kv_save(d->kv, sink, err);
+}
+
+static int load(struct kk_drafter *fresh, const struct kk_io *source, struct kk_err *err)
+{
+    struct dflash *d = (struct dflash *)fresh;
+    int64_t rows;
+    int rc = kk_io(source, &rows, sizeof rows, err);
+    return rc ? rc : kk_kv_load(d->kv, rows, source, err);
+}
+
 static void close_dflash(struct kk_drafter *base)
 {
     struct dflash *d = (struct dflash *)base;
@@ -75,8 +114,15 @@ static void close_dflash(struct kk_drafter *base)
 int kk_draft_dflash_open(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk_drafter **out,
                          struct kk_err *err)
 {
-    static const struct kk_drafter_ops ops = {"dflash", propose, observe, device_bytes,
-                                              close_dflash};
+    static const struct kk_drafter_ops ops = {.name = "dflash",
+                                              .propose = propose,
+                                              .observe = observe,
+                                              .device_bytes = device_bytes,
+                                              .fork = fork_dflash,
+                                              .saved_bytes = saved_bytes,
+                                              .save = save,
+                                              .load = load,
+                                              .close = close_dflash};
     struct dflash *d = kk_calloc(1, sizeof *d);
     if (!d) return kk_fail(err, KK_ENOMEM, "out of memory for a drafter");
     d->base.ops = &ops;
