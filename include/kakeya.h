@@ -94,6 +94,9 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out);
 int kk_session_open(struct kk_engine *e, struct kk_session **out, struct kk_err *err);
 void kk_session_close(struct kk_session *s); /* NULL is fine */
 
+/* End-of-sequence ids of this session in place of the model's; n = 0: the model's again. */
+int kk_session_set_eos(struct kk_session *s, const uint32_t *ids, int n, struct kk_err *err);
+
 /* Write a session to a file (old or new, never half), and open one from it, in any process with the
  * same model: it goes on with the tokens it would have made. Rows that were made with other KV
  * options, or are damaged, are read again from the history. KK_EFORMAT: the file is no saved

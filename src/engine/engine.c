@@ -5,7 +5,12 @@
 #include "base/mem.h"
 #include "engine/engine_int.h"
 
-enum { LOGITS_BUFFER_BYTES = 32 << 20, MIN_LOGIT_ROWS = 16, MAX_LOGIT_ROWS = 128 };
+enum {
+    LOGITS_BUFFER_BYTES = 32 << 20,
+    MIN_LOGIT_ROWS = 16,
+    MAX_LOGIT_ROWS = 128,
+    BATCH_HOLD_ROWS = 64
+};
 
 struct kk_engine_options kk_engine_defaults(void)
 {
@@ -76,12 +81,16 @@ static int choose_limits(const struct kk_engine_options *o, struct setup *s, str
     if (o->draft_width < 0 || o->draft_width > KK_MAX_WIDTH)
         return kk_fail(err, KK_EINVAL, "draft width %d: must be 1 to %d, or 0 to find it",
                        o->draft_width, KK_MAX_WIDTH);
-    int hold = o->max_batch > KK_MAX_WIDTH ? o->max_batch : KK_MAX_WIDTH;
+    /* rows held: a block of one session, or shorter ones of several */
+    int hold = o->max_batch == 1        ? KK_MAX_WIDTH
+               : rows < BATCH_HOLD_ROWS ? (int)rows
+                                        : BATCH_HOLD_ROWS;
+    if (hold < o->max_batch) hold = o->max_batch;
     int chunk = o->prefill_chunk;
-    if (!strcmp(o->kv, "restored") && chunk > o->kv_window) chunk = o->kv_window;
+    if (o->max_batch > 1 && chunk < hold) chunk = hold; /* a mixed step holds them in its chunk */
     s->kv_limits = (struct kk_kv_limits){o->max_batch, chunk, hold};
     s->limits.max_logit_rows = (int)rows;
-    s->limits.max_rows = o->prefill_chunk > hold ? o->prefill_chunk : hold;
+    s->limits.max_rows = chunk > hold ? chunk : hold;
     s->limits.positions = s->ctx < 16384 ? s->ctx : 16384;
     return 0;
 }
@@ -164,8 +173,16 @@ static int alloc_step_arrays(struct kk_engine *e, struct kk_err *err)
     e->logits = kk_calloc((size_t)e->max_logit_rows * V, sizeof *e->logits);
     e->kv = kk_calloc(B, sizeof(struct kk_kv *));
     e->items = kk_calloc(B, sizeof *e->items);
+    e->hold = kk_calloc(B, sizeof *e->hold);
+    e->turns = kk_calloc(B, sizeof *e->turns);
+    e->keep = kk_calloc(B, sizeof *e->keep);
+    e->accept = kk_calloc(B, sizeof *e->accept);
+    e->gain = kk_calloc(B, sizeof *e->gain);
+    e->most = kk_calloc(B, sizeof *e->most);
+    e->width = kk_calloc(B, sizeof *e->width);
     e->candidates = kk_calloc(V, sizeof *e->candidates);
     if (e->ids && e->rows_n && e->logit_rows && e->choice && e->logits && e->kv && e->items &&
+        e->hold && e->turns && e->keep && e->accept && e->gain && e->most && e->width &&
         e->candidates)
         return 0;
     return kk_fail(err, KK_ENOMEM, "out of memory for an engine");
@@ -236,6 +253,13 @@ void kk_engine_close(struct kk_engine *e)
     kk_free(e->logits);
     kk_free(e->kv);
     kk_free(e->items);
+    kk_free(e->hold);
+    kk_free(e->turns);
+    kk_free(e->keep);
+    kk_free(e->accept);
+    kk_free(e->gain);
+    kk_free(e->most);
+    kk_free(e->width);
     kk_free(e->candidates);
     kk_free(e);
 }
@@ -268,9 +292,8 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
 
 /* ---- a step ------------------------------------------------------------------------------- */
 
-/* Pack the rows of all items; returns T. */
-static int pack(struct kk_engine *e, const struct kk_step_item *item, int B,
-                enum kk_want_logits want, int *n_logits)
+/* Pack the rows of all items. */
+static void pack(struct kk_engine *e, const struct kk_step_item *item, int B, int *n_logits)
 {
     int T = 0;
     *n_logits = 0;
@@ -279,22 +302,21 @@ static int pack(struct kk_engine *e, const struct kk_step_item *item, int B,
         const uint32_t *from = s->history + kk_kv_rows(s->kv);
         e->kv[b] = s->kv;
         e->rows_n[b] = item[b].n;
+        e->hold[b] = (uint8_t)item[b].hold;
         for (int i = 0; i < item[b].n; i++, T++) {
             e->ids[T] = (int32_t)from[i];
-            if (want == KK_WANT_ALL || (want == KK_WANT_LAST && i == item[b].n - 1))
+            if (item[b].want == KK_WANT_ALL || (item[b].want == KK_WANT_LAST && i == item[b].n - 1))
                 e->logit_rows[(*n_logits)++] = T;
         }
     }
-    return T;
 }
 
-int kk__step(struct kk_engine *e, enum kk_step_kind kind, const struct kk_step_item *item, int B,
-             enum kk_want_logits want, struct kk_err *err)
+int kk__step(struct kk_engine *e, const struct kk_step_item *item, int B, struct kk_err *err)
 {
     struct kk_forward fwd = {
         .ids = e->ids, .logit_rows = e->logit_rows, .taps = {e->taps[0], e->taps[1]}};
-    pack(e, item, B, want, &fwd.n_logits);
-    int rc = kk_kv_begin(e->pool, kind, B, e->kv, e->rows_n, err);
+    pack(e, item, B, &fwd.n_logits);
+    int rc = kk_kv_begin_mixed(e->pool, B, e->kv, e->rows_n, e->hold, err);
     if (rc) return rc;
     rc = kk_model_forward(e->model, e->pool, &fwd, err);
     if (rc) kk_kv_abort(e->pool);

@@ -9,10 +9,12 @@
 #include "model/model.h"
 #include "spec/spec.h"
 
-/* Rows [rows, rows + n) of each session's history go through the model in one step. */
+/* Rows [rows, rows + n) of a session's history, as its part of a step. */
 struct kk_step_item {
     struct kk_session *s;
     int32_t n;
+    int hold; /* how many are kept is known after the step; else all are */
+    int want; /* enum kk_want_logits */
 };
 
 /* What made a session's rows: they fit another engine only if these are equal. */
@@ -34,6 +36,11 @@ struct kk_engine {
     float *logits;                               /* host [max_logit_rows, V] */
     struct kk_kv **kv;                           /* [max_batch] */
     struct kk_step_item *items;                  /* [max_batch] */
+    uint8_t *hold;                               /* [max_batch] */
+    struct kk_turn *turns;                       /* [max_batch] */
+    int32_t *keep;                               /* [max_batch] */
+    double *accept, *gain;                       /* [max_batch] */
+    int *most, *width;                           /* [max_batch] */
     struct kk_dflash *dflash;                    /* NULL: no such drafter */
     struct kk_kv_layout draft_layout;            /* layer borrowed from dflash */
     struct kk_kv_pool *draft_pool;
@@ -41,8 +48,17 @@ struct kk_engine {
     struct kk_account tap_account;
     struct kk_taps taps[2];          /* of the last step: for the drafter, for f_theta */
     struct kk_step_costs costs;      /* of verifying steps, by width */
+    struct kk_row_costs row_costs;   /* of rounds of several sessions */
     struct kk_candidate *candidates; /* [V], sampler scratch */
 };
+
+/* Most rows of one session in a step: under `restored` every row that is not near must come from an
+ * earlier step (DESIGN 4). */
+static inline int kk__session_rows_max(const struct kk_engine *e)
+{
+    const int chunk = e->kv_limits.max_chunk_rows;
+    return e->ftheta && e->options.kv_window < chunk ? e->options.kv_window : chunk;
+}
 
 /* Most rows of a step of either kind. */
 static inline int kk__step_rows_max(const struct kk_engine *e)
@@ -56,16 +72,40 @@ struct kk_session {
     struct kk_kv *kv;
     uint32_t *history;
     size_t n, cap;
-    int closed_for_steps;       /* after kk_session_logits */
+    int closed_for_steps; /* after kk_session_logits */
+    uint32_t *eos;        /* its own end-of-sequence ids; NULL: the model's */
+    int n_eos;
     struct kk_drafter *drafter; /* NULL: none */
     struct kk_width width;
 };
 
-/* Run a step of B items. want: which logits rows. The step is left open for kk_kv_commit / abort
- * when it succeeds; on failure it is already aborted. */
+/* Run a step of B items, each of which is held or a chunk. The step is left open for kk_kv_commit /
+ * abort when it succeeds; on failure it is already aborted. */
 enum kk_want_logits { KK_WANT_NONE, KK_WANT_LAST, KK_WANT_ALL };
-int kk__step(struct kk_engine *e, enum kk_step_kind kind, const struct kk_step_item *item, int B,
-             enum kk_want_logits want, struct kk_err *err);
+int kk__step(struct kk_engine *e, const struct kk_step_item *item, int B, struct kk_err *err);
+
+/* ---- round.c ------------------------------------------------------------------------------ */
+
+/* A session's part of a round. It reads: the next `read` rows of its history go through the model.
+ * Or it writes: its pending token and drafts do, and tokens come out. */
+struct kk_turn {
+    struct kk_session *s;
+    int32_t read;                /* rows, all kept; 0: it writes */
+    const struct kk_sampling *p; /* of a write */
+    int most;                    /* rows of a write, >= 1; a token comes out of each at most */
+    /* A token is out; non-zero: it was the last, and what the step found after it is forgotten. */
+    int (*emit)(struct kk_turn *t, uint32_t id);
+    void *arg;
+    int32_t tokens, drafted, accepted, stopped; /* set by the round */
+    int rc; /* its drafter's or f_theta's failure; tokens are out */
+    struct kk_err err;
+};
+
+/* One step over B sessions, each at most once. On failure no session has changed; kk_kv_failed says
+ * whose fault it was. */
+int kk__round(struct kk_engine *e, struct kk_turn *turn, int B, struct kk_err *err);
+int kk__round_most_writes(const struct kk_engine *e); /* turns that write, of one round */
+int kk__is_eos(const struct kk_session *s, uint32_t id);
 
 /* draft.c: what the engine's options ask for (a drafter directory is loaded), and one drafter for a
  * session (NULL for "none"). */

@@ -26,7 +26,24 @@ void kk_session_close(struct kk_session *s)
     kk_drafter_close(s->drafter);
     kk_kv_close(s->kv);
     kk_free(s->history);
+    kk_free(s->eos);
     kk_free(s);
+}
+
+int kk_session_set_eos(struct kk_session *s, const uint32_t *ids, int n, struct kk_err *err)
+{
+    int V = kk_model_info(s->e->model)->V;
+    for (int i = 0; i < n; i++)
+        if (ids[i] >= (uint32_t)V)
+            return kk_fail(err, KK_ERANGE, "end-of-sequence id %u is outside the vocabulary of %d",
+                           ids[i], V);
+    uint32_t *copy = n ? kk_array((size_t)n, sizeof *copy) : NULL;
+    if (n && !copy) return kk_fail(err, KK_ENOMEM, "out of memory for a session");
+    if (n) memcpy(copy, ids, (size_t)n * sizeof *ids);
+    kk_free(s->eos);
+    s->eos = copy;
+    s->n_eos = n;
+    return 0;
 }
 
 /* Room for n more ids. */
@@ -65,9 +82,9 @@ static int prefill(struct kk_session *s, size_t end, struct kk_err *err)
     struct kk_engine *e = s->e;
     size_t start = (size_t)kk_kv_rows(s->kv), at;
     while ((at = (size_t)kk_kv_rows(s->kv)) < end) {
-        size_t n = end - at, most = (size_t)e->kv_limits.max_chunk_rows;
-        struct kk_step_item item = {s, (int32_t)(n < most ? n : most)};
-        int rc = kk__step(e, KK_STEP_CHUNK, &item, 1, KK_WANT_NONE, err);
+        size_t n = end - at, most = (size_t)kk__session_rows_max(e);
+        struct kk_step_item item = {.s = s, .n = (int32_t)(n < most ? n : most)};
+        int rc = kk__step(e, &item, 1, err);
         if (rc) return rc;
         kk_kv_commit(e->pool, NULL);
         rc = kk__settle(s, 0, item.n, err);
@@ -119,12 +136,12 @@ int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_lo
     memcpy(s->history + s->n, ids, n * sizeof *ids);
     s->n += n;
     s->closed_for_steps = 1;
-    size_t most = (size_t)e->kv_limits.max_chunk_rows, at;
+    size_t most = (size_t)kk__session_rows_max(e), at;
     if (most > (size_t)e->max_logit_rows) most = (size_t)e->max_logit_rows;
     while (!rc && (at = (size_t)kk_kv_rows(s->kv)) < s->n) {
         size_t k = s->n - at < most ? s->n - at : most;
-        struct kk_step_item item = {s, (int32_t)k};
-        rc = kk__step(e, KK_STEP_CHUNK, &item, 1, KK_WANT_ALL, err);
+        struct kk_step_item item = {.s = s, .n = (int32_t)k, .want = KK_WANT_ALL};
+        rc = kk__step(e, &item, 1, err);
         if (rc) break;
         kk_kv_commit(e->pool, NULL);
         rc = kk__settle(s, 0, item.n, err);

@@ -260,6 +260,11 @@ int kk_session_fork(struct kk_session *s, struct kk_session **out, struct kk_err
     if (s->n) memcpy(f->history, s->history, s->n * sizeof *s->history);
     f->n = s->n;
     f->width = s->width;
+    rc = kk_session_set_eos(f, s->eos, s->n_eos, err);
+    if (rc) {
+        kk_session_close(f);
+        return rc;
+    }
     *out = f;
     return 0;
 }

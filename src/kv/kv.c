@@ -13,9 +13,10 @@ static int max_int(int a, int b)
     return a > b ? a : b;
 }
 
-/* Scratch holds every layer of the held rows, or one layer of a chunk. */
+/* Scratch holds one layer of a chunk, and every layer of the held rows: one after the other where a
+ * step may be mixed, else in the same place. Returns where held rows start. */
 static size_t scratch_size(int n_layers, const struct kk_kv_rule *rule,
-                           const struct kk_kv_limits *lim)
+                           const struct kk_kv_limits *lim, size_t *bytes)
 {
     size_t all = 0, widest = 0;
     for (int l = 0; l < n_layers; l++) {
@@ -23,7 +24,9 @@ static size_t scratch_size(int n_layers, const struct kk_kv_rule *rule,
         if (rule[l].row_bytes > widest) widest = rule[l].row_bytes;
     }
     size_t hold = all * (size_t)lim->max_hold_rows, chunk = widest * (size_t)lim->max_chunk_rows;
-    return hold > chunk ? hold : chunk;
+    size_t base = lim->max_seqs > 1 ? chunk : 0;
+    *bytes = base + hold > chunk ? base + hold : chunk;
+    return base;
 }
 
 size_t kk_kv_plan_staging(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
@@ -32,8 +35,9 @@ size_t kk_kv_plan_staging(const struct kk_kv_layout *layout, const struct kk_kv_
     size_t N = (size_t)layout->n_layers, B = (size_t)limits->max_seqs;
     size_t T = (size_t)max_int(limits->max_chunk_rows, limits->max_hold_rows);
     size_t ring = opt->device_cap ? kk__tier_ring_bytes(layout, rule, opt->staging_blocks) : 0;
-    return scratch_size(layout->n_layers, rule, limits) + N * B * sizeof(struct kk_kv_seq) +
-           (2 * T + B) * sizeof(int32_t) + ring;
+    size_t scratch;
+    scratch_size(layout->n_layers, rule, limits, &scratch);
+    return scratch + N * B * sizeof(struct kk_kv_seq) + (2 * T + B) * sizeof(int32_t) + ring;
 }
 
 static int alloc_host(struct kk_kv_pool *p, struct kk_err *err)
@@ -48,8 +52,9 @@ static int alloc_host(struct kk_kv_pool *p, struct kk_err *err)
     p->h_keep = kk_calloc(B, sizeof *p->h_keep);
     p->step_kv = kk_calloc(B, sizeof *p->step_kv);
     p->step_n = kk_calloc(B, sizeof *p->step_n);
+    p->step_hold = kk_calloc(B, sizeof *p->step_hold);
     if (p->rule && p->hold_offset && p->h_seqs && p->h_pos && p->h_seq && p->h_keep && p->step_kv &&
-        p->step_n)
+        p->step_n && p->step_hold)
         return 0;
     return kk_fail(err, KK_ENOMEM, "out of memory for the KV pool");
 }
@@ -86,7 +91,7 @@ int kk_kv_pool_open(struct kk_dev *dev, const struct kk_kv_layout *layout,
             p->hold_offset[l] = offset;
             offset += p->rule[l].row_bytes * (size_t)limits->max_hold_rows;
         }
-        p->scratch_bytes = scratch_size(layout->n_layers, p->rule, limits);
+        p->hold_base = scratch_size(layout->n_layers, p->rule, limits, &p->scratch_bytes);
         rc = alloc_device(p, err);
     }
     p->latent_bytes = opt->latent_bytes;
@@ -122,6 +127,7 @@ void kk_kv_pool_close(struct kk_kv_pool *p)
     kk_free(p->h_keep);
     kk_free(p->step_kv);
     kk_free(p->step_n);
+    kk_free(p->step_hold);
     kk_free(p);
 }
 
@@ -322,6 +328,11 @@ int kk__kv_reserve(struct kk_kv *kv, int32_t n, struct kk_err *err)
     return rc;
 }
 
+static char *held_rows(const struct kk_kv_pool *p, int l)
+{
+    return (char *)p->scratch + p->hold_base + p->hold_offset[l];
+}
+
 static void fill_tables(struct kk_kv_pool *p)
 {
     int t = 0;
@@ -331,7 +342,7 @@ static void fill_tables(struct kk_kv_pool *p)
             p->h_seq[t] = b;
         }
     for (int l = 0; l < p->layout.n_layers; l++) {
-        char *rows = (char *)p->scratch + (p->kind == KK_STEP_HOLD ? p->hold_offset[l] : 0);
+        char *rows = p->kind == KK_STEP_HOLD ? held_rows(p, l) : p->scratch;
         for (int b = 0; b < p->B; b++) {
             struct kk_kv_seq *s = &p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
             describe(p->step_kv[b], l, s);
@@ -342,8 +353,8 @@ static void fill_tables(struct kk_kv_pool *p)
     }
 }
 
-int kk_kv_begin(struct kk_kv_pool *p, enum kk_step_kind kind, int B, struct kk_kv *const *kv,
-                const int32_t *n, struct kk_err *err)
+static int begin(struct kk_kv_pool *p, enum kk_step_kind kind, int B, struct kk_kv *const *kv,
+                 const int32_t *n, struct kk_err *err)
 {
     KK_BUG_ON(p->active || B < 1 || B > p->limits.max_seqs);
     int T = 0, rc = 0, b;
@@ -355,6 +366,7 @@ int kk_kv_begin(struct kk_kv_pool *p, enum kk_step_kind kind, int B, struct kk_k
     for (b = 0; !rc && b < B; b++) {
         rc = kk_kv_check(kv[b], err);
         if (!rc) rc = kk__kv_reserve(kv[b], n[b], err);
+        p->failed = rc ? b : -1;
     }
     if (rc) return rc;
     p->kind = kind;
@@ -371,6 +383,34 @@ int kk_kv_begin(struct kk_kv_pool *p, enum kk_step_kind kind, int B, struct kk_k
     p->active = 1;
     kk__tier_begin(p);
     return 0;
+}
+
+int kk_kv_begin(struct kk_kv_pool *p, enum kk_step_kind kind, int B, struct kk_kv *const *kv,
+                const int32_t *n, struct kk_err *err)
+{
+    p->mixed = 0;
+    return begin(p, kind, B, kv, n, err);
+}
+
+int kk_kv_begin_mixed(struct kk_kv_pool *p, int B, struct kk_kv *const *kv, const int32_t *n,
+                      const uint8_t *hold, struct kk_err *err)
+{
+    int held = 0, sequences = 0;
+    for (int b = 0; b < B; b++) {
+        sequences += hold[b] != 0;
+        held += hold[b] ? n[b] : 0;
+    }
+    if (sequences == 0 || sequences == B)
+        return kk_kv_begin(p, sequences ? KK_STEP_HOLD : KK_STEP_CHUNK, B, kv, n, err);
+    KK_BUG_ON(held > p->limits.max_hold_rows || p->limits.max_seqs < 2);
+    p->mixed = 1;
+    memcpy(p->step_hold, hold, (size_t)B);
+    return begin(p, KK_STEP_CHUNK, B, kv, n, err);
+}
+
+int kk_kv_failed(const struct kk_kv_pool *p)
+{
+    return p->failed;
 }
 
 enum kk_dtype kk_kv_dtype(const struct kk_kv_pool *p)
@@ -417,8 +457,8 @@ struct kk_kv_view kk_kv_layer(const struct kk_kv_pool *p, int l)
     };
 }
 
-/* Copy the first keep[b] rows of layer l into place and count them. */
-static void store_layer(struct kk_kv_pool *p, int l, const int32_t *keep)
+/* Copy the first h_keep[b] rows of layer l into place and count them. */
+static void store_layer(struct kk_kv_pool *p, int l)
 {
     struct kk_kv_store_args a = {
         .B = p->B,
@@ -427,23 +467,56 @@ static void store_layer(struct kk_kv_pool *p, int l, const int32_t *keep)
         .row_bytes = p->rule[l].row_bytes,
     };
     if (kk__kv_is_paged(p, l))
-        for (int b = 0; b < p->B; b++) kk__tier_store(p, l, b, keep[b]);
+        for (int b = 0; b < p->B; b++) kk__tier_store(p, l, b, p->h_keep[b]);
     else
         p->dev->ops->kv_store(p->dev, &a);
-    for (int b = 0; b < p->B; b++) p->step_kv[b]->layer[l].stored += keep[b];
+    for (int b = 0; b < p->B; b++) p->step_kv[b]->layer[l].stored += p->h_keep[b];
 }
 
-static void upload_keep(struct kk_kv_pool *p, const int32_t *keep)
+static void upload_keep(struct kk_kv_pool *p)
 {
-    memcpy(p->h_keep, keep, (size_t)p->B * sizeof *keep);
-    p->dev->ops->upload(p->dev, p->keep, p->h_keep, (size_t)p->B * sizeof *keep);
+    p->dev->ops->upload(p->dev, p->keep, p->h_keep, (size_t)p->B * sizeof *p->keep);
+}
+
+/* Rows of sequence b that a mixed step stores layer by layer. */
+static int32_t stored_early(const struct kk_kv_pool *p, int b)
+{
+    return p->mixed && p->step_hold[b] ? 0 : p->step_n[b];
+}
+
+/* Move the held rows of layer l of a mixed step out of the way of the next layer. */
+static void hold_layer(struct kk_kv_pool *p, int l)
+{
+    char *to = held_rows(p, l);
+    const size_t row_bytes = p->rule[l].row_bytes;
+    for (int b = 0; b < p->B; b++) {
+        struct kk_kv_seq *s = &p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
+        if (!p->step_hold[b]) continue;
+        const struct kk_kv_seq from = {.blocks = &s->step, .block_rows = s->n_step};
+        p->dev->ops->fetch(p->dev,
+                           &(struct kk_fetch_args){
+                               .seq = &from, .n = s->n_step, .row_bytes = row_bytes, .dst = to});
+        s->step = to;
+        to += (size_t)s->n_step * row_bytes;
+    }
 }
 
 void kk_kv_layer_done(struct kk_kv_pool *p, int l)
 {
     if (p->kind != KK_STEP_CHUNK) return;
-    if (l == 0) upload_keep(p, p->step_n);
-    store_layer(p, l, p->step_n);
+    if (l == 0) {
+        for (int b = 0; b < p->B; b++) p->h_keep[b] = stored_early(p, b);
+        upload_keep(p);
+    }
+    store_layer(p, l);
+    if (p->mixed) hold_layer(p, l);
+}
+
+/* The held rows of a mixed step are where hold_layer put them. */
+static void upload_seqs(struct kk_kv_pool *p)
+{
+    size_t N = (size_t)p->layout.n_layers, M = (size_t)p->limits.max_seqs;
+    p->dev->ops->upload(p->dev, p->seqs, p->h_seqs, N * M * sizeof *p->seqs);
 }
 
 void kk_kv_commit(struct kk_kv_pool *p, const int32_t *keep)
@@ -451,12 +524,15 @@ void kk_kv_commit(struct kk_kv_pool *p, const int32_t *keep)
     KK_BUG_ON(!p->active);
     if (!keep) keep = p->step_n;
     for (int b = 0; b < p->B; b++) {
+        int held = p->kind == KK_STEP_HOLD || (p->mixed && p->step_hold[b]);
         KK_BUG_ON(keep[b] < 0 || keep[b] > p->step_n[b]);
-        KK_BUG_ON(p->kind == KK_STEP_CHUNK && keep[b] != p->step_n[b]);
+        KK_BUG_ON(!held && keep[b] != p->step_n[b]);
+        p->h_keep[b] = held ? keep[b] : 0;
     }
-    if (p->kind == KK_STEP_HOLD) {
-        upload_keep(p, keep);
-        for (int l = 0; l < p->layout.n_layers; l++) store_layer(p, l, keep);
+    if (p->kind == KK_STEP_HOLD || p->mixed) {
+        if (p->mixed) upload_seqs(p);
+        upload_keep(p);
+        for (int l = 0; l < p->layout.n_layers; l++) store_layer(p, l);
     }
     for (int b = 0; b < p->B; b++) p->step_kv[b]->rows += keep[b];
     kk__tier_drain(p);

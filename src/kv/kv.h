@@ -13,10 +13,11 @@
  * whole K5  every byte is in an account: the session's `device`, or the pool's `staging`
  *
  * A step:  kk_kv_begin -> for each layer: model writes rows at kk_kv_layer().rows, attends over
- * .seqs, calls kk_kv_layer_done -> kk_kv_commit (or kk_kv_abort). Two kinds of step: KK_STEP_HOLD
+ * .seqs, calls kk_kv_layer_done -> kk_kv_commit (or kk_kv_abort). Two kinds: KK_STEP_HOLD
  * keeps all layers' new rows in scratch until commit(k), k <= n chosen after the forward (decode,
  * verification). KK_STEP_CHUNK keeps all n rows by promise, stores them layer by layer and needs
- * scratch for one layer only (prefill). */
+ * scratch for one layer only (prefill). kk_kv_begin_mixed has sequences of both kinds in one step.
+ */
 #ifndef KK_KV_KV_H
 #define KK_KV_KV_H
 
@@ -79,7 +80,7 @@ struct kk_kv;      /* one per session */
 
 struct kk_kv_limits {
     int max_seqs;       /* B of a step */
-    int max_chunk_rows; /* T of a KK_STEP_CHUNK */
+    int max_chunk_rows; /* T of a KK_STEP_CHUNK, or of a mixed step */
     int max_hold_rows;  /* T of a KK_STEP_HOLD */
 };
 
@@ -145,6 +146,14 @@ struct kk_kv_view {
  * blocks where needed: KK_ENOMEM leaves every session as it was. */
 int kk_kv_begin(struct kk_kv_pool *pool, enum kk_step_kind kind, int B, struct kk_kv *const *kv,
                 const int32_t *n, struct kk_err *err);
+
+/* The same with a kind for each sequence: hold[b] != 0 is KK_STEP_HOLD. Rows in all: at most
+ * max_chunk_rows, of them held at most max_hold_rows. Needs max_seqs > 1. */
+int kk_kv_begin_mixed(struct kk_kv_pool *pool, int B, struct kk_kv *const *kv, const int32_t *n,
+                      const uint8_t *hold, struct kk_err *err);
+
+/* Which sequence made the last begin fail; -1: none did. */
+int kk_kv_failed(const struct kk_kv_pool *pool);
 
 enum kk_dtype kk_kv_dtype(const struct kk_kv_pool *pool); /* of stored rows */
 int kk_kv_step_T(const struct kk_kv_pool *pool);

@@ -83,7 +83,8 @@ struct kk_kv_pool {
     int64_t device_cap, host_cap; /* a session's, everybody's; 0: none */
     int32_t resident; /* device blocks of every paged layer of a session; 0: nothing is paged */
     struct stage stage;
-    size_t *hold_offset; /* [n_layers]: where a layer's held rows start in scratch */
+    size_t hold_base;    /* where held rows start in scratch; before them: one layer of a chunk */
+    size_t *hold_offset; /* [n_layers]: where a layer's start, from hold_base */
     size_t scratch_bytes;
     void *scratch;          /* device */
     struct kk_kv_seq *seqs; /* device [n_layers, max_seqs] */
@@ -93,9 +94,12 @@ struct kk_kv_pool {
     int32_t *h_pos, *h_seq, *h_keep;
     /* the running step */
     enum kk_step_kind kind;
+    int mixed; /* kind is KK_STEP_CHUNK, and some sequences are held */
     int active, T, B;
+    int failed; /* the sequence that made begin fail, or -1 */
     struct kk_kv **step_kv;
     int32_t *step_n;
+    uint8_t *step_hold;   /* mixed: by sequence */
     struct walk ask;      /* the next block to ask for */
     struct walk read;     /* where attention is */
     int32_t piece_blocks; /* host blocks of the piece handed out */

@@ -94,4 +94,18 @@ int kk_width_choose(struct kk_width *w, const struct kk_step_costs *c, int most)
 /* A step drafted `drafted` tokens and accepted the first `accepted` of them. */
 void kk_width_note(struct kk_width *w, struct kk_step_costs *c, int drafted, int accepted);
 
+/* ---- several sessions in a step ----------------------------------------------------------- */
+
+/* Seconds of a step by its rows: a line through the steps run (decayed sums). */
+struct kk_row_costs {
+    double n, r, t, rr, rt;
+    int64_t rounds;
+};
+void kk_row_cost_note(struct kk_row_costs *c, int rows, double seconds);
+
+/* Widths of B sessions: accept[i] as in struct kk_width, most[i] >= 1; `extra` rows beyond one for
+ * each may be given out. gain [B]: scratch. */
+void kk_allot(struct kk_row_costs *c, const double *accept, const int *most, int B, int extra,
+              double *gain, int *width);
+
 #endif

@@ -197,18 +197,17 @@ static void company_does_not_matter(void **state)
             random_ids(ids, 4);
             push_history(s[b], ids, (size_t)n);
             push_history(t[b], ids, (size_t)n);
-            item[b] = (struct kk_step_item){s[b], n};
+            item[b] = (struct kk_step_item){.s = s[b], .n = n, .hold = 1, .want = KK_WANT_ALL};
             total += n;
         }
-        ok(kk__step(e, KK_STEP_HOLD, item, B, KK_WANT_ALL, &err), &err);
+        ok(kk__step(e, item, B, &err), &err);
         memcpy(together, kk_model_logits(e->model), (size_t)total * V * sizeof(float));
         kk_kv_commit(e->pool, NULL);
         float *row = together;
         for (int b = 0; b < B; b++) {
-            struct kk_step_item one = {t[b], item[b].n};
+            struct kk_step_item one = {t[b], item[b].n, !(r & 1), KK_WANT_ALL};
             size_t bytes = (size_t)item[b].n * V * sizeof(float);
-            ok(kk__step(alone, r & 1 ? KK_STEP_CHUNK : KK_STEP_HOLD, &one, 1, KK_WANT_ALL, &err),
-               &err);
+            ok(kk__step(alone, &one, 1, &err), &err);
             memcpy(single, kk_model_logits(alone->model), bytes);
             kk_kv_commit(alone->pool, NULL);
             assert_memory_equal(single, row, bytes);
@@ -241,14 +240,14 @@ static void commit_keeps_a_prefix(void **state)
             int32_t k = (int32_t)rnd((uint32_t)n + 1);
             random_ids(ids, 16);
             push_history(s, ids, (size_t)n);
-            struct kk_step_item item = {s, n};
-            ok(kk__step(e, KK_STEP_HOLD, &item, 1, KK_WANT_NONE, &err), &err);
+            struct kk_step_item item = {.s = s, .n = n, .hold = 1};
+            ok(kk__step(e, &item, 1, &err), &err);
             kk_kv_commit(e->pool, &k);
             s->n -= (size_t)(n - k);
             if (k) {
                 push_history(t, ids, (size_t)k);
-                item = (struct kk_step_item){t, k};
-                ok(kk__step(e, KK_STEP_CHUNK, &item, 1, KK_WANT_NONE, &err), &err);
+                item = (struct kk_step_item){.s = t, .n = k};
+                ok(kk__step(e, &item, 1, &err), &err);
                 kk_kv_commit(e->pool, NULL);
             }
             ok(kk_kv_check(s->kv, &err), &err);

@@ -112,7 +112,8 @@ static void a_loaded_session_goes_on(void **state)
     for (int a = 0; a < N_ARMS; a++) {
         struct kk_engine *e = open_arm(&arms[a]), *other = open_arm(&arms[a]);
         static const int lengths[] = {1, 2, 30, 128, 129, 300};
-        for (size_t k = 0; k < sizeof lengths / sizeof *lengths; k++) {
+        const int small = arms[a].model == arms[0].model; /* the other takes its time */
+        for (size_t k = 0; k < sizeof lengths / sizeof *lengths; k += small ? 1 : 4) {
             struct kk_session *s = session(e), *t = NULL;
             uint32_t want[NEW], got[NEW];
             struct kk_session_info before, after;
@@ -198,7 +199,7 @@ static void damage_is_found(void **state)
     go_on(s, want);
     kk_buf_init(&file, 1 << 24);
     KK_ASSERT_OK(kk_fs_read(kk_test_path("whole"), &file, &err), &err);
-    for (int i = 0; i < 400; i++) {
+    for (int i = 0; i < 250; i++) {
         size_t n = file.len, at = i < 150 ? (size_t)i : kk_test_below(&r, (uint32_t)n);
         int cut = i % 5 == 4;
         char *copy = kk_malloc(n);
@@ -219,7 +220,7 @@ static void damage_is_found(void **state)
         }
         kk_session_close(t);
     }
-    assert_true(refused > 100 && read_again > 50);
+    assert_true(refused > 60 && read_again > 30);
     kk_buf_release(&file);
     kk_session_close(s);
     kk_engine_close(e);
@@ -234,7 +235,7 @@ static void forks_are_independent(void **state)
     enum { FORKS = 5 };
     for (int a = 0; a < N_ARMS; a++) {
         struct kk_engine *e = open_arm(&arms[a]);
-        for (int round = 0; round < 3; round++) {
+        for (int round = 0; round < (arms[a].model == arms[0].model ? 3 : 2); round++) {
             struct kk_session *s[FORKS] = {session(e)};
             uint32_t want[NEW], got[NEW];
             struct kk_err err = {0};
@@ -301,7 +302,7 @@ static void survives_every_failed_allocation(void **state)
         struct kk_err err = {0};
         uint32_t want[NEW], got[NEW];
         const char *path = kk_test_path("memory");
-        append_random(s, &r, 200);
+        append_random(s, &r, a == 2 ? 40 : 150);
         KK_ASSERT_OK(kk_session_save(s, path, &err), &err);
         expected(s, want);
         for (int64_t k = 1, hit = 1; hit; k++) {

@@ -123,9 +123,56 @@ static void pinned_is_pinned(void **state)
     assert_int_equal(kk_width_choose(&w, &c, 3), 3);
 }
 
+/* ---- several sessions ---- */
+
+/* Steps of `base` + `slope` a row, as the costs would see them. */
+static void learn(struct kk_row_costs *c, double base, double slope)
+{
+    for (int rows = 4; rows <= 12; rows++) kk_row_cost_note(c, rows, base + slope * rows);
+}
+
+static void rows_go_to_the_likeliest_drafts(void **state)
+{
+    (void)state;
+    struct kk_row_costs c = {0};
+    const double accept[4] = {0.9, 0.1, 0.5, 0.9};
+    const int most[4] = {16, 16, 16, 3};
+    double gain[4];
+    int width[4];
+    learn(&c, 1.0, 0.001); /* bound by memory: rows are nearly free */
+    kk_allot(&c, accept, most, 4, 20, gain, width);
+    assert_int_equal(width[0] + width[1] + width[2] + width[3], 24);
+    assert_true(width[0] > width[2] && width[2] > width[1]);
+    assert_int_equal(width[3], 3);
+    c = (struct kk_row_costs){0};
+    learn(&c, 0.001, 1.0); /* bound by arithmetic: a row costs a row */
+    kk_allot(&c, accept, most, 4, 20, gain, width);
+    assert_int_equal(width[0] + width[1] + width[2] + width[3], 4);
+}
+
+/* Nothing known: a short draft now and then, until something is. */
+static void allotting_starts_with_probes(void **state)
+{
+    (void)state;
+    struct kk_row_costs c = {0};
+    const double accept[2] = {0.6, 0.6};
+    const int most[2] = {16, 1};
+    double gain[2];
+    int width[2], drafted = 0;
+    for (int i = 0; i < 40; i++) {
+        kk_allot(&c, accept, most, 2, 8, gain, width);
+        assert_int_equal(width[1], 1);
+        drafted += width[0] > 1;
+        kk_row_cost_note(&c, width[0] + width[1], 1.0 + 0.9 * (width[0] + width[1]));
+    }
+    assert_true(drafted >= 1 && drafted <= 12);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(rows_go_to_the_likeliest_drafts),
+        cmocka_unit_test(allotting_starts_with_probes),
         cmocka_unit_test(ngram_finds_the_longest_latest_match),
         cmocka_unit_test(ngram_is_the_definition),
         cmocka_unit_test(width_follows_costs),

@@ -1,0 +1,186 @@
+/* One step over several sessions: some read their history, some write tokens, with or without
+ * drafts.
+ *
+ * A write feeds [pending, d1 .. dk], samples every row as plain decoding would, and keeps the
+ * longest prefix of drafts that equals what was sampled: m tokens come out, m rows are committed,
+ * the m-th token is pending. One verifier forward a block, never a second one for the correction.
+ * What a session emits does not depend on who else is in the round (law 2). */
+#include <string.h>
+
+#include "base/clock.h"
+#include "engine/engine_int.h"
+
+int kk__is_eos(const struct kk_session *s, uint32_t id)
+{
+    const struct kk_model_info *i = kk_model_info(s->e->model);
+    const uint32_t *eos = s->eos ? s->eos : i->eos;
+    const int n = s->eos ? s->n_eos : i->n_eos;
+    for (int k = 0; k < n; k++)
+        if (eos[k] == id) return 1;
+    return 0;
+}
+
+int kk__round_most_writes(const struct kk_engine *e)
+{
+    int most = e->kv_limits.max_seqs;
+    if (e->kv_limits.max_hold_rows < most) most = e->kv_limits.max_hold_rows;
+    return e->max_logit_rows < most ? e->max_logit_rows : most;
+}
+
+/* ---- what to draft ------------------------------------------------------------------------ */
+
+/* Rows that turn t may take: what it allows, what the context has room for. */
+static int most_rows(const struct kk_turn *t)
+{
+    const struct kk_session *s = t->s;
+    int64_t most = t->most < KK_MAX_WIDTH ? t->most : KK_MAX_WIDTH;
+    int64_t room = s->e->ctx - (int64_t)s->n;
+    if (room < most) most = room;
+    if (kk__session_rows_max(s->e) < most) most = kk__session_rows_max(s->e);
+    return s->drafter && most > 1 ? (int)most : 1;
+}
+
+/* width[b] of every turn that writes; a step that reads too does not draft: its cost is the read's.
+ */
+static void choose_widths(struct kk_engine *e, const struct kk_turn *turn, int B)
+{
+    int reads = 0, rows = B, drafters = 0;
+    for (int b = 0; b < B; b++) {
+        reads += turn[b].read > 0;
+        e->most[b] = turn[b].read ? 1 : most_rows(&turn[b]);
+        e->width[b] = 1;
+        drafters += e->most[b] > 1;
+    }
+    if (reads || !drafters) return;
+    int extra = e->kv_limits.max_hold_rows < e->max_logit_rows ? e->kv_limits.max_hold_rows
+                                                               : e->max_logit_rows;
+    extra -= rows;
+    if (B == 1) {
+        e->width[0] = kk_width_choose(&turn[0].s->width, &e->costs, e->most[0]);
+        return;
+    }
+    for (int b = 0; b < B; b++) {
+        const struct kk_width *w = &turn[b].s->width;
+        e->accept[b] = w->accept;
+        if (w->pinned && w->pinned < e->most[b]) e->most[b] = w->pinned;
+    }
+    if (turn[0].s->width.pinned) { /* pinned for the engine: share what there is */
+        for (int b = 0; b < B; b++)
+            e->width[b] = 1 + (e->most[b] - 1 < extra / B ? e->most[b] - 1 : extra / B);
+        return;
+    }
+    kk_allot(&e->row_costs, e->accept, e->most, B, extra, e->gain, e->width);
+}
+
+/* Drafts of a turn, put past the end of its history: not yet history. How many, or KK_E*. */
+static int propose(struct kk_turn *t, int width, struct kk_err *err)
+{
+    struct kk_session *s = t->s;
+    if (width < 2) return 0;
+    return s->drafter->ops->propose(s->drafter, s->history, s->n, width - 1, s->history + s->n,
+                                    err);
+}
+
+static int fill_items(struct kk_engine *e, struct kk_turn *turn, int B, struct kk_err *err)
+{
+    choose_widths(e, turn, B);
+    for (int b = 0; b < B; b++) {
+        struct kk_turn *t = &turn[b];
+        t->tokens = t->drafted = t->accepted = t->stopped = t->rc = 0;
+        if (t->read) {
+            e->items[b] = (struct kk_step_item){.s = t->s, .n = t->read};
+            continue;
+        }
+        int rc = kk__history_reserve(t->s, (size_t)e->width[b], err);
+        int k = rc ? rc : propose(t, e->width[b], err);
+        if (k < 0) return k;
+        t->drafted = k;
+        e->items[b] = (struct kk_step_item){.s = t->s, .n = k + 1, .hold = 1, .want = KK_WANT_ALL};
+    }
+    return 0;
+}
+
+/* ---- what came out ------------------------------------------------------------------------ */
+
+static int is_greedy(const struct kk_sampling *p)
+{
+    return p->temperature == 0 && p->repeat_penalty == 1.0f;
+}
+
+/* Make the logits rows of the open step ready for choose. */
+static int fetch_choices(struct kk_engine *e, const struct kk_turn *turn, int B, struct kk_err *err)
+{
+    int rows = 0, greedy = 0, sampled = 0;
+    for (int b = 0; b < B; b++) {
+        if (turn[b].read) continue;
+        rows += turn[b].drafted + 1;
+        *(is_greedy(turn[b].p) ? &greedy : &sampled) += 1;
+    }
+    int rc = greedy ? kk_model_argmax(e->model, rows, e->choice, err) : 0;
+    if (!rc && sampled)
+        e->dev->ops->download(e->dev, e->logits, kk_model_logits(e->model),
+                              (size_t)rows * (size_t)kk_model_info(e->model)->V * sizeof(float));
+    return rc;
+}
+
+/* The token of logits row i, following history[n]. */
+static uint32_t choose(struct kk_engine *e, int i, const struct kk_turn *t, size_t n)
+{
+    int V = kk_model_info(e->model)->V;
+    if (is_greedy(t->p)) return (uint32_t)e->choice[i];
+    return kk__sample(t->p, e->logits + (size_t)i * (size_t)V, V, t->s->history, n, n,
+                      e->candidates);
+}
+
+/* Emit the tokens of a write whose logits start at row `first`; how many rows to keep. */
+static int32_t accept(struct kk_engine *e, struct kk_turn *t, int first)
+{
+    struct kk_session *s = t->s;
+    for (int more = 1; more;) {
+        uint32_t *at = &s->history[s->n + (size_t)t->tokens], draft = *at;
+        uint32_t id = choose(e, first + t->tokens, t, s->n + (size_t)t->tokens);
+        more = t->tokens < t->drafted && id == draft;
+        t->accepted += more;
+        *at = id;
+        t->tokens++;
+        t->stopped = t->emit && t->emit(t, id);
+        more = more && !t->stopped;
+    }
+    return t->tokens;
+}
+
+int kk__round(struct kk_engine *e, struct kk_turn *turn, int B, struct kk_err *err)
+{
+    uint64_t t0 = kk_now_ns();
+    int rows = 0, reads = 0, drafters = 0, logits = 0, first = 0;
+    int rc = fill_items(e, turn, B, err);
+    if (!rc) rc = kk__step(e, e->items, B, err);
+    if (rc) return rc;
+    rc = fetch_choices(e, turn, B, err);
+    if (rc) {
+        kk_kv_abort(e->pool);
+        return rc;
+    }
+    for (int b = 0; b < B; b++) {
+        e->keep[b] = turn[b].read ? turn[b].read : accept(e, &turn[b], logits);
+        logits += turn[b].read ? 0 : turn[b].drafted + 1;
+        rows += e->items[b].n;
+        reads += turn[b].read > 0;
+        drafters += turn[b].s->drafter != NULL;
+    }
+    kk_kv_commit(e->pool, e->keep);
+    for (int b = 0; b < B; b++) {
+        struct kk_turn *t = &turn[b];
+        t->s->n += (size_t)t->tokens;
+        t->rc = kk__settle(t->s, first, e->keep[b], &t->err);
+        first += e->items[b].n;
+        if (t->drafted && !t->stopped)
+            kk_width_note(&t->s->width, &e->costs, t->drafted, t->tokens - 1);
+    }
+    if (reads || !drafters) return 0;
+    if (B == 1)
+        kk_cost_note(&e->costs, rows, kk_seconds_since(t0));
+    else
+        kk_row_cost_note(&e->row_costs, rows, kk_seconds_since(t0));
+    return 0;
+}
