@@ -26,7 +26,8 @@
     X(ECANCELLED, -11, "cancelled", 1, 499)                                                        \
     X(EDEVICE, -12, "device failure", 13, 500)                                                     \
     X(EINVARIANT, -13, "invariant violated", 9, 500)                                               \
-    X(ETIMEOUT, -14, "deadline exceeded", 4, 504)
+    X(ETIMEOUT, -14, "deadline exceeded", 4, 504)                                                  \
+    X(EUNAVAILABLE, -15, "unavailable", 14, 503)
 
 enum kk_errcode {
     KK_OK = 0,

@@ -1,7 +1,7 @@
 /* Drafting for several sessions in one step: which of them may draft, and how much.
  *
  * A step of R rows costs base + slope * R, fitted to the steps run. A draft of session i that would
- * be its d-th is accepted with chance accept_i^d. Rows are given to the likeliest draft, one by one,
+ * be its d-th is accepted with chance accept_i^d. Rows go to the likeliest draft, one by one,
  * as long as that raises the tokens expected per second. */
 #include "spec/spec.h"
 
