@@ -12,7 +12,7 @@ endif
 
 config := $(or $(SAN),$(if $(DEBUG),debug,release))
 B      := build/$(config)
-PKGS   := jansson libutf8proc libpcre2-8
+PKGS   := jansson libutf8proc libpcre2-8 sqlite3
 
 # $(call once,NAME,command): the output of a command, run when NAME is first used, and only then.
 once = $(eval $1 := $(shell $2))$($1)

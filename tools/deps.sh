@@ -26,6 +26,7 @@ for what in "$@"; do
         need libjansson-dev library jansson
         need libutf8proc-dev library libutf8proc
         need libpcre2-dev library libpcre2-8
+        need libsqlite3-dev library sqlite3
         ;;
     check)
         need python3 command -v python3
