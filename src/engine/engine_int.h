@@ -48,6 +48,7 @@ struct kk_engine {
     struct kk_account tap_account;
     struct kk_taps taps[2];          /* of the last step: for the drafter, for f_theta */
     struct kk_step_costs costs;      /* of verifying steps, by width */
+    int failed_turn;                 /* of the last round; -1: nobody's, or the device's */
     struct kk_row_costs row_costs;   /* of rounds of several sessions */
     struct kk_candidate *candidates; /* [V], sampler scratch */
 };
@@ -101,8 +102,8 @@ struct kk_turn {
     struct kk_err err;
 };
 
-/* One step over B sessions, each at most once. On failure no session has changed; kk_kv_failed says
- * whose fault it was. */
+/* One step over B sessions, each at most once. On failure no session has changed;
+ * engine.failed_turn says whose fault it was. */
 int kk__round(struct kk_engine *e, struct kk_turn *turn, int B, struct kk_err *err);
 int kk__round_most_writes(const struct kk_engine *e); /* turns that write, of one round */
 int kk__is_eos(const struct kk_session *s, uint32_t id);
@@ -126,6 +127,7 @@ int kk__session_decode(struct kk_engine *e, const struct kk_io *source, struct k
 
 /* session.c */
 int kk__history_reserve(struct kk_session *s, size_t n, struct kk_err *err);
+int kk__append_check(const struct kk_session *s, const uint32_t *ids, size_t n, struct kk_err *err);
 int kk__step_allowed(const struct kk_session *s, struct kk_err *err);
 
 /* ---- sampler.c ---------------------------------------------------------------------------- */

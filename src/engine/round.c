@@ -93,7 +93,10 @@ static int fill_items(struct kk_engine *e, struct kk_turn *turn, int B, struct k
         }
         int rc = kk__history_reserve(t->s, (size_t)e->width[b], err);
         int k = rc ? rc : propose(t, e->width[b], err);
-        if (k < 0) return k;
+        if (k < 0) {
+            e->failed_turn = b;
+            return k;
+        }
         t->drafted = k;
         e->items[b] = (struct kk_step_item){.s = t->s, .n = k + 1, .hold = 1, .want = KK_WANT_ALL};
     }
@@ -153,8 +156,11 @@ int kk__round(struct kk_engine *e, struct kk_turn *turn, int B, struct kk_err *e
 {
     uint64_t t0 = kk_now_ns();
     int rows = 0, reads = 0, drafters = 0, logits = 0, first = 0;
+    e->failed_turn = -1;
     int rc = fill_items(e, turn, B, err);
-    if (!rc) rc = kk__step(e, e->items, B, err);
+    if (rc) return rc;
+    rc = kk__step(e, e->items, B, err);
+    e->failed_turn = kk_kv_failed(e->pool);
     if (rc) return rc;
     rc = fetch_choices(e, turn, B, err);
     if (rc) {

@@ -59,8 +59,7 @@ int kk__history_reserve(struct kk_session *s, size_t n, struct kk_err *err)
     return 0;
 }
 
-static int check_append(const struct kk_session *s, const uint32_t *ids, size_t n,
-                        struct kk_err *err)
+int kk__append_check(const struct kk_session *s, const uint32_t *ids, size_t n, struct kk_err *err)
 {
     int V = kk_model_info(s->e->model)->V;
     if (s->closed_for_steps)
@@ -99,7 +98,7 @@ static int prefill(struct kk_session *s, size_t end, struct kk_err *err)
 int kk_session_append(struct kk_session *s, const uint32_t *ids, size_t n, struct kk_err *err)
 {
     if (!n) return 0;
-    int rc = check_append(s, ids, n, err);
+    int rc = kk__append_check(s, ids, n, err);
     if (!rc) rc = kk__history_reserve(s, n, err);
     if (rc) return rc;
     memcpy(s->history + s->n, ids, n * sizeof *ids);
@@ -129,7 +128,7 @@ int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_lo
 {
     struct kk_engine *e = s->e;
     size_t V = (size_t)kk_model_info(e->model)->V;
-    int rc = check_append(s, ids, n, err);
+    int rc = kk__append_check(s, ids, n, err);
     if (!rc) rc = kk__history_reserve(s, n, err);
     if (!rc && s->n) rc = prefill(s, s->n, err); /* the pending token first */
     if (rc) return rc;

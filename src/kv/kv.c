@@ -81,6 +81,8 @@ int kk_kv_pool_open(struct kk_dev *dev, const struct kk_kv_layout *layout,
     if (!p) return kk_fail(err, KK_ENOMEM, "out of memory for the KV pool");
     p->dev = dev;
     p->layout = *layout;
+    p->options = *opt;
+    p->options.policy = NULL;
     p->limits = *limits;
     p->staging.name = "KV staging";
     int rc = alloc_host(p, err);
@@ -129,6 +131,16 @@ void kk_kv_pool_close(struct kk_kv_pool *p)
     kk_free(p->step_n);
     kk_free(p->step_hold);
     kk_free(p);
+}
+
+int64_t kk_kv_pool_host_bytes(const struct kk_kv_pool *p)
+{
+    return atomic_load(&p->host.bytes);
+}
+
+int64_t kk_kv_bytes_at(const struct kk_kv_pool *p, int64_t rows)
+{
+    return (int64_t)kk_kv_plan_bytes(&p->layout, &p->options, p->rule, rows);
 }
 
 int64_t kk_kv_staging_bytes(const struct kk_kv_pool *p)

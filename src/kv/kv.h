@@ -93,6 +93,9 @@ int kk_kv_pool_open(struct kk_dev *dev, const struct kk_kv_layout *layout,
                     struct kk_kv_pool **out, struct kk_err *err);
 void kk_kv_pool_close(struct kk_kv_pool *pool); /* after every session of it; NULL is fine */
 int64_t kk_kv_staging_bytes(const struct kk_kv_pool *pool);
+int64_t kk_kv_pool_host_bytes(const struct kk_kv_pool *pool); /* of all sessions' paged rows */
+/* Device bytes of a session of so many rows that shares none. */
+int64_t kk_kv_bytes_at(const struct kk_kv_pool *pool, int64_t rows);
 
 int kk_kv_open(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err);
 void kk_kv_close(struct kk_kv *kv); /* NULL is fine */

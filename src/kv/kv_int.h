@@ -73,6 +73,7 @@ struct walk {
 struct kk_kv_pool {
     struct kk_dev *dev;
     struct kk_kv_layout layout;
+    struct kk_kv_options options; /* policy not kept */
     struct kk_kv_rule *rule;
     size_t latent_bytes;
     int32_t latent_rows;

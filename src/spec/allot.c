@@ -18,8 +18,7 @@ void kk_row_cost_note(struct kk_row_costs *c, int rows, double seconds)
     c->rt = c->rt * DECAY + r * seconds;
 }
 
-/* 1 if the steps run tell base and slope. */
-static int fit(const struct kk_row_costs *c, double *base, double *slope)
+int kk_row_cost_fit(const struct kk_row_costs *c, double *base, double *slope)
 {
     double spread = c->n * c->rr - c->r * c->r;
     if (c->n < 4 || spread < 0.01 * c->n * c->n) return 0;
@@ -47,7 +46,7 @@ void kk_allot(struct kk_row_costs *c, const double *accept, const int *most, int
         gain[i] = accept[i];
     }
     c->rounds++;
-    if (fit(c, &base, &slope)) {
+    if (kk_row_cost_fit(c, &base, &slope)) {
         double tokens = B, cost = base + slope * B;
         for (int i; extra > 0 && (i = likeliest(gain, width, most, B)) >= 0; extra--, drafted++) {
             if ((tokens + gain[i]) * cost <= tokens * (cost + slope)) break;

@@ -102,6 +102,8 @@ struct kk_row_costs {
     int64_t rounds;
 };
 void kk_row_cost_note(struct kk_row_costs *c, int rows, double seconds);
+/* 1 if the steps run tell the line: seconds = base + slope * rows, slope > 0. */
+int kk_row_cost_fit(const struct kk_row_costs *c, double *base, double *slope);
 
 /* Widths of B sessions: accept[i] as in struct kk_width, most[i] >= 1; `extra` rows beyond one for
  * each may be given out. gain [B]: scratch. */

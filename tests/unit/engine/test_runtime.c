@@ -1,0 +1,517 @@
+/* The runtime under many callers: every session makes the tokens it makes alone, whatever happens
+ * around it. kk-test: tsan */
+#include "kk_test.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "engine/engine_int.h"
+#include "engine/runtime.h"
+
+#define MINI "synth:tests/data/mini.json:5"
+enum { MINI_V = 160, MOST = 600 };
+
+static struct kk_engine *open_engine(int max_batch, const char *draft)
+{
+    struct kk_engine_options o = kk_engine_defaults();
+    struct kk_engine *e = NULL;
+    struct kk_err err = {0};
+    o.model = MINI;
+    o.threads = 1;
+    o.max_batch = max_batch;
+    o.prefill_chunk = 64;
+    o.draft = draft;
+    KK_ASSERT_OK(kk_engine_open(&o, &e, &err), &err);
+    return e;
+}
+
+static struct kk_runtime *open_runtime(struct kk_runtime_options o, int max_batch,
+                                       const char *draft)
+{
+    struct kk_runtime *rt = NULL;
+    struct kk_err err = {0};
+    KK_ASSERT_OK(kk_runtime_open(open_engine(max_batch, draft), &o, &rt, &err), &err);
+    return rt;
+}
+
+/* ---- a call, waited for ---- */
+
+struct answer {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    uint32_t ids[MOST];
+    int n, done, truncated, full_every, events;
+    struct kk_event end;
+    char id[KK_SESSION_ID_MAX], msg[256];
+};
+
+static int sink(void *arg, const struct kk_event *ev)
+{
+    struct answer *a = arg;
+    pthread_mutex_lock(&a->lock);
+    assert_false(a->done);
+    int full = a->full_every && ++a->events % a->full_every == 0;
+    if (ev->kind == KK_EVENT_TOKENS) {
+        memcpy(a->ids + a->n, ev->ids, ev->n * sizeof *ev->ids);
+        a->n += (int)ev->n;
+    } else if (ev->kind == KK_EVENT_TRUNCATED) {
+        a->truncated++;
+    } else {
+        a->end = *ev;
+        if (ev->session) snprintf(a->id, sizeof a->id, "%s", ev->session);
+        snprintf(a->msg, sizeof a->msg, "%s", ev->msg);
+        a->done = 1;
+    }
+    pthread_cond_broadcast(&a->changed);
+    pthread_mutex_unlock(&a->lock);
+    return full ? KK_SINK_FULL : KK_SINK_OK;
+}
+
+static void init_answer(struct answer *a)
+{
+    memset(a, 0, sizeof *a);
+    pthread_mutex_init(&a->lock, NULL);
+    pthread_cond_init(&a->changed, NULL);
+}
+
+static void wait_done(struct answer *a)
+{
+    pthread_mutex_lock(&a->lock);
+    while (!a->done) pthread_cond_wait(&a->changed, &a->lock);
+    pthread_mutex_unlock(&a->lock);
+}
+
+/* The code of the call; a holds what came. */
+static int ask(struct kk_runtime *rt, struct kk_request r, struct answer *a)
+{
+    struct kk_call *call;
+    struct kk_err err = {0};
+    init_answer(a);
+    r.sink = sink;
+    r.arg = a;
+    int rc = kk_runtime_submit(rt, &r, &call, &err);
+    if (rc) {
+        snprintf(a->msg, sizeof a->msg, "%s", err.msg);
+        return rc;
+    }
+    wait_done(a);
+    kk_call_release(call);
+    return a->end.code;
+}
+
+static void fine(int rc, const struct answer *a)
+{
+    if (rc) fail_msg("%s: %s", kk_errname(rc), a->msg);
+}
+
+static void create(struct kk_runtime *rt, char id[KK_SESSION_ID_MAX])
+{
+    struct answer a;
+    fine(ask(rt, (struct kk_request){.kind = KK_REQUEST_CREATE, .label = "test"}, &a), &a);
+    memcpy(id, a.id, KK_SESSION_ID_MAX);
+}
+
+static uint64_t append(struct kk_runtime *rt, const char *id, const uint32_t *ids, size_t n)
+{
+    struct answer a;
+    fine(ask(rt, (struct kk_request){.kind = KK_REQUEST_APPEND, .session = id, .ids = ids, .n = n},
+             &a),
+         &a);
+    return a.end.history;
+}
+
+static struct kk_request generation(const char *id, int n, uint64_t seed)
+{
+    struct kk_request r = {.kind = KK_REQUEST_GENERATE,
+                           .session = id,
+                           .sampling = kk_sampling_defaults(),
+                           .max_tokens = n};
+    r.sampling.ignore_eos = 1;
+    r.sampling.temperature = seed ? 0.9f : 0;
+    r.sampling.seed = seed;
+    return r;
+}
+
+static void close_session(struct kk_runtime *rt, const char *id)
+{
+    struct answer a;
+    fine(ask(rt, (struct kk_request){.kind = KK_REQUEST_CLOSE, .session = id}, &a), &a);
+}
+
+/* ---- what a session makes alone ---- */
+
+static int keep(void *arg, uint32_t id)
+{
+    uint32_t **at = arg;
+    *(*at)++ = id;
+    return 0;
+}
+
+static void alone(struct kk_engine *e, const uint32_t *ids, size_t n, int tokens, uint64_t seed,
+                  uint32_t *out)
+{
+    struct kk_session *s = NULL;
+    struct kk_err err = {0};
+    const struct kk_request r = generation("", tokens, seed);
+    KK_ASSERT_OK(kk_session_open(e, &s, &err), &err);
+    KK_ASSERT_OK(kk_session_append(s, ids, n, &err), &err);
+    KK_ASSERT_OK(kk_session_generate(s, &r.sampling, tokens, keep, &out, NULL, &err), &err);
+    kk_session_close(s);
+}
+
+static void random_ids(struct kk_test_rng *r, uint32_t *ids, size_t n)
+{
+    for (size_t i = 0; i < n; i++) ids[i] = kk_test_below(r, MINI_V);
+}
+
+/* ---- many callers ---- */
+
+struct client {
+    struct kk_runtime *rt;
+    uint32_t ids[MOST], got[MOST];
+    size_t n;
+    int turns, tokens, full_every;
+    uint64_t seed;
+};
+
+/* A conversation: read a part, write a part, `turns` times; ids gathers what was said. */
+static void *converse(void *arg)
+{
+    struct client *c = arg;
+    char id[KK_SESSION_ID_MAX];
+    struct kk_test_rng r = {c->seed * 77 + 1, 0};
+    create(c->rt, id);
+    for (int t = 0; t < c->turns; t++) {
+        size_t k = 1 + kk_test_below(&r, 60);
+        random_ids(&r, c->ids + c->n, k);
+        assert_int_equal(append(c->rt, id, c->ids + c->n, k), c->n + k);
+        c->n += k;
+        struct kk_request q = generation(id, c->tokens, c->seed % 3 ? c->seed : 0);
+        struct answer a;
+        struct kk_call *call;
+        struct kk_err err = {0};
+        init_answer(&a);
+        a.full_every = c->full_every;
+        q.sink = sink;
+        q.arg = &a;
+        KK_ASSERT_OK(kk_runtime_submit(c->rt, &q, &call, &err), &err);
+        pthread_mutex_lock(&a.lock);
+        while (!a.done) {
+            pthread_cond_wait(&a.changed, &a.lock);
+            if (c->full_every) kk_runtime_resume(call);
+        }
+        pthread_mutex_unlock(&a.lock);
+        kk_call_release(call);
+        fine(a.end.code, &a);
+        assert_int_equal(a.n, c->tokens);
+        assert_int_equal(a.end.tokens, c->tokens);
+        memcpy(c->ids + c->n, a.ids, (size_t)a.n * sizeof a.ids[0]);
+        c->n += (size_t)a.n;
+        assert_int_equal(a.end.history, c->n);
+    }
+    close_session(c->rt, id);
+    return NULL;
+}
+
+/* The conversation once more, alone. */
+static void check_conversation(struct kk_engine *e, const struct client *c)
+{
+    struct kk_test_rng r = {c->seed * 77 + 1, 0};
+    size_t at = 0;
+    for (int t = 0; t < c->turns; t++) {
+        uint32_t want[MOST], skip[64];
+        size_t k = 1 + kk_test_below(&r, 60);
+        random_ids(&r, skip, k);
+        at += k;
+        alone(e, c->ids, at, c->tokens, c->seed % 3 ? c->seed : 0, want);
+        assert_memory_equal(want, c->ids + at, (size_t)c->tokens * sizeof *want);
+        at += (size_t)c->tokens;
+    }
+}
+
+static void many_callers(struct kk_runtime *rt, int n)
+{
+    struct client *c = kk_calloc((size_t)n, sizeof *c);
+    pthread_t *thread = kk_calloc((size_t)n, sizeof *thread);
+    struct kk_engine *e = open_engine(1, "none");
+    struct kk_runtime_stats st;
+    for (int i = 0; i < n; i++) {
+        c[i].rt = rt;
+        c[i].turns = 3;
+        c[i].tokens = 5 + i % 30;
+        c[i].seed = (uint64_t)i + 1;
+        c[i].full_every = i % 4 == 3 ? 3 : 0;
+        pthread_create(&thread[i], NULL, converse, &c[i]);
+    }
+    for (int i = 0; i < n; i++) pthread_join(thread[i], NULL);
+    kk_runtime_stats(rt, &st);
+    kk_runtime_drain(rt, 10);
+    kk_runtime_close(rt);
+    for (int i = 0; i < n; i++) check_conversation(e, &c[i]);
+    kk_engine_close(e);
+    kk_free(c);
+    kk_free(thread);
+}
+
+static void sessions_do_not_see_each_other(void **state)
+{
+    (void)state;
+    many_callers(open_runtime(kk_runtime_defaults(), 8, "none"), 12);
+}
+
+static void nor_with_drafts(void **state)
+{
+    (void)state;
+    many_callers(open_runtime(kk_runtime_defaults(), 4, "ngram"), 10);
+}
+
+static void nor_when_paged_out(void **state)
+{
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_engine *e = open_engine(1, "none");
+    o.kv_bytes = 3 * kk_kv_bytes_at(e->pool, 400); /* three of ten */
+    kk_engine_close(e);
+    many_callers(open_runtime(o, 4, "none"), 10);
+}
+
+static void nor_with_a_journal(void **state)
+{
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    o.state = kk_test_path("state");
+    many_callers(open_runtime(o, 8, "none"), 8);
+}
+
+/* ---- one thing at a time ---- */
+
+static void mistakes_are_answered(void **state)
+{
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    o.capacity = 2;
+    struct kk_runtime *rt = open_runtime(o, 4, "none");
+    char a[KK_SESSION_ID_MAX], b[KK_SESSION_ID_MAX];
+    uint32_t ids[3] = {1, MINI_V, 3};
+    struct answer w;
+    struct kk_request r = generation("sess-none", 3, 0);
+    assert_int_equal(ask(rt, r, &w), KK_ENOENT);
+    create(rt, a);
+    r = generation(a, 0, 0);
+    assert_int_equal(ask(rt, r, &w), KK_EINVAL);
+    r = generation(a, 3, 0);
+    assert_int_equal(ask(rt, r, &w), KK_EINVAL); /* no history */
+    r = (struct kk_request){.kind = KK_REQUEST_APPEND, .session = a, .ids = ids, .n = 3};
+    assert_int_equal(ask(rt, r, &w), KK_ERANGE);
+    r.n = 0;
+    fine(ask(rt, r, &w), &w);
+    assert_int_equal(w.end.history, 0);
+    assert_int_equal(append(rt, a, ids, 1), 1);
+    create(rt, b);
+    assert_int_equal(ask(rt, (struct kk_request){.kind = KK_REQUEST_CREATE}, &w), KK_EEXHAUSTED);
+    assert_non_null(strstr(w.msg, "2 sessions"));
+    r = (struct kk_request){.kind = KK_REQUEST_INFO, .session = a};
+    fine(ask(rt, r, &w), &w);
+    assert_int_equal(w.end.info.history, 1);
+    close_session(rt, b);
+    r = (struct kk_request){.kind = KK_REQUEST_CLOSE, .session = b};
+    assert_int_equal(ask(rt, r, &w), KK_ENOENT);
+    kk_runtime_close(rt);
+}
+
+/* Cancelled in the middle: the session goes on from what it had committed. */
+static void a_cancelled_call_keeps_the_session(void **state)
+{
+    (void)state;
+    struct kk_runtime *rt = open_runtime(kk_runtime_defaults(), 4, "none");
+    struct kk_engine *e = open_engine(1, "none");
+    struct kk_test_rng rng = kk_test_rng("cancel");
+    uint32_t ids[40], want[MOST];
+    char id[KK_SESSION_ID_MAX];
+    random_ids(&rng, ids, 40);
+    create(rt, id);
+    append(rt, id, ids, 40);
+    alone(e, ids, 40, 400, 0, want);
+    int at = 0;
+    while (at < 300) {
+        struct kk_request r = generation(id, 400 - at, 0);
+        struct answer a;
+        struct kk_call *call;
+        struct kk_err err = {0};
+        init_answer(&a);
+        r.sink = sink;
+        r.arg = &a;
+        KK_ASSERT_OK(kk_runtime_submit(rt, &r, &call, &err), &err);
+        struct timespec pause = {.tv_nsec = (long)kk_test_below(&rng, 3000000)};
+        nanosleep(&pause, NULL);
+        kk_runtime_cancel(call);
+        wait_done(&a);
+        kk_call_release(call);
+        assert_memory_equal(a.ids, want + at, (size_t)a.n * sizeof *want);
+        assert_int_equal(a.end.history, 40 + at + a.end.tokens);
+        at += (int)a.end.tokens; /* committed, also those that were not sent any more */
+        if (a.end.code != KK_ECANCELLED) break;
+    }
+    struct answer a;
+    if (at < 400) {
+        fine(ask(rt, generation(id, 400 - at, 0), &a), &a);
+        assert_memory_equal(a.ids, want + at, (size_t)(400 - at) * sizeof *want);
+    }
+    struct kk_request late = generation(id, 50, 0);
+    late.deadline_ns = 1;
+    assert_int_equal(ask(rt, late, &a), KK_ETIMEOUT);
+    kk_runtime_close(rt);
+    kk_engine_close(e);
+}
+
+/* A sink that takes nothing for a while holds up nobody. */
+static void a_full_sink_waits_alone(void **state)
+{
+    (void)state;
+    struct kk_runtime *rt = open_runtime(kk_runtime_defaults(), 4, "none");
+    uint32_t ids[4] = {5, 6, 7, 8};
+    char slow[KK_SESSION_ID_MAX], quick[KK_SESSION_ID_MAX];
+    struct answer a, b;
+    struct kk_call *call;
+    struct kk_err err = {0};
+    create(rt, slow);
+    create(rt, quick);
+    append(rt, slow, ids, 4);
+    append(rt, quick, ids, 4);
+    struct kk_request r = generation(slow, 100, 0);
+    init_answer(&a);
+    a.full_every = 1;
+    r.sink = sink;
+    r.arg = &a;
+    KK_ASSERT_OK(kk_runtime_submit(rt, &r, &call, &err), &err);
+    fine(ask(rt, generation(quick, 300, 0), &b), &b);
+    pthread_mutex_lock(&a.lock);
+    assert_true(!a.done && a.n < 100);
+    while (!a.done) {
+        pthread_mutex_unlock(&a.lock);
+        kk_runtime_resume(call);
+        nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+        pthread_mutex_lock(&a.lock);
+    }
+    pthread_mutex_unlock(&a.lock);
+    assert_int_equal(a.n, 100);
+    assert_memory_equal(a.ids, b.ids, 100 * sizeof a.ids[0]);
+    kk_call_release(call);
+    kk_runtime_close(rt);
+}
+
+static void forks_and_prefixes(void **state)
+{
+    (void)state;
+    struct kk_runtime *rt = open_runtime(kk_runtime_defaults(), 8, "none");
+    struct kk_engine *e = open_engine(1, "none");
+    struct kk_test_rng rng = kk_test_rng("prefix");
+    struct kk_runtime_stats st;
+    uint32_t ids[420], want[20];
+    struct answer a;
+    random_ids(&rng, ids, 420);
+    for (int i = 0; i < 5; i++) { /* the same 320 tokens, then each its own */
+        char id[KK_SESSION_ID_MAX];
+        random_ids(&rng, ids + 320, 100);
+        create(rt, id);
+        append(rt, id, ids, 420);
+        fine(ask(rt, generation(id, 20, 0), &a), &a);
+        alone(e, ids, 420, 20, 0, want);
+        assert_memory_equal(a.ids, want, sizeof want);
+        struct kk_request f = {.kind = KK_REQUEST_FORK, .session = id, .label = "child"};
+        fine(ask(rt, f, &a), &a);
+        char child[KK_SESSION_ID_MAX];
+        memcpy(child, a.id, sizeof child);
+        assert_string_not_equal(child, id);
+        uint32_t more[440];
+        memcpy(more, ids, sizeof ids);
+        memcpy(more + 420, want, sizeof want);
+        fine(ask(rt, generation(child, 20, 0), &a), &a);
+        alone(e, more, 440, 20, 0, want);
+        assert_memory_equal(a.ids, want, sizeof want);
+    }
+    kk_runtime_stats(rt, &st);
+    assert_int_equal(st.prefix_hits, 3); /* the first reads, the second finds where they part */
+    assert_true(st.prefix_hit_tokens >= 3 * 256);
+    assert_int_equal(st.forked, 5);
+    kk_runtime_close(rt);
+    kk_engine_close(e);
+}
+
+static void idle_sessions_expire(void **state)
+{
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_runtime_stats st;
+    o.idle_ttl_s = 0.05;
+    struct kk_runtime *rt = open_runtime(o, 4, "none");
+    char id[KK_SESSION_ID_MAX];
+    for (int i = 0; i < 5; i++) create(rt, id);
+    uint64_t t0 = kk_now_ns();
+    do {
+        nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+        kk_runtime_stats(rt, &st);
+    } while (st.sessions && kk_seconds_since(t0) < 20);
+    assert_int_equal(st.sessions, 0);
+    assert_int_equal(st.expired, 5);
+    assert_int_equal(st.kv_device_bytes, 0);
+    kk_runtime_close(rt);
+}
+
+/* What was acknowledged is there after a restart, and goes on as if nothing had been. */
+static void a_restart_loses_nothing(void **state)
+{
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_engine *e = open_engine(1, "none");
+    struct kk_test_rng rng = kk_test_rng("restart");
+    char id[3][KK_SESSION_ID_MAX], gone[KK_SESSION_ID_MAX];
+    uint32_t said[3][MOST], want[30];
+    size_t n[3] = {0};
+    struct answer a;
+    o.state = kk_test_path("restart");
+    for (int life = 0; life < 4; life++) {
+        struct kk_runtime *rt = open_runtime(o, 4, "none");
+        for (int i = 0; i < 3; i++) {
+            if (!life) create(rt, id[i]);
+            random_ids(&rng, said[i] + n[i], 30);
+            assert_int_equal(append(rt, id[i], said[i] + n[i], 30), n[i] + 30);
+            n[i] += 30;
+            fine(ask(rt, generation(id[i], 30, 0), &a), &a);
+            alone(e, said[i], n[i], 30, 0, want);
+            assert_memory_equal(a.ids, want, sizeof want);
+            memcpy(said[i] + n[i], want, sizeof want);
+            n[i] += 30;
+        }
+        if (!life) {
+            create(rt, gone);
+            close_session(rt, gone);
+        }
+        struct kk_request r = {.kind = KK_REQUEST_INFO, .session = gone};
+        assert_int_equal(ask(rt, r, &a), KK_ENOENT);
+        kk_runtime_close(rt);
+    }
+    kk_engine_close(e);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(mistakes_are_answered),
+        cmocka_unit_test(sessions_do_not_see_each_other),
+        cmocka_unit_test(nor_with_drafts),
+        cmocka_unit_test(nor_when_paged_out),
+        cmocka_unit_test(nor_with_a_journal),
+        cmocka_unit_test(a_cancelled_call_keeps_the_session),
+        cmocka_unit_test(a_full_sink_waits_alone),
+        cmocka_unit_test(forks_and_prefixes),
+        cmocka_unit_test(idle_sessions_expire),
+        cmocka_unit_test(a_restart_loses_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
