@@ -40,6 +40,7 @@ help:
 	@echo 'make demo            install what is missing, build, find a needle with the embedded model'
 	@echo 'make check           install what is missing, build, run every test and check (some minutes)'
 	@echo 'make test            the tests of this configuration alone; T=words runs only matching ones'
+	@echo 'make soak            the long tests, SOAK=120 seconds each; KK_TEST_SEED=N for another run'
 	@echo 'make lint            style and layer checks alone'
 	@echo 'make install         to PREFIX (/usr/local), under DESTDIR'
 	@echo 'make bench           build/release/bench/kern: leaf kernels against the machine'"'"'s floors'
