@@ -27,7 +27,7 @@ demo:
 deps:
 	@tools/deps.sh build check
 
-bench: $B/bench/kern
+bench: $B/bench/kern $B/bench/journal
 
 format:
 	clang-format -i $$(git ls-files "*.c" "*.h")
@@ -40,9 +40,10 @@ help:
 	@echo 'make demo            install what is missing, build, find a needle with the embedded model'
 	@echo 'make check           install what is missing, build, run every test and check (some minutes)'
 	@echo 'make test            the tests of this configuration alone; T=words runs only matching ones'
+	@echo 'make soak            the long tests, SOAK=120 seconds each; KK_TEST_SEED=N for another run'
 	@echo 'make lint            style and layer checks alone'
 	@echo 'make install         to PREFIX (/usr/local), under DESTDIR'
-	@echo 'make bench           build/release/bench/kern: leaf kernels against the machine'"'"'s floors'
+	@echo 'make bench           build/release/bench/{kern,journal}: kernels against floors, durable tokens/s'
 	@echo 'make deps            install the packages that are missing'
 	@echo 'make format          clang-format every C file'
 	@echo 'make clean           remove build/'

@@ -23,6 +23,12 @@ tests: $(TESTS) $(if $(CLI_SRC),$B/kakeya)
 test: tests
 	@python3 tests/run.py --config $(config) $(T)
 
+# The tests that say "kk-test: soak", for about SOAK seconds each instead of one or two.
+SOAK ?= 120
+soak: tests
+	@KK_SOAK=$(SOAK) python3 tests/run.py --config $(config) \
+	    $$(grep -l 'kk-test: soak' $(TEST_SRC) tests/cli/*.sh)
+
 lint:
 	@python3 tests/run.py --lint
 
@@ -33,4 +39,4 @@ check:
 
 -include $(TEST_OBJ:.o=.d) $(SUP_OBJ:.o=.d)
 .SECONDARY: $(TEST_OBJ) $(SUP_OBJ)
-.PHONY: tests test lint check
+.PHONY: tests test soak lint check
