@@ -42,6 +42,8 @@ void kk_test_fill_normal(struct kk_test_rng *r, float *x, size_t n, float scale)
 const char *kk_test_tmpdir(void);
 /* "tmpdir/name"; static storage, eight in turn. */
 const char *kk_test_path(const char *name);
+/* Remove a file, or a directory and all it holds. */
+void kk_test_remove(const char *path);
 /* Write a file under the temporary directory; returns its path (as kk_test_path). */
 const char *kk_test_file(const char *name, const void *data, size_t len);
 

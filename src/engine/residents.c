@@ -1,4 +1,4 @@
-/* Named sessions: found by id, admitted by bytes, paged out and in, forgotten when idle. */
+/* Named sessions: found by id, admitted by bytes, forgotten when idle. */
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -92,182 +92,6 @@ static void enlist(struct kk_runtime *rt, struct resident *n)
     kk__list_append(&rt->idle, n);
 }
 
-/* ---- bytes -------------------------------------------------------------------------------- */
-
-void kk__resident_count(struct kk_runtime *rt, struct resident *n)
-{
-    struct kk_session_info i = {0};
-    if (n->s) kk_session_describe(n->s, &i);
-    rt->stats.drafter_device_bytes += i.drafter_device_bytes - n->info.drafter_device_bytes;
-    rt->device_bytes += i.kv_device_bytes - n->device_bytes;
-    n->device_bytes = i.kv_device_bytes;
-    n->info.drafter_device_bytes = i.drafter_device_bytes;
-}
-
-static void forget_parked(struct kk_runtime *rt, struct resident *n)
-{
-    if (!n->parked) return;
-    rt->parked_bytes -= (int64_t)n->parked_bytes;
-    rt->stats.sessions_host--;
-    kk_free(n->parked);
-    n->parked = NULL;
-}
-
-static void drop_rows(struct kk_runtime *rt, struct resident *n)
-{
-    if (!n->s) return;
-    kk_session_describe(n->s, &n->info);
-    n->info.drafter_device_bytes = 0;
-    struct kk_session *s = n->s;
-    n->s = NULL;
-    int64_t drafter = 0;
-    struct kk_session_info i;
-    kk_session_describe(s, &i);
-    drafter = i.drafter_device_bytes;
-    kk_session_close(s);
-    rt->device_bytes -= n->device_bytes;
-    rt->stats.drafter_device_bytes -= drafter;
-    rt->stats.sessions_resident--;
-    n->device_bytes = 0;
-    n->info.kv_device_bytes = n->info.kv_shared_bytes = n->info.resident_rows = 0;
-}
-
-/* ---- paging out and in -------------------------------------------------------------------- */
-
-struct memory {
-    char *p;
-    size_t at, n;
-};
-
-static int to_memory(void *arg, void *p, size_t n, struct kk_err *err)
-{
-    struct memory *m = arg;
-    if (n > m->n - m->at) return kk_fail(err, KK_ERANGE, "a session is larger than it said");
-    memcpy(m->p + m->at, p, n);
-    m->at += n;
-    return 0;
-}
-
-static int from_memory(void *arg, void *p, size_t n, struct kk_err *err)
-{
-    struct memory *m = arg;
-    if (n > m->n - m->at) return kk_fail(err, KK_EFORMAT, "a saved session is cut short");
-    memcpy(p, m->p + m->at, n);
-    m->at += n;
-    return 0;
-}
-
-/* Rows of n to host memory. */
-static int page_out(struct kk_runtime *rt, struct resident *n, struct kk_err *err)
-{
-    int64_t bytes = kk__session_encoded_bytes(n->s, err);
-    if (bytes < 0) return (int)bytes;
-    if (rt->o.kv_host >= 0 && rt->parked_bytes + bytes > rt->o.kv_host)
-        return kk_fail(err, KK_EEXHAUSTED,
-                       "host memory for idle sessions holds %lld of %lld bytes; one more takes "
-                       "%lld",
-                       (long long)rt->parked_bytes, (long long)rt->o.kv_host, (long long)bytes);
-    struct memory m = {kk_malloc((size_t)bytes), 0, (size_t)bytes};
-    if (!m.p) return kk_fail(err, KK_ENOMEM, "out of memory to page a session out");
-    int rc = kk__session_encode(n->s, &(struct kk_io){to_memory, &m}, err);
-    if (rc) {
-        kk_free(m.p);
-        return rc;
-    }
-    drop_rows(rt, n);
-    n->parked = m.p;
-    n->parked_bytes = m.n;
-    rt->parked_bytes += (int64_t)m.n;
-    rt->stats.sessions_host++;
-    return 0;
-}
-
-/* A session that is behind its history is paged out as that history. */
-static int page_out_history(struct kk_runtime *rt, struct resident *n, struct kk_err *err)
-{
-    n->history = kk_array(n->s->n + 1, sizeof *n->history);
-    if (!n->history) return kk_fail(err, KK_ENOMEM, "out of memory to page a session out");
-    memcpy(n->history, n->s->history, n->s->n * sizeof *n->history);
-    drop_rows(rt, n);
-    return 0;
-}
-
-/* Whose rows may go: the longest idle's, then a waiting session's, then, to keep a round going,
- * those of a session that has no part in it. */
-static struct resident *victim(const struct kk_runtime *rt, int preempt)
-{
-    for (struct resident *n = rt->idle.first; n; n = n->next)
-        if (n->s) return n;
-    for (struct resident *n = rt->active.last; n; n = n->prev)
-        if (n->s && !n->head->started) return n;
-    for (struct resident *n = rt->active.last; n && preempt; n = n->prev)
-        if (n->s && !n->in_round) return n;
-    return NULL;
-}
-
-static int page_out_one(struct kk_runtime *rt, int preempt, struct kk_err *err)
-{
-    struct resident *n = victim(rt, preempt);
-    if (!n) return kk_fail(err, KK_EBUSY, "no session is idle");
-    int behind = kk_session_check(n->s, NULL) != 0;
-    return behind ? page_out_history(rt, n, err) : page_out(rt, n, err);
-}
-
-int kk__residents_make_room(struct kk_runtime *rt, int64_t bytes, int preempt, struct kk_err *err)
-{
-    struct kk_err why = {0};
-    const struct kk_kv_pool *p = rt->e->pool;
-    while (rt->o.kv_bytes && rt->device_bytes + kk_kv_shared_bytes(p) + bytes > rt->o.kv_bytes) {
-        if (kk__prefix_drop_oldest(rt)) continue;
-        int rc = page_out_one(rt, preempt, &why);
-        if (rc)
-            return kk_fail(err, rc, "%lld bytes of KV are needed, %lld of %lld are taken: %s",
-                           (long long)bytes, (long long)(rt->device_bytes + kk_kv_shared_bytes(p)),
-                           (long long)rt->o.kv_bytes, why.msg);
-    }
-    return 0;
-}
-
-static int wake_history(struct kk_runtime *rt, struct resident *n, struct kk_err *err)
-{
-    int rc = kk_session_open(rt->e, &n->s, err);
-    if (!rc) rc = kk__history_reserve(n->s, (size_t)n->info.history + 1, err);
-    if (rc) return rc;
-    if (n->info.history)
-        memcpy(n->s->history, n->history, (size_t)n->info.history * sizeof *n->history);
-    n->s->n = (size_t)n->info.history;
-    kk_free(n->history);
-    n->history = NULL;
-    return 0;
-}
-
-int kk__resident_wake(struct kk_runtime *rt, struct resident *n, struct kk_err *err)
-{
-    if (n->s) return 0;
-    int rc = kk__residents_make_room(rt, kk_kv_bytes_at(rt->e->pool, n->info.rows), 0, err);
-    if (rc) return rc;
-    if (n->parked) {
-        struct memory m = {n->parked, 0, n->parked_bytes};
-        rc = kk__session_decode(rt->e, &(struct kk_io){from_memory, &m}, &n->s, err);
-    } else {
-        rc = wake_history(rt, n, err);
-    }
-    if (!rc) rc = kk_session_set_eos(n->s, n->eos, n->n_eos, err);
-    if (rc) {
-        if (n->parked) {
-            kk_session_close(n->s);
-            n->s = NULL;
-        }
-        return rc;
-    }
-    forget_parked(rt, n);
-    rt->stats.sessions_resident++;
-    rt->stats.resumed++;
-    n->info.drafter_device_bytes = 0;
-    kk__resident_count(rt, n);
-    return 0;
-}
-
 /* ---- create, fork, remove ----------------------------------------------------------------- */
 
 static int admit(struct kk_runtime *rt, int64_t bytes, struct kk_err *err)
@@ -285,8 +109,7 @@ static int admit(struct kk_runtime *rt, int64_t bytes, struct kk_err *err)
 
 static void release_resident(struct kk_runtime *rt, struct resident *n)
 {
-    if (n->s) drop_rows(rt, n);
-    forget_parked(rt, n);
+    kk__resident_drop(rt, n);
     kk_free(n->history);
     kk_free(n->eos);
     kk_free(n->label);
@@ -369,6 +192,7 @@ void kk__resident_remove(struct kk_runtime *rt, struct resident *n)
     kk__list_remove(n->is_active ? &rt->active : &rt->idle, n);
     /* a full queue only keeps the entry: the session comes back at the next start, and idles out */
     if (n->entry) kk_journal_remove(rt->journal, n->entry, NULL);
+    if (rt->spool) kk__resident_forget_file(rt, n);
     release_resident(rt, n);
 }
 
@@ -462,6 +286,10 @@ static int restore_one(void *arg, const struct kk_journal_session *j, struct kk_
     }
     if (j->n) memcpy(n->history, j->ids, j->n * sizeof *j->ids);
     n->info.history = (int64_t)j->n;
+    if (j->snapshot) {
+        snprintf(n->file, sizeof n->file, "%s", j->snapshot);
+        n->file_tokens = j->snapshot_rows + 1;
+    }
     enlist(rt, n);
     return 0;
 }

@@ -314,7 +314,9 @@ static void *run(void *arg)
     uint64_t deadline = 0;
     for (;;) {
         uint64_t until = kk__residents_expire(rt);
+        uint64_t snapshots = kk__paging_idle(rt);
         if (deadline && (!until || deadline < until)) until = deadline;
+        if (snapshots && (!until || snapshots < until)) until = snapshots;
         publish(rt);
         pthread_mutex_lock(&rt->lock);
         if (!worked) wait_for_work(rt, until);
@@ -327,6 +329,7 @@ static void *run(void *arg)
             next = c->next;
             enter(rt, c);
         }
+        kk__paging_settle(rt);
         deadline = end_overdue(rt);
         if (stopping) break;
         worked = kk__schedule(rt);
@@ -335,6 +338,7 @@ static void *run(void *arg)
     }
     while (rt->active.first)
         kk__call_end(rt->active.first->head, KK_EUNAVAILABLE, "the server is shutting down");
+    kk__paging_finish(rt);
     if (rt->journal) {
         kk_journal_flush(rt->journal);
         int64_t last = 0;
@@ -379,12 +383,14 @@ static int open_journal(struct kk_runtime *rt, struct kk_err *err)
                                           .on_broken = on_broken,
                                           .arg = rt};
     int rc = kk_journal_open(&jo, &rt->journal, err);
-    return rc ? rc : kk__residents_restore(rt, err);
+    if (!rc) rc = kk__residents_restore(rt, err);
+    return rc ? rc : kk__paging_open(rt, err);
 }
 
 static void release(struct kk_runtime *rt)
 {
     kk__prefixes_close(rt);
+    kk__paging_close(rt);
     kk__residents_release(rt);
     kk_journal_close(rt->journal, NULL);
     pthread_cond_destroy(&rt->more);

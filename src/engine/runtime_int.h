@@ -1,7 +1,8 @@
 /* Private to the runtime: calls, residents, and what its thread owns.
  *
  *   runtime.c    the thread, the way in (submit) and out (events), a call's life
- *   residents.c  named sessions: found by id, admitted, paged out and in, idle, journalled
+ *   residents.c  named sessions: found by id, admitted, journalled, forgotten
+ *   paging.c     where their rows are: device, host memory, disk
  *   schedule.c   which sessions read and write in the next round
  *   prefix.c     prompts that begin alike are read once
  *
@@ -15,6 +16,7 @@
 #include "engine/engine_int.h"
 #include "engine/journal.h"
 #include "engine/runtime.h"
+#include "engine/spool.h"
 
 enum { OUT_TOKENS = 256 }; /* tokens of a call that wait to be durable or to be taken */
 
@@ -53,7 +55,7 @@ struct resident {
     void *parked;         /* host bytes of a paged-out session; NULL: not in host memory */
     size_t parked_bytes;
     struct kk_session_info info; /* as of its page-out */
-    uint32_t *history;           /* of one that no memory holds rows of; NULL else */
+    uint32_t *history;           /* of one that is paged out; NULL else */
     uint32_t *eos;
     int n_eos;
     struct kk_call *head, *tail; /* calls in line; head is running */
@@ -66,6 +68,8 @@ struct resident {
     int64_t checkpoint;   /* > 0: stop reading there, and keep the prefix */
     struct kk_journal_entry *entry;
     int64_t seq; /* its last operation in the journal */
+    char file[KK_SPOOL_NAME + 1], writing[KK_SPOOL_NAME + 1]; /* snapshots: written, on the way */
+    int64_t file_tokens, writing_tokens;                      /* of the history, in them */
 };
 
 struct list {
@@ -73,7 +77,9 @@ struct list {
     int n;
 };
 
-struct prefixes; /* prefix.c */
+struct prefixes;   /* prefix.c */
+struct stale_file; /* paging.c */
+struct written;
 
 struct kk_runtime {
     struct kk_engine *e;
@@ -87,6 +93,7 @@ struct kk_runtime {
     int n_calls, refusing, stopping, poked;
     uint64_t drain_until;
     struct kk_runtime_stats published;
+    struct written *written;
     uint64_t n_refused;
     /* the thread's own */
     struct kk_runtime_stats stats;
@@ -99,6 +106,9 @@ struct kk_runtime {
     struct prefixes *prefixes;
     int64_t device_bytes, parked_bytes;
     struct kk_journal *journal;
+    struct kk_spool *spool;
+    struct stale_file *stale;
+    uint64_t n_files, next_snapshots;
 };
 
 /* runtime.c */
@@ -115,6 +125,10 @@ int kk__resident_fork(struct kk_runtime *rt, struct resident *parent, struct kk_
 void kk__resident_remove(struct kk_runtime *rt, struct resident *n);
 void kk__resident_join(struct kk_runtime *rt, struct resident *n, struct kk_call *c);
 void kk__resident_leave(struct kk_runtime *rt, struct kk_call *c); /* from its line */
+void kk__list_append(struct list *l, struct resident *n);
+void kk__list_remove(struct list *l, struct resident *n);
+
+/* paging.c */
 /* Rows back into device memory, if they are elsewhere. */
 int kk__resident_wake(struct kk_runtime *rt, struct resident *n, struct kk_err *err);
 /* Make room for `bytes` more device bytes by paging out idle and waiting sessions, with `preempt`
@@ -122,15 +136,21 @@ int kk__resident_wake(struct kk_runtime *rt, struct resident *n, struct kk_err *
  * KK_EEXHAUSTED: there is nowhere to move them to. */
 int kk__residents_make_room(struct kk_runtime *rt, int64_t bytes, int preempt, struct kk_err *err);
 void kk__resident_count(struct kk_runtime *rt, struct resident *n);
+void kk__resident_drop(struct kk_runtime *rt, struct resident *n); /* its rows, wherever they are */
+void kk__resident_forget_file(struct kk_runtime *rt, struct resident *n);
+void kk__paging_settle(struct kk_runtime *rt);
+uint64_t kk__paging_idle(struct kk_runtime *rt); /* when to look again; 0: when something happens */
+void kk__paging_finish(struct kk_runtime *rt);
+int kk__paging_open(struct kk_runtime *rt, struct kk_err *err);
+void kk__paging_close(struct kk_runtime *rt);
+
+/* residents.c, continued */
 void kk__resident_info(const struct kk_runtime *rt, const struct resident *n, struct kk_event *ev);
 /* Put what the journal does not have of n's history into its queue. */
 int kk__resident_journal(struct kk_runtime *rt, struct resident *n, struct kk_err *err);
 uint64_t kk__residents_expire(struct kk_runtime *rt); /* when to look again; 0: never */
 int kk__residents_restore(struct kk_runtime *rt, struct kk_err *err);
 void kk__residents_release(struct kk_runtime *rt);
-
-void kk__list_append(struct list *l, struct resident *n);
-void kk__list_remove(struct list *l, struct resident *n);
 
 /* schedule.c: one round; 0 if there was nothing to do. */
 int kk__schedule(struct kk_runtime *rt);

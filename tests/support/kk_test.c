@@ -65,6 +65,11 @@ static int remove_entry(const char *path, const struct stat *st, int flag, struc
     return remove(path);
 }
 
+void kk_test_remove(const char *path)
+{
+    nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+}
+
 static void remove_tmpdir(void)
 {
     nftw(tmpdir, remove_entry, 16, FTW_DEPTH | FTW_PHYS);

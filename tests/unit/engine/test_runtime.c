@@ -280,6 +280,18 @@ static void nor_when_paged_out(void **state)
     many_callers(open_runtime(o, 4, "none"), 10);
 }
 
+static void nor_when_paged_out_to_disk(void **state)
+{
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_engine *e = open_engine(1, "none");
+    o.kv_bytes = 3 * kk_kv_bytes_at(e->pool, 400);
+    o.kv_host = kk_kv_bytes_at(e->pool, 300);
+    o.state = kk_test_path("paged");
+    kk_engine_close(e);
+    many_callers(open_runtime(o, 4, "none"), 10);
+}
+
 static void nor_with_a_journal(void **state)
 {
     (void)state;
@@ -494,7 +506,14 @@ static void a_restart_loses_nothing(void **state)
         }
         struct kk_request r = {.kind = KK_REQUEST_INFO, .session = gone};
         assert_int_equal(ask(rt, r, &a), KK_ENOENT);
+        struct kk_runtime_stats st;
+        kk_runtime_stats(rt, &st);
+        assert_int_equal(st.resumed, life ? 3 : 0);
+        /* rows come from the snapshots of the life before; in life 2 those are gone */
+        uint64_t read = 3 * (life == 2 ? n[0] - 31 : life ? 30 : 29);
+        assert_int_equal(st.tokens_appended, read);
         kk_runtime_close(rt);
+        if (life == 1) kk_test_remove(kk_test_path("restart/snapshots"));
     }
     kk_engine_close(e);
 }
@@ -506,6 +525,7 @@ int main(void)
         cmocka_unit_test(sessions_do_not_see_each_other),
         cmocka_unit_test(nor_with_drafts),
         cmocka_unit_test(nor_when_paged_out),
+        cmocka_unit_test(nor_when_paged_out_to_disk),
         cmocka_unit_test(nor_with_a_journal),
         cmocka_unit_test(a_cancelled_call_keeps_the_session),
         cmocka_unit_test(a_full_sink_waits_alone),
