@@ -2,8 +2,8 @@
  * engine accepts the longest prefix of a draft that equals what it would have emitted anyway
  * (DESIGN §5).
  *
- * Owns: the drafter seam, the n-gram drafter, the width control. Refuses to know: transports,
- * sampling.
+ * Owns: the drafter seam, the n-gram drafter, replayed drafts, the width control. Refuses to know:
+ * transports, sampling.
  *
  * A step feeds `width` rows: the pending token and width - 1 drafts. Width 1 is plain decoding. */
 #ifndef KK_SPEC_SPEC_H
@@ -59,12 +59,32 @@ int kk_draft_dflash_open(struct kk_dflash *model, struct kk_kv_pool *pool, struc
 /* Proposes tokens that are almost always wrong: what "never slower than plain" is tested with. */
 int kk_wrong_open(uint32_t vocabulary, struct kk_drafter **out, struct kk_err *err);
 
+/* Measurement: propose a continuation that is known, wrong here and there. history[at + i] will be
+ * next[i]; whether a draft is right depends on seed and position alone, with a chance such that
+ * blocks of KK_MAX_WIDTH commit `mean` tokens on average (1: always wrong). */
+struct kk_replay {
+    const uint32_t *next; /* [n], copied */
+    size_t at, n;         /* n >= 1 */
+    uint32_t vocabulary;  /* >= 2 */
+    double mean;          /* 1 to KK_MAX_WIDTH */
+    uint64_t seed;
+};
+/* inner (NULL: none) still runs and is charged; it is owned from here, unless this fails. */
+int kk_replay_open(struct kk_drafter *inner, const struct kk_replay *known, struct kk_drafter **out,
+                   struct kk_err *err);
+
+/* The chance at which blocks of KK_MAX_WIDTH commit `mean` tokens. */
+double kk_replay_chance(double mean);
+
 static inline void kk_drafter_close(struct kk_drafter *d)
 {
     if (d) d->ops->close(d);
 }
 
 /* ---- width -------------------------------------------------------------------------------- */
+
+/* Tokens that a step of `width` rows commits on average when a draft is accepted with chance p. */
+double kk_expected_tokens(double p, int width);
 
 /* Seconds of a step by width, learned from the steps run; shared by all sessions of an engine. */
 struct kk_step_costs {

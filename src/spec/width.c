@@ -53,7 +53,7 @@ void kk_width_init(struct kk_width *w, int pinned, const struct kk_step_costs *c
                            .off = c->rest / 4};
 }
 
-static double expected_tokens(double p, int width)
+double kk_expected_tokens(double p, int width)
 {
     double sum = 0, power = 1;
     for (int i = 0; i < width; i++, power *= p) sum += power;
@@ -67,7 +67,7 @@ static int best_width(const struct kk_width *w, const struct kk_step_costs *c, i
     for (int width = 1; width <= most; width++) {
         double cost = kk_cost_of(c, width);
         if (cost <= 0) continue;
-        double rate = expected_tokens(w->accept, width) / cost;
+        double rate = kk_expected_tokens(w->accept, width) / cost;
         if (rate > best_rate) {
             best_rate = rate;
             best = width;

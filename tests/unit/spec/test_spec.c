@@ -1,6 +1,9 @@
 /* Drafters and width control, without a model. */
 #include "kk_test.h"
 
+#include <math.h>
+#include <stdlib.h>
+
 #include "spec/spec.h"
 
 static void ngram_finds_the_longest_latest_match(void **state)
@@ -55,6 +58,79 @@ static void ngram_is_the_definition(void **state)
         }
         kk_drafter_close(d);
     }
+}
+
+/* A drafter that counts what is asked of it. */
+struct counting {
+    struct kk_drafter base;
+    int proposed, observed, closed;
+};
+static int count_propose(struct kk_drafter *d, const uint32_t *history, size_t n, int most,
+                         uint32_t *out, struct kk_err *err)
+{
+    (void)history, (void)n, (void)out, (void)err;
+    ((struct counting *)d)->proposed++;
+    return most > 1;
+}
+static int count_observe(struct kk_drafter *d, const float *taps, int rows, struct kk_err *err)
+{
+    (void)taps, (void)err;
+    ((struct counting *)d)->observed += rows;
+    return 0;
+}
+static int64_t count_bytes(const struct kk_drafter *d)
+{
+    (void)d;
+    return 77;
+}
+static void count_close(struct kk_drafter *d)
+{
+    ((struct counting *)d)->closed++;
+}
+
+/* Blocks of 16 commit what was asked for on average; the same seed makes the same drafts; the
+ * drafter it stands in for is run, shown rows, counted and closed. */
+static void replay_has_the_mean_asked_for(void **state)
+{
+    (void)state;
+    enum { N = 40000, AT = 3, VOCAB = 50 };
+    static const struct kk_drafter_ops ops = {"counting", count_propose, count_observe, count_bytes,
+                                              count_close};
+    struct kk_test_rng rng = kk_test_rng("replay");
+    uint32_t *h = malloc(sizeof *h * (AT + N));
+    for (size_t i = 0; i < AT + N; i++) h[i] = kk_test_below(&rng, VOCAB);
+    assert_true(fabs(kk_replay_chance(3.32) - 0.70) < 0.001);
+    for (int k = 0; k < 4; k++) {
+        struct counting inner = {.base = {&ops}};
+        const struct kk_replay known = {h + AT, AT, N, VOCAB, ((double[]){1, 3.32, 8, 16})[k], 5};
+        struct kk_drafter *d = NULL, *twin = NULL;
+        struct kk_err err = {0};
+        uint32_t out[16], again[16];
+        int blocks = 0;
+        KK_ASSERT_OK(kk_replay_open(&inner.base, &known, &d, &err), &err);
+        KK_ASSERT_OK(kk_replay_open(NULL, &known, &twin, &err), &err);
+        for (size_t n = AT; n + 16 <= AT + N; blocks++) {
+            int ok = 0;
+            assert_int_equal(d->ops->propose(d, h, n, 15, out, &err), 15);
+            assert_int_equal(twin->ops->propose(twin, h, n, 15, again, &err), 15);
+            assert_memory_equal(out, again, sizeof out[0] * 15);
+            for (int i = 0; i < 15; i++) assert_true(out[i] < VOCAB);
+            while (ok < 15 && out[ok] == h[n + (size_t)ok]) ok++;
+            n += (size_t)ok + 1;
+        }
+        assert_true(fabs((double)N / blocks - known.mean) < 0.05 * known.mean);
+        assert_int_equal(d->ops->propose(d, h, AT + N - 2, 15, out, &err),
+                         2); /* no more is known */
+        assert_int_equal(inner.proposed, blocks + 1);
+        assert_int_equal(d->ops->observe(d, NULL, 9, &err), 0);
+        assert_int_equal(inner.observed, 9);
+        assert_int_equal(d->ops->device_bytes(d), 77);
+        assert_int_equal(twin->ops->device_bytes(twin), 0);
+        kk_drafter_close(d);
+        kk_drafter_close(twin);
+        assert_int_equal(inner.closed, 1);
+    }
+    free(h);
 }
 
 /* Let the control run against a world of given costs and acceptance; returns tokens per second over
@@ -175,6 +251,7 @@ int main(void)
         cmocka_unit_test(allotting_starts_with_probes),
         cmocka_unit_test(ngram_finds_the_longest_latest_match),
         cmocka_unit_test(ngram_is_the_definition),
+        cmocka_unit_test(replay_has_the_mean_asked_for),
         cmocka_unit_test(width_follows_costs),
         cmocka_unit_test(width_recovers),
         cmocka_unit_test(pinned_is_pinned),
