@@ -57,6 +57,13 @@ static int64_t device_bytes(const struct kk_drafter *d)
     return inner && inner->ops->device_bytes ? inner->ops->device_bytes(inner) : 0;
 }
 
+/* The fork drafts by itself. */
+static int fork_replay(struct kk_drafter *d, struct kk_drafter *fresh, struct kk_err *err)
+{
+    struct kk_drafter *inner = ((struct replay *)d)->inner;
+    return inner && inner->ops->fork ? inner->ops->fork(inner, fresh, err) : 0;
+}
+
 static void close_replay(struct kk_drafter *d)
 {
     struct replay *r = (struct replay *)d;
@@ -68,8 +75,12 @@ static void close_replay(struct kk_drafter *d)
 int kk_replay_open(struct kk_drafter *inner, const struct kk_replay *known, struct kk_drafter **out,
                    struct kk_err *err)
 {
-    static const struct kk_drafter_ops ops = {"replay", propose, observe, device_bytes,
-                                              close_replay};
+    static const struct kk_drafter_ops ops = {.name = "replay",
+                                              .propose = propose,
+                                              .observe = observe,
+                                              .device_bytes = device_bytes,
+                                              .fork = fork_replay,
+                                              .close = close_replay};
     struct replay *r = kk_calloc(1, sizeof *r);
     if (r) r->next = kk_array(known->n, sizeof *r->next);
     if (!r || !r->next) {

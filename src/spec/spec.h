@@ -86,27 +86,34 @@ static inline void kk_drafter_close(struct kk_drafter *d)
 /* Tokens that a step of `width` rows commits on average when a draft is accepted with chance p. */
 double kk_expected_tokens(double p, int width);
 
-/* Seconds of a step by width, learned from the steps run; shared by all sessions of an engine. */
+/* What is known of costs and drafts, shared by all sessions of an engine; zeroed at first. The unit
+ * of cost is one plain step, as they have been of late. */
 struct kk_step_costs {
-    double seconds[KK_MAX_WIDTH + 1]; /* running mean; 0 = not yet seen */
-    int seen[KK_MAX_WIDTH + 1];
-    double accept; /* acceptance over all sessions: where a new one starts; 0 = not yet known */
-    int rest;      /* the last rest any session took: where a new one starts */
+    double plain;                   /* seconds of a step of width 1 */
+    double ratio[KK_MAX_WIDTH + 1]; /* of width w > 1: seconds over plain, drafting included */
+    int seen[KK_MAX_WIDTH + 1];     /* steps measured */
+    double right, tried;            /* drafts accepted and tried, old ones fading */
+    double purse;                   /* plain steps that drafting may still lose (width.c) */
 };
 void kk_cost_note(struct kk_step_costs *c, int width, double seconds);
 
-/* Seconds of a step of `width`, interpolated between widths seen; 0 if nothing is known yet. */
+/* Plain steps that a step of `width` costs, interpolated between widths seen. */
 double kk_cost_of(const struct kk_step_costs *c, int width);
 
 /* One session's choice of width. */
 struct kk_width {
-    int pinned;    /* > 0: always this */
-    double accept; /* estimate of the chance that a draft is accepted, given those before it were */
-    int off;       /* steps left at width 1 before the next probe */
-    int backoff;   /* length of the next such rest */
-    int rise; /* after a draft accepted whole: the width to try next, whatever the estimate says */
+    int pinned;          /* > 0: always this */
+    double guess;        /* acceptance before this session's own trials */
+    double right, tried; /* drafts accepted and tried, old ones fading */
+    int limit;           /* widest so far allowed: grows with what is accepted */
+    int off;             /* steps left at width 1 before the next probe */
+    int backoff;         /* length of the next such rest */
 };
 void kk_width_init(struct kk_width *w, int pinned, const struct kk_step_costs *c);
+
+/* The chance that a draft of this session is accepted, given those before it were: from its own
+ * trials, and before them from the engine's. */
+double kk_width_accept(const struct kk_width *w);
 
 /* The width to draft for now, at most `most` (>= 1). */
 int kk_width_choose(struct kk_width *w, const struct kk_step_costs *c, int most);
@@ -125,7 +132,7 @@ void kk_row_cost_note(struct kk_row_costs *c, int rows, double seconds);
 /* 1 if the steps run tell the line: seconds = base + slope * rows, slope > 0. */
 int kk_row_cost_fit(const struct kk_row_costs *c, double *base, double *slope);
 
-/* Widths of B sessions: accept[i] as in struct kk_width, most[i] >= 1; `extra` rows beyond one for
+/* Widths of B sessions: accept[i] as kk_width_accept, most[i] >= 1; `extra` rows beyond one for
  * each may be given out. gain [B]: scratch. */
 void kk_allot(struct kk_row_costs *c, const double *accept, const int *most, int B, int extra,
               double *gain, int *width);
