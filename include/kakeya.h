@@ -150,6 +150,12 @@ int kk_session_generate(struct kk_session *s, const struct kk_sampling *p, int64
 int kk_sessions_step(struct kk_session *const *s, int n, const struct kk_sampling *p, uint32_t *ids,
                      struct kk_err *err);
 
+/* Measurement: the drafts that follow are next[n], the tokens this session is known to emit from
+ * here on, corrupted at random (by seed) such that a block of 16 commits `mean` of them on average,
+ * 1 to 16; the engine's own drafter, if it has one, still runs and is charged. */
+int kk_session_replay(struct kk_session *s, const uint32_t *next, size_t n, double mean,
+                      uint64_t seed, struct kk_err *err);
+
 struct kk_session_info {
     int64_t resident_bytes; /* what the rows held take by themselves, counted row by row */
     int64_t history, rows;  /* rows = history - 1, or 0 */

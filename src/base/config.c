@@ -113,10 +113,14 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         "documents of each rung"},
     [KK_OPT_KEYS] = {"keys", 0, KK_OPT_INT, 0, KK_CMD_NIAH, 0, 200, "0", "N", BENCH,
         "hide N keyed facts and ask for one; 0: one code, the reference's documents"},
+    [KK_OPT_REPLAY] = {"replay", 0, KK_OPT_REAL, 0, KK_CMD_SPEC, 0, 16, "0", "A", BENCH,
+        "drafts are the known answer, corrupted so that blocks of 16 commit A tokens on average "
+        "(1: always wrong); 0: the drafter's own"},
     [KK_OPT_DEPTHS] = {"ctx", 0, KK_OPT_LIST, 1, KK_CMD_DECODE, 0, 1e9, "0,3072,6144",
         "N,..", BENCH,
         "tokens of context already there, one run for each"},
-    [KK_OPT_REPS] = {"reps", 0, KK_OPT_INT, 0, KK_CMD_DECODE, 1, 1000, "5", "N", BENCH,
+    [KK_OPT_REPS] = {"reps", 0, KK_OPT_INT, 0, KK_CMD_DECODE | KK_CMD_SPEC, 1, 1000, "5",
+        "N", BENCH,
         "repetitions; the median counts"},
 
     [KK_OPT_TENSORS] = {"tensors", 0, KK_OPT_BOOL, 0, KK_CMD_INSPECT, 0, 0, "no", NULL, OUTPUT,

@@ -82,6 +82,7 @@ enum kk_option_id {
     KK_OPT_LINES,
     KK_OPT_SAMPLES,
     KK_OPT_KEYS,
+    KK_OPT_REPLAY,
     KK_OPT_DEPTHS,
     KK_OPT_REPS,
     KK_OPT_TENSORS,

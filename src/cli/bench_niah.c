@@ -6,7 +6,7 @@
  * with <bos> and another document). */
 #include <stdio.h>
 
-#include "base/clock.h"
+#include "cli/answer.h"
 #include "cli/common.h"
 #include "cli/niah.h"
 
@@ -36,44 +36,36 @@ static int encode(struct bench *b, struct kk_err *err)
     return kk_tok_encode(b->cli->tok, b->prompt.data, b->prompt.len, 0, &b->ids, err);
 }
 
-/* Generate the answer's text and add up times and bytes. */
-static int ask(struct bench *b, struct kk_session *s, struct rung *r, struct kk_err *err)
+/* Ask, and add up times and bytes. */
+static int ask(struct bench *b, struct rung *r, struct kk_answer *a, struct kk_err *err)
 {
-    struct kk_sampling greedy = kk_sampling_defaults();
-    struct kk_generated made;
-    struct kk_session_info info;
-    uint64_t t0 = kk_now_ns();
-    int rc = kk_session_append(s, b->ids.id, b->ids.n, err);
-    r->prefill_s += kk_seconds_since(t0);
-    if (!rc) rc = kk_session_generate(s, &greedy, ANSWER_TOKENS, NULL, NULL, &made, err);
+    const struct kk_question q = {.prompt = &b->ids, .tokens = ANSWER_TOKENS};
+    int rc = kk_cli_answer(b->cli->engine, &q, a, err);
     if (rc) return rc;
-    kk_session_describe(s, &info);
     r->prompt_tokens += (int64_t)b->ids.n;
-    r->prefill_s += made.first_s;
-    r->decode_s += made.seconds - made.first_s;
-    r->decoded += made.tokens - 1;
-    if (info.kv_device_bytes > r->device_bytes) r->device_bytes = info.kv_device_bytes;
-    if (info.kv_host_bytes > r->host_bytes) r->host_bytes = info.kv_host_bytes;
+    r->prefill_s += a->prefill_s + a->made.first_s;
+    r->decode_s += a->made.seconds - a->made.first_s;
+    r->decoded += a->made.tokens - 1;
+    if (a->info.kv_device_bytes > r->device_bytes) r->device_bytes = a->info.kv_device_bytes;
+    if (a->info.kv_host_bytes > r->host_bytes) r->host_bytes = a->info.kv_host_bytes;
     return 0;
 }
 
-static int decode(struct bench *b, const struct kk_session *s, struct kk_err *err)
+static int decode(struct bench *b, const struct kk_answer *a, struct kk_err *err)
 {
     const struct kk_tok *t = b->cli->tok;
-    size_t n, k = 0;
-    const uint32_t *made = kk_session_history(s, &n) + b->ids.n;
-    n -= b->ids.n;
-    while (k < n && !kk_tok_is_special(t, made[k])) k++;
+    int k = 0;
+    while (k < a->n && !kk_tok_is_special(t, a->id[k])) k++;
     kk_buf_reset(&b->answer);
     kk_buf_reset(&b->first);
-    int rc = kk_tok_decode(t, made, n, 1, &b->answer, err);
-    return rc ? rc : kk_tok_decode(t, made, k, 1, &b->first, err);
+    int rc = kk_tok_decode(t, a->id, (size_t)a->n, 1, &b->answer, err);
+    return rc ? rc : kk_tok_decode(t, a->id, (size_t)k, 1, &b->first, err);
 }
 
 static int run_sample(struct bench *b, struct kk_niah *g, struct rung *r, struct kk_err *err)
 {
     struct kk_niah_sample sample;
-    struct kk_session *s = NULL;
+    struct kk_answer a;
     char what[48];
     snprintf(what, sizeof what, "niah, %d lines", r->lines);
     kk_progress_show(&b->cli->progress, what, (uint64_t)b->done, (uint64_t)b->total,
@@ -86,10 +78,8 @@ static int run_sample(struct bench *b, struct kk_niah *g, struct rung *r, struct
                     "a document of %d lines has %zu tokens: with %d for the answer it does not fit "
                     "the context of %lld",
                     r->lines, b->ids.n, ANSWER_TOKENS, (long long)b->cli->info.ctx);
-    if (!rc) rc = kk_session_open(b->cli->engine, &s, err);
-    if (!rc) rc = ask(b, s, r, err);
-    if (!rc) rc = decode(b, s, err);
-    kk_session_close(s);
+    if (!rc) rc = ask(b, r, &a, err);
+    if (!rc) rc = decode(b, &a, err);
     if (rc) return rc;
     r->samples++;
     r->hits += kk_niah_hit(&sample, b->answer.data ? b->answer.data : "");

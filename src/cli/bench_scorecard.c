@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/fs.h"
 #include "base/mem.h"
+#include "cli/answer.h"
 #include "cli/common.h"
 #include "cli/gate.h"
 #include "cli/niah.h"
@@ -27,8 +28,7 @@ struct card {
     struct kk_engine_options base;
     int n_docs;
     struct document *doc;
-    uint32_t (*plain)[ANSWER_TOKENS]; /* [n_docs]: what the arm's plain run emitted */
-    int *plain_n;
+    struct kk_answer *plain; /* [n_docs]: of the arm's plain run */
     int V, done, total;
 };
 
@@ -69,65 +69,42 @@ static int make_documents(struct card *c, int lines, struct kk_err *err)
 
 /* ---- measuring ------------------------------------------------------------------------------ */
 
-struct emitted {
-    uint32_t *id;
-    int n;
-};
-
-static int on_token(void *arg, uint32_t id)
-{
-    struct emitted *e = arg;
-    if (e->n < ANSWER_TOKENS) e->id[e->n++] = id;
-    return 0;
-}
-
 static int count_hit(struct card *c, struct arm *a, int i, struct kk_err *err)
 {
     struct kk_buf text;
     kk_buf_init(&text, 1 << 20);
-    int rc = kk_tok_decode(c->cli->tok, c->plain[i], (size_t)c->plain_n[i], 1, &text, err);
+    int rc = kk_tok_decode(c->cli->tok, c->plain[i].id, (size_t)c->plain[i].n, 1, &text, err);
     if (!rc) a->hits += kk_niah_hit(&c->doc[i].sample, text.data ? text.data : "");
     kk_buf_release(&text);
     return rc;
 }
 
-/* Greedy answer to document i, plain or drafted. */
+/* The answer to document i, plain or drafted. */
 static int answer(struct card *c, struct kk_engine *e, struct arm *a, int i, int fused,
                   struct kk_err *err)
 {
-    struct kk_session *s = NULL;
-    struct kk_sampling greedy = kk_sampling_defaults();
-    struct kk_generated made = {0};
-    uint32_t ids[ANSWER_TOKENS];
-    struct emitted out = {fused ? ids : c->plain[i], 0};
+    const struct kk_question q = {.prompt = &c->doc[i].ids, .tokens = ANSWER_TOKENS};
+    struct kk_answer *plain = &c->plain[i], drafted;
     kk_progress_show(&c->cli->progress, a->name, (uint64_t)c->done++, (uint64_t)c->total,
                      KK_PROGRESS_ITEMS);
-    int rc = kk_session_open(e, &s, err);
-    if (!rc) rc = kk_session_append(s, c->doc[i].ids.id, c->doc[i].ids.n, err);
-    if (!rc) rc = kk_session_generate(s, &greedy, ANSWER_TOKENS, on_token, &out, &made, err);
-    if (!rc) rc = kk_session_check(s, err);
-    if (!rc && fused) {
-        struct kk_session_info info;
-        kk_session_describe(s, &info);
-        if (info.drafter_device_bytes > a->drafter_bytes)
-            a->drafter_bytes = info.drafter_device_bytes;
-        a->fused_s += made.seconds;
-        a->fused_tokens += made.tokens;
-        a->blocks += made.steps;
-        a->drafted += made.drafted;
-        a->compared += out.n;
-        a->identical &=
-            out.n == c->plain_n[i] && !memcmp(ids, c->plain[i], (size_t)out.n * sizeof *ids);
-    } else if (!rc) {
-        c->plain_n[i] = out.n;
-        kk_session_describe(s, &a->bytes);
-        a->ar_s += made.seconds;
-        a->ar_tokens += made.tokens;
+    int rc = kk_cli_answer(e, &q, fused ? &drafted : plain, err);
+    if (rc) return rc;
+    if (!fused) {
+        a->bytes = plain->info;
+        a->ar_s += plain->made.seconds;
+        a->ar_tokens += plain->made.tokens;
         a->samples++;
-        rc = count_hit(c, a, i, err);
+        return count_hit(c, a, i, err);
     }
-    kk_session_close(s);
-    return rc;
+    if (drafted.info.drafter_device_bytes > a->drafter_bytes)
+        a->drafter_bytes = drafted.info.drafter_device_bytes;
+    a->fused_s += drafted.made.seconds;
+    a->fused_tokens += drafted.made.tokens;
+    a->blocks += drafted.made.steps;
+    a->drafted += drafted.made.drafted;
+    a->compared += drafted.n;
+    a->identical &= kk_cli_same_answer(plain, &drafted);
+    return 0;
 }
 
 /* ---- KL to native --------------------------------------------------------------------------- */
@@ -327,9 +304,7 @@ static int open_card(struct card *c, struct kk_err *err)
     c->n_docs = (int)kk_config_int(&c->cli->cfg, KK_OPT_SAMPLES);
     c->doc = kk_calloc((size_t)c->n_docs, sizeof *c->doc);
     c->plain = kk_calloc((size_t)c->n_docs, sizeof *c->plain);
-    c->plain_n = kk_calloc((size_t)c->n_docs, sizeof *c->plain_n);
-    if (!c->doc || !c->plain || !c->plain_n)
-        return kk_fail(err, KK_ENOMEM, "out of memory for documents");
+    if (!c->doc || !c->plain) return kk_fail(err, KK_ENOMEM, "out of memory for documents");
     c->doc[0].native = kk_array((size_t)(KL_POINTS + 1) * (size_t)c->V, sizeof(float));
     if (!c->doc[0].native) return kk_fail(err, KK_ENOMEM, "out of memory for documents");
     int fused = strcmp(c->base.draft, "none") != 0;
@@ -345,7 +320,6 @@ static void close_card(struct card *c)
     }
     kk_free(c->doc);
     kk_free(c->plain);
-    kk_free(c->plain_n);
 }
 
 static int write_picture(const struct card *c, const json_t *report, struct kk_err *err)

@@ -1,129 +1,188 @@
-/* kakeya bench spec: drafting against plain decoding on five kinds of text. Each sample is answered
- * twice from fresh sessions, plain and drafted, in turn; tokens are compared one by one. */
+/* kakeya bench spec: drafting against plain decoding on five kinds of text, or on random ids where
+ * a model has no tokenizer. Each sample is answered by fresh sessions, plain and drafted in turn,
+ * --reps times; tokens are compared one by one. A sample's time is the median of its repetitions.
+ * With --replay the drafts are the plain answer, corrupted to a chosen acceptance. */
 #include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/rng.h"
+#include "cli/answer.h"
 #include "cli/common.h"
 #include "cli/workload.h"
 
-enum { NEW_TOKENS = 96 };
+enum { RANDOM_IDS = 64 };
+
+static const char *const random_names[] = {"random", NULL};
 
 struct row {
     const char *name;
-    int64_t ar_tokens, fused_tokens, blocks, drafted, compared;
-    double ar_s, fused_s;
+    int64_t tokens, blocks, drafted, committed, compared;
+    double ar_s, fused_s; /* for `tokens` */
     int identical, samples;
 };
 
 struct bench {
     struct kk_cli *cli;
-    struct kk_engine *plain, *fused;
+    struct kk_engine *plain, *fused; /* the same one when nothing but --replay drafts */
+    const char *const *names;
     struct kk_buf text;
     struct kk_ids ids;
-    uint32_t out[2][NEW_TOKENS];
-    int n[2];
+    struct kk_answer answer[2]; /* plain, drafted */
+    int reps;
+    double *seconds[2]; /* [reps] */
+    double replay;
 };
 
-struct emitted {
-    uint32_t *id;
-    int n;
-};
+/* ---- prompts ------------------------------------------------------------------------------ */
 
-static int on_token(void *arg, uint32_t id)
+static int random_ids(struct bench *b, int i, struct kk_err *err)
 {
-    struct emitted *e = arg;
-    e->id[e->n++] = id;
+    const uint64_t key = kk_mix64(kk_cli_seed(b->cli)) + (uint64_t)i;
+    for (uint64_t k = 0; k < RANDOM_IDS; k++) {
+        uint64_t id = kk_rng_at(key, k) % (uint64_t)b->cli->info.vocabulary;
+        if (kk_ids_push(&b->ids, (uint32_t)id))
+            return kk_fail(err, KK_ENOMEM, "out of memory for a prompt");
+    }
     return 0;
 }
 
-static int answer(struct bench *b, struct row *r, int fused, struct kk_err *err)
+static int make_prompt(struct bench *b, const char *name, int i, struct kk_err *err)
 {
-    struct kk_session *s = NULL;
-    struct kk_sampling greedy = kk_sampling_defaults();
-    struct kk_generated made = {0};
-    struct emitted out = {b->out[fused], 0};
-    greedy.ignore_eos = 1;
-    int rc = kk_session_open(fused ? b->fused : b->plain, &s, err);
-    if (!rc) rc = kk_session_append(s, b->ids.id, b->ids.n, err);
-    if (!rc) rc = kk_session_generate(s, &greedy, NEW_TOKENS, on_token, &out, &made, err);
-    kk_session_close(s);
-    b->n[fused] = out.n;
-    *(fused ? &r->fused_s : &r->ar_s) += made.seconds;
-    *(fused ? &r->fused_tokens : &r->ar_tokens) += made.tokens;
-    if (fused) {
-        r->blocks += made.steps;
-        r->drafted += made.drafted;
+    kk_buf_reset(&b->text);
+    b->ids.n = 0;
+    if (!b->cli->tok) return random_ids(b, i, err);
+    int rc = kk_workload_text(name, kk_cli_seed(b->cli), i, &b->text, err);
+    if (!rc && b->cli->info.bos >= 0) rc = kk_ids_push(&b->ids, (uint32_t)b->cli->info.bos);
+    return rc ? rc : kk_tok_encode(b->cli->tok, b->text.data, b->text.len, 1, &b->ids, err);
+}
+
+/* ---- measuring ---------------------------------------------------------------------------- */
+
+static int answer(struct bench *b, struct row *r, int fused, int rep, struct kk_err *err)
+{
+    struct kk_question q = {.prompt = &b->ids, .tokens = KK_ANSWER_MAX, .ignore_eos = 1};
+    struct kk_answer *a = &b->answer[fused];
+    if (fused && b->replay > 0) {
+        q.known = &b->answer[0];
+        q.mean = b->replay;
+        q.seed = kk_cli_seed(b->cli) + (uint64_t)(r->samples * b->reps + rep);
     }
-    return rc;
+    int rc = kk_cli_answer(fused ? b->fused : b->plain, &q, a, err);
+    if (rc) return rc;
+    b->seconds[fused][rep] = a->made.seconds;
+    if (!fused) return 0;
+    r->committed += a->made.tokens;
+    r->blocks += a->made.steps;
+    r->drafted += a->made.drafted;
+    r->compared += a->n;
+    r->identical &= kk_cli_same_answer(&b->answer[0], a);
+    return 0;
 }
 
 static int run_sample(struct bench *b, struct row *r, int i, struct kk_err *err)
 {
-    kk_buf_reset(&b->text);
-    b->ids.n = 0;
-    int rc = kk_workload_text(r->name, kk_cli_seed(b->cli), i, &b->text, err);
-    if (!rc && b->cli->info.bos >= 0) rc = kk_ids_push(&b->ids, (uint32_t)b->cli->info.bos);
-    if (!rc) rc = kk_tok_encode(b->cli->tok, b->text.data, b->text.len, 1, &b->ids, err);
-    if (!rc) rc = answer(b, r, 0, err);
-    if (!rc) rc = answer(b, r, 1, err);
+    int rc = make_prompt(b, r->name, i, err);
+    for (int rep = 0; !rc && rep < b->reps; rep++) {
+        rc = answer(b, r, 0, rep, err);
+        if (!rc) rc = answer(b, r, 1, rep, err);
+    }
     if (rc) return rc;
     r->samples++;
-    r->compared += b->n[1];
-    r->identical &=
-        b->n[0] == b->n[1] && !memcmp(b->out[0], b->out[1], (size_t)b->n[0] * sizeof b->out[0][0]);
+    r->tokens += b->answer[0].n;
+    r->ar_s += kk_cli_median(b->seconds[0], b->reps);
+    r->fused_s += kk_cli_median(b->seconds[1], b->reps);
     return 0;
 }
+
+/* ---- opening ------------------------------------------------------------------------------ */
 
 static int open_engines(struct bench *b, struct kk_err *err)
 {
     struct kk_engine_options o;
     int rc = kk_cli_options(b->cli, &o, err);
-    if (!rc && !strcmp(o.draft, "none"))
-        rc = kk_fail(err, KK_EUSAGE, "nothing to compare: --draft DIR or --draft ngram");
-    if (!rc) rc = kk_engine_open(&o, &b->fused, err);
     if (rc) return rc;
+    int alone = !strcmp(o.draft, "none");
+    if (b->replay != 0 && b->replay < 1)
+        return kk_fail(err, KK_EUSAGE, "--replay %g: a block commits 1 to 16 tokens", b->replay);
+    if (alone && b->replay == 0)
+        return kk_fail(err, KK_EUSAGE, "nothing to compare: --draft DIR, ngram or --replay A");
+    rc = kk_engine_open(&o, &b->fused, err);
     o.draft = "none";
-    rc = kk_engine_open(&o, &b->plain, err);
-    if (!rc) kk_engine_describe(b->plain, &b->cli->info);
-    return rc;
+    if (!rc && !alone) rc = kk_engine_open(&o, &b->plain, err);
+    if (rc) return rc;
+    if (alone) b->plain = b->fused;
+    kk_engine_describe(b->plain, &b->cli->info);
+    return 0;
 }
+
+static int open_bench(struct bench *b, struct kk_err *err)
+{
+    const char *model;
+    int rc = kk_cli_no_words(b->cli, err);
+    if (!rc) rc = kk_cli_model(b->cli, &model, err);
+    if (rc) return rc;
+    b->names = kk_workload_names;
+    if (!strncmp(model, "synth:", 6))
+        b->names = random_names;
+    else
+        rc = kk_cli_open_tok(b->cli, err);
+    b->replay = kk_config_real(&b->cli->cfg, KK_OPT_REPLAY);
+    b->reps = (int)kk_config_int(&b->cli->cfg, KK_OPT_REPS);
+    for (int k = 0; k < 2; k++) b->seconds[k] = kk_calloc((size_t)b->reps, sizeof(double));
+    if (!rc && (!b->seconds[0] || !b->seconds[1]))
+        rc = kk_fail(err, KK_ENOMEM, "out of memory for %d repetitions", b->reps);
+    return rc ? rc : open_engines(b, err);
+}
+
+/* ---- the report --------------------------------------------------------------------------- */
 
 static json_t *row_json(const struct row *r)
 {
-    return json_pack("{s:s, s:f, s:f, s:f, s:b, s:i, s:I, s:I, s:I}", "name", r->name,
-                     "committed_per_block", (double)r->fused_tokens / (double)r->blocks, "ar_tok_s",
-                     kk_cli_rate((double)r->ar_tokens, r->ar_s), "fused_tok_s",
-                     kk_cli_rate((double)r->fused_tokens, r->fused_s), "byte_identical",
-                     r->identical, "samples", r->samples, "blocks", (json_int_t)r->blocks,
-                     "drafted", (json_int_t)r->drafted, "tokens_compared", (json_int_t)r->compared);
+    double n = (double)r->tokens;
+    return json_pack("{s:s, s:f, s:f, s:f, s:f, s:b, s:i, s:I, s:I, s:I}", "name", r->name,
+                     "committed_per_block", (double)r->committed / (double)r->blocks, "ar_tok_s",
+                     kk_cli_rate(n, r->ar_s), "fused_tok_s", kk_cli_rate(n, r->fused_s), "ratio",
+                     kk_cli_rate(r->ar_s, r->fused_s), "byte_identical", r->identical, "samples",
+                     r->samples, "blocks", (json_int_t)r->blocks, "drafted", (json_int_t)r->drafted,
+                     "tokens_compared", (json_int_t)r->compared);
+}
+
+static void print_header(const struct bench *b)
+{
+    const struct kk_config *c = &b->cli->cfg;
+    printf("%s, draft %s", kk_config_text(c, KK_OPT_MODEL), kk_config_text(c, KK_OPT_DRAFT));
+    if (b->replay > 0) printf(", replay %g", b->replay);
+    printf(", %s\n\n%-8s %10s %12s %12s %8s %10s\n", b->cli->info.device, "text", "per block",
+           "plain tok/s", "drafted", "ratio", "identical");
+}
+
+static void print_row(const struct row *r)
+{
+    double n = (double)r->tokens;
+    printf("%-8s %10.2f %12.1f %12.1f %8.3f %10s\n", r->name,
+           (double)r->committed / (double)r->blocks, kk_cli_rate(n, r->ar_s),
+           kk_cli_rate(n, r->fused_s), kk_cli_rate(r->ar_s, r->fused_s),
+           r->identical ? "yes" : "NO");
+    fflush(stdout);
 }
 
 static int run_all(struct bench *b, json_t *list, struct kk_err *err)
 {
-    int samples = (int)kk_config_int(&b->cli->cfg, KK_OPT_SAMPLES), done = 0, rc = 0;
+    int samples = (int)kk_config_int(&b->cli->cfg, KK_OPT_SAMPLES), done = 0, rc = 0, n = 0;
     int text = kk_cli_wants_text(b->cli);
-    if (text)
-        printf("%s, draft %s, %s\n\n%-8s %10s %12s %12s %8s %10s\n",
-               kk_config_text(&b->cli->cfg, KK_OPT_MODEL),
-               kk_config_text(&b->cli->cfg, KK_OPT_DRAFT), b->cli->info.device, "text", "per block",
-               "plain tok/s", "drafted", "ratio", "identical");
-    for (int w = 0; !rc && kk_workload_names[w]; w++) {
-        struct row r = {.name = kk_workload_names[w], .identical = 1};
+    while (b->names[n]) n++;
+    if (text) print_header(b);
+    for (int w = 0; !rc && w < n; w++) {
+        struct row r = {.name = b->names[w], .identical = 1};
         for (int i = 0; !rc && i < samples; i++) {
-            kk_progress_show(&b->cli->progress, r.name, (uint64_t)done++, (uint64_t)(5 * samples),
+            kk_progress_show(&b->cli->progress, r.name, (uint64_t)done++, (uint64_t)(n * samples),
                              KK_PROGRESS_ITEMS);
             rc = run_sample(b, &r, i, err);
         }
         kk_progress_clear(&b->cli->progress);
         if (rc) break;
-        double ar = kk_cli_rate((double)r.ar_tokens, r.ar_s),
-               fu = kk_cli_rate((double)r.fused_tokens, r.fused_s);
-        if (text)
-            printf("%-8s %10.2f %12.0f %12.0f %8.2f %10s\n", r.name,
-                   (double)r.fused_tokens / (double)r.blocks, ar, fu, ar > 0 ? fu / ar : 0,
-                   r.identical ? "yes" : "NO");
-        fflush(stdout);
+        if (text) print_row(&r);
         json_array_append_new(list, row_json(&r));
         if (!r.identical)
             rc = kk_fail(err, KK_EINVARIANT, "drafting changed tokens of workload '%s'", r.name);
@@ -131,17 +190,27 @@ static int run_all(struct bench *b, json_t *list, struct kk_err *err)
     return rc;
 }
 
+static void close_bench(struct bench *b)
+{
+    if (b->plain != b->fused) kk_engine_close(b->plain);
+    kk_engine_close(b->fused);
+    kk_buf_release(&b->text);
+    kk_ids_release(&b->ids);
+    kk_free(b->seconds[0]);
+    kk_free(b->seconds[1]);
+}
+
 int kk_cli_bench_spec(struct kk_cli *cli, struct kk_err *err)
 {
     struct bench b = {.cli = cli};
     json_t *report = json_object(), *list = json_array();
     kk_buf_init(&b.text, KK_CLI_TEXT_MAX);
-    int rc = kk_cli_no_words(cli, err);
-    if (!rc) rc = kk_cli_open_tok(cli, err);
-    if (!rc) rc = open_engines(&b, err);
+    int rc = open_bench(&b, err);
     cli->reading_quiet = 1;
     if (!rc) rc = run_all(&b, list, err);
     json_object_set(report, "workloads", list);
+    json_object_set_new(report, "replay", json_real(b.replay));
+    json_object_set_new(report, "reps", json_integer(b.reps));
     if (!rc) {
         kk_cli_describe_run(cli, report);
         rc = kk_cli_report(cli, report, err);
@@ -149,9 +218,6 @@ int kk_cli_bench_spec(struct kk_cli *cli, struct kk_err *err)
     }
     json_decref(report);
     json_decref(list);
-    kk_engine_close(b.plain);
-    kk_engine_close(b.fused);
-    kk_buf_release(&b.text);
-    kk_ids_release(&b.ids);
+    close_bench(&b);
     return rc;
 }

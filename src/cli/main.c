@@ -26,7 +26,7 @@ static const struct command commands[] = {
      "recall of a fact hidden in long documents"},
     {"bench decode", KK_CMD_DECODE, kk_cli_bench_decode, "-m MODEL [--ctx 0,3072,6144]",
      "tokens a second, reading and writing, by context"},
-    {"bench spec", KK_CMD_SPEC, kk_cli_bench_spec, "-m MODEL --draft DIR|ngram",
+    {"bench spec", KK_CMD_SPEC, kk_cli_bench_spec, "-m MODEL --draft DIR|ngram [--replay A]",
      "drafting against plain decoding on five kinds of text"},
     {"bench scorecard", KK_CMD_SCORECARD, kk_cli_bench_scorecard,
      "-m MODEL [--draft DIR] [--f-theta DIR] [--kv-device BYTES]",

@@ -61,7 +61,7 @@ static void choose_widths(struct kk_engine *e, const struct kk_turn *turn, int B
     }
     for (int b = 0; b < B; b++) {
         const struct kk_width *w = &turn[b].s->width;
-        e->accept[b] = w->accept;
+        e->accept[b] = kk_width_accept(w);
         if (w->pinned && w->pinned < e->most[b]) e->most[b] = w->pinned;
     }
     if (turn[0].s->width.pinned) { /* pinned for the engine: share what there is */

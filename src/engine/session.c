@@ -111,6 +111,21 @@ int kk_session_append(struct kk_session *s, const uint32_t *ids, size_t n, struc
     return rc;
 }
 
+int kk_session_replay(struct kk_session *s, const uint32_t *next, size_t n, double mean,
+                      uint64_t seed, struct kk_err *err)
+{
+    struct kk_replay r = {.next = next,
+                          .at = s->n,
+                          .n = n,
+                          .vocabulary = (uint32_t)kk_model_info(s->e->model)->V,
+                          .mean = mean,
+                          .seed = seed};
+    if (n < 1 || !(mean >= 1 && mean <= KK_MAX_WIDTH))
+        return kk_fail(err, KK_EINVAL, "replay of %zu tokens at %g a block: 1 to %d can be had", n,
+                       mean, KK_MAX_WIDTH);
+    return kk_replay_open(s->drafter, &r, &s->drafter, err);
+}
+
 int kk__step_allowed(const struct kk_session *s, struct kk_err *err)
 {
     if (!s->n) return kk_fail(err, KK_EINVAL, "the session has no history: append tokens first");

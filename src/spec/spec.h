@@ -2,8 +2,8 @@
  * engine accepts the longest prefix of a draft that equals what it would have emitted anyway
  * (DESIGN §5).
  *
- * Owns: the drafter seam, the n-gram drafter, the width control. Refuses to know: transports,
- * sampling.
+ * Owns: the drafter seam, the n-gram drafter, replayed drafts, the width control. Refuses to know:
+ * transports, sampling.
  *
  * A step feeds `width` rows: the pending token and width - 1 drafts. Width 1 is plain decoding. */
 #ifndef KK_SPEC_SPEC_H
@@ -59,6 +59,23 @@ int kk_draft_dflash_open(struct kk_dflash *model, struct kk_kv_pool *pool, struc
 /* Proposes tokens that are almost always wrong: what "never slower than plain" is tested with. */
 int kk_wrong_open(uint32_t vocabulary, struct kk_drafter **out, struct kk_err *err);
 
+/* Measurement: propose a continuation that is known, wrong here and there. history[at + i] will be
+ * next[i]; whether a draft is right depends on seed and position alone, with a chance such that
+ * blocks of KK_MAX_WIDTH commit `mean` tokens on average (1: always wrong). */
+struct kk_replay {
+    const uint32_t *next; /* [n], copied */
+    size_t at, n;         /* n >= 1 */
+    uint32_t vocabulary;  /* >= 2 */
+    double mean;          /* 1 to KK_MAX_WIDTH */
+    uint64_t seed;
+};
+/* inner (NULL: none) still runs and is charged; it is owned from here, unless this fails. */
+int kk_replay_open(struct kk_drafter *inner, const struct kk_replay *known, struct kk_drafter **out,
+                   struct kk_err *err);
+
+/* The chance at which blocks of KK_MAX_WIDTH commit `mean` tokens. */
+double kk_replay_chance(double mean);
+
 static inline void kk_drafter_close(struct kk_drafter *d)
 {
     if (d) d->ops->close(d);
@@ -66,27 +83,37 @@ static inline void kk_drafter_close(struct kk_drafter *d)
 
 /* ---- width -------------------------------------------------------------------------------- */
 
-/* Seconds of a step by width, learned from the steps run; shared by all sessions of an engine. */
+/* Tokens that a step of `width` rows commits on average when a draft is accepted with chance p. */
+double kk_expected_tokens(double p, int width);
+
+/* What is known of costs and drafts, shared by all sessions of an engine; zeroed at first. The unit
+ * of cost is one plain step, as they have been of late. */
 struct kk_step_costs {
-    double seconds[KK_MAX_WIDTH + 1]; /* running mean; 0 = not yet seen */
-    int seen[KK_MAX_WIDTH + 1];
-    double accept; /* acceptance over all sessions: where a new one starts; 0 = not yet known */
-    int rest;      /* the last rest any session took: where a new one starts */
+    double plain;                   /* seconds of a step of width 1 */
+    double ratio[KK_MAX_WIDTH + 1]; /* of width w > 1: seconds over plain, drafting included */
+    int seen[KK_MAX_WIDTH + 1];     /* steps measured */
+    double right, tried;            /* drafts accepted and tried, old ones fading */
+    double purse;                   /* plain steps that drafting may still lose (width.c) */
 };
 void kk_cost_note(struct kk_step_costs *c, int width, double seconds);
 
-/* Seconds of a step of `width`, interpolated between widths seen; 0 if nothing is known yet. */
+/* Plain steps that a step of `width` costs, interpolated between widths seen. */
 double kk_cost_of(const struct kk_step_costs *c, int width);
 
 /* One session's choice of width. */
 struct kk_width {
-    int pinned;    /* > 0: always this */
-    double accept; /* estimate of the chance that a draft is accepted, given those before it were */
-    int off;       /* steps left at width 1 before the next probe */
-    int backoff;   /* length of the next such rest */
-    int rise; /* after a draft accepted whole: the width to try next, whatever the estimate says */
+    int pinned;          /* > 0: always this */
+    double guess;        /* acceptance before this session's own trials */
+    double right, tried; /* drafts accepted and tried, old ones fading */
+    int limit;           /* widest so far allowed: grows with what is accepted */
+    int off;             /* steps left at width 1 before the next probe */
+    int backoff;         /* length of the next such rest */
 };
 void kk_width_init(struct kk_width *w, int pinned, const struct kk_step_costs *c);
+
+/* The chance that a draft of this session is accepted, given those before it were: from its own
+ * trials, and before them from the engine's. */
+double kk_width_accept(const struct kk_width *w);
 
 /* The width to draft for now, at most `most` (>= 1). */
 int kk_width_choose(struct kk_width *w, const struct kk_step_costs *c, int most);
@@ -105,7 +132,7 @@ void kk_row_cost_note(struct kk_row_costs *c, int rows, double seconds);
 /* 1 if the steps run tell the line: seconds = base + slope * rows, slope > 0. */
 int kk_row_cost_fit(const struct kk_row_costs *c, double *base, double *slope);
 
-/* Widths of B sessions: accept[i] as in struct kk_width, most[i] >= 1; `extra` rows beyond one for
+/* Widths of B sessions: accept[i] as kk_width_accept, most[i] >= 1; `extra` rows beyond one for
  * each may be given out. gain [B]: scratch. */
 void kk_allot(struct kk_row_costs *c, const double *accept, const int *most, int B, int extra,
               double *gain, int *width);

@@ -1,22 +1,54 @@
-/* How many tokens to draft: the width that maximises expected tokens per second.
+/* How many tokens to draft: the width that maximises expected tokens per second, and no more losses
+ * than a purse allows.
  *
  * With chance p that a draft is accepted (given those before it), a step of width w commits
- * 1 + p + .. + p^(w-1) tokens. Costs by width are measured, so the same code finds that a step
- * bound by weight reads takes 16 rows for little more than one, and that a step bound by arithmetic
- * does not. */
+ * 1 + p + .. + p^(w-1) tokens. It costs ratio[w] plain steps, measured, so the same code finds that
+ * a step bound by weight reads takes 16 rows for little more than one, and that a step bound by
+ * arithmetic does not.
+ *
+ * The unit of everything is one plain step. A draft that commits m tokens gains m - ratio[w]. All
+ * sessions share one purse of gains: every plain step pays ALLOWANCE in, every draft its gain
+ * (mostly a loss where drafting does not pay). Nothing is drafted that the purse cannot bear, so
+ * drafting costs at most START, and ALLOWANCE of the time after that, whatever the drafter, the
+ * text or the machine. */
 #include "spec/spec.h"
 
-enum { FIRST_REST = 16, LONGEST_REST = 512 };
+#include <math.h>
+
+enum { FIRST_REST = 16, LONGEST_REST = 512, FIRST_WIDTH = 4, TRIALS = 4 };
+
+static const double START = 2, MOST = 6, ALLOWANCE = 0.01; /* of the purse */
+static const double FIRST_GUESS = 0.6;            /* acceptance of a drafter not yet seen */
+static const double FADE = 0.93, FADE_ALL = 0.98; /* memory of trials: a session's, the engine's */
+
+/* ---- costs -------------------------------------------------------------------------------- */
+
+static double clamp(double x, double lo, double hi)
+{
+    return x < lo ? lo : x > hi ? hi : x;
+}
+
+/* A running mean that a stall of the machine does not carry away: the least of the first four, and
+ * then no more than twice or half of what it was. */
+static void average(double *mean, double x, int n)
+{
+    if (n <= 4)
+        *mean = n == 1 ? x : fmin(*mean, x);
+    else
+        *mean += (clamp(x, 0.5 * *mean, 2 * *mean) - *mean) / 8;
+}
 
 void kk_cost_note(struct kk_step_costs *c, int width, double seconds)
 {
-    if (width < 1 || width > KK_MAX_WIDTH) return;
-    double old = c->seconds[width];
-    int n = ++c->seen[width];
-    if (n == 1)
-        c->seconds[width] = seconds;
-    else if (n < 16 || seconds < 4 * old) /* later, a stall of the machine is no cost of the step */
-        c->seconds[width] = old + (seconds - old) / (n < 16 ? n : 16);
+    if (width < 1 || width > KK_MAX_WIDTH || seconds <= 0) return;
+    if (width == 1) {
+        if (!c->seen[1]++) c->purse = START;
+        average(&c->plain, seconds, c->seen[1]);
+        c->purse = fmin(c->purse + ALLOWANCE, MOST);
+    } else if (c->seen
+                   [1]) { /* less than a plain step or more than two a row is no cost of a step */
+        average(&c->ratio[width], clamp(seconds / c->plain, 1, 2 * width), ++c->seen[width]);
+    }
 }
 
 /* The nearest widths seen below and above; 0 if none. */
@@ -34,40 +66,47 @@ static int seen_above(const struct kk_step_costs *c, int width)
 
 double kk_cost_of(const struct kk_step_costs *c, int width)
 {
+    if (width <= 1) return 1;
     int a = seen_below(c, width), b = seen_above(c, width);
-    if (!a && !b) return 0;
-    if (!a) return c->seconds[b];
-    if (a == width) return c->seconds[a];
-    if (b) return c->seconds[a] + (c->seconds[b] - c->seconds[a]) * (width - a) / (b - a);
+    if (a == width) return c->ratio[a];
+    double low = a > 1 ? c->ratio[a] : 1;
+    if (a < 1) a = 1;
+    if (b) return low + (c->ratio[b] - low) * (width - a) / (b - a);
     /* beyond the widest seen: the slope of the last two, at least flat */
     int z = seen_below(c, a - 1);
-    double slope = z ? (c->seconds[a] - c->seconds[z]) / (a - z) : 0;
-    return c->seconds[a] + (slope > 0 ? slope : 0) * (width - a);
+    double slope = a > 1 ? (low - (z > 1 ? c->ratio[z] : 1)) / (a - (z ? z : 1)) : 0;
+    return low + fmax(slope, 0) * (width - a);
 }
 
-void kk_width_init(struct kk_width *w, int pinned, const struct kk_step_costs *c)
-{
-    *w = (struct kk_width){.pinned = pinned,
-                           .accept = c->accept > 0 ? c->accept : 0.6,
-                           .backoff = c->rest > FIRST_REST ? c->rest : FIRST_REST,
-                           .off = c->rest / 4};
-}
+/* ---- choosing ----------------------------------------------------------------------------- */
 
-static double expected_tokens(double p, int width)
+double kk_expected_tokens(double p, int width)
 {
     double sum = 0, power = 1;
     for (int i = 0; i < width; i++, power *= p) sum += power;
     return sum;
 }
 
+void kk_width_init(struct kk_width *w, int pinned, const struct kk_step_costs *c)
+{
+    *w = (struct kk_width){.pinned = pinned,
+                           .guess = c->tried > 0 ? (c->right + FIRST_GUESS) / (c->tried + 1)
+                                                 : FIRST_GUESS,
+                           .limit = FIRST_WIDTH,
+                           .backoff = FIRST_REST};
+}
+
+double kk_width_accept(const struct kk_width *w)
+{
+    return (w->guess * TRIALS + w->right) / (TRIALS + w->tried);
+}
+
 static int best_width(const struct kk_width *w, const struct kk_step_costs *c, int most)
 {
     int best = 1;
-    double best_rate = 0;
-    for (int width = 1; width <= most; width++) {
-        double cost = kk_cost_of(c, width);
-        if (cost <= 0) continue;
-        double rate = expected_tokens(w->accept, width) / cost;
+    double p = kk_width_accept(w), best_rate = 1;
+    for (int width = 2; width <= most; width++) {
+        double rate = kk_expected_tokens(p, width) / kk_cost_of(c, width);
         if (rate > best_rate) {
             best_rate = rate;
             best = width;
@@ -80,39 +119,38 @@ int kk_width_choose(struct kk_width *w, const struct kk_step_costs *c, int most)
 {
     if (most > KK_MAX_WIDTH) most = KK_MAX_WIDTH;
     if (w->pinned) return w->pinned < most ? w->pinned : most;
-    if (most == 1) return 1;
-    /* a few steps of widths 1 and 4 first: without them there is nothing to compare */
-    if (c->seen[1] < 3) return 1;
-    if (!seen_above(c, 2)) return most < 4 ? most : 4;
+    if (most < 2 || c->seen[1] < 3) return 1; /* plain steps first: the unit of cost */
+    if (!seen_above(c, 2)) return most < FIRST_WIDTH ? most : FIRST_WIDTH;
     if (w->off > 0) {
         w->off--;
         return 1;
     }
-    int best = best_width(w, c, most);
-    if (w->rise > best) return w->rise < most ? w->rise : most;
-    if (best > 1) return best;
-    /* drafting does not pay: rest, then probe once with a short draft */
-    w->off = w->backoff;
-    w->backoff = w->backoff * 2 < LONGEST_REST ? w->backoff * 2 : LONGEST_REST;
-    return 2;
+    int best = best_width(w, c, most < w->limit ? most : w->limit);
+    if (best > 1) return c->purse > 0 ? best : 1;
+    return c->purse >= kk_cost_of(c, 2) - 1 ? 2 : 1; /* a probe */
 }
 
-/* `accepted` successes, and one failure unless all were accepted, into a running mean. */
-static void update(double *mean, double weight, int drafted, int accepted)
+static void count(double *right, double *tried, double fade, int drafted, int accepted)
 {
-    for (int i = 0; i < accepted; i++) *mean += (1.0 - *mean) * weight;
-    if (accepted < drafted) *mean -= *mean * weight;
+    int trials = accepted < drafted ? accepted + 1 : accepted;
+    for (int i = 0; i < trials; i++) {
+        *right = *right * fade + (i < accepted);
+        *tried = *tried * fade + 1;
+    }
 }
 
 void kk_width_note(struct kk_width *w, struct kk_step_costs *c, int drafted, int accepted)
 {
     if (drafted < 1) return;
-    if (c->accept <= 0) c->accept = 0.6;
-    update(&w->accept, 0.1, drafted, accepted);
-    update(&c->accept, 0.02, drafted, accepted);
-    w->rise = accepted == drafted ? 2 * (drafted + 1) : 0;
-    if (w->rise > KK_MAX_WIDTH) w->rise = KK_MAX_WIDTH;
-    if (w->rise) w->off = 0;
-    if (accepted == drafted && drafted > 2) w->backoff = FIRST_REST;
-    c->rest = w->off;
+    count(&w->right, &w->tried, FADE, drafted, accepted);
+    count(&c->right, &c->tried, FADE_ALL, drafted, accepted);
+    c->purse = fmin(c->purse + accepted + 1 - kk_cost_of(c, drafted + 1), MOST);
+    w->limit += accepted;
+    if (w->limit > KK_MAX_WIDTH) w->limit = KK_MAX_WIDTH;
+    if (best_width(w, c, w->limit) > 1) {
+        w->backoff = FIRST_REST;
+    } else { /* it does not pay: rest before the next probe, longer each time */
+        w->off = w->backoff;
+        w->backoff = w->backoff * 2 < LONGEST_REST ? w->backoff * 2 : LONGEST_REST;
+    }
 }

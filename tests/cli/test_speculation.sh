@@ -19,11 +19,27 @@ check "run restored from exact rows: the same text" cmp -s "$KK_TMP/out" "$KK_TM
 run run -m "$TINY" -p "$P" -n 8 --kv restored --f-theta "$FTHETA"
 check "run restored" [ "$rc" -eq 0 ]
 
-run bench spec -m "$TINY" --draft "$DRAFT" --draft-width 16 --samples 1 --json
+run bench spec -m "$TINY" --draft "$DRAFT" --draft-width 16 --samples 1 --reps 1 --json
 check "bench spec: five workloads, identical, counted" python3 -c 'import json, sys
 d = json.load(open(sys.argv[1]))
 assert [w["name"] for w in d["workloads"]] == ["chat", "tools", "niah", "keyed", "code"]
 for w in d["workloads"]: assert w["byte_identical"] is True and w["committed_per_block"] >= 1 and w["blocks"] > 0' "$KK_TMP/out"
+for d in none "$DRAFT"; do
+    run bench spec -m "$TINY" --draft "$d" --replay 3.32 --draft-width 16 --samples 1 --reps 1 --json
+    check "bench spec --replay, draft $d: identical, about what was asked for" python3 -c 'import json, sys
+w = json.load(open(sys.argv[1]))["workloads"]
+assert len(w) == 5 and all(x["byte_identical"] is True for x in w)
+mean = sum(x["committed_per_block"] for x in w) / 5
+assert 2.6 < mean < 4.0, mean' "$KK_TMP/out"
+done
+run bench spec -m synth:tests/data/mini.json --replay 16 --draft-width 8 --samples 1 --reps 1 --json
+check "bench spec --replay without a tokenizer: whole blocks of 8" python3 -c 'import json, sys
+w, = json.load(open(sys.argv[1]))["workloads"]
+assert w["name"] == "random" and w["committed_per_block"] == 8 and w["byte_identical"] is True' "$KK_TMP/out"
+run bench spec -m "$TINY" --draft wrong --draft-width 4 --samples 1 --reps 1 --json
+check "bench spec, always wrong: nothing accepted, nothing changed" python3 -c 'import json, sys
+for w in json.load(open(sys.argv[1]))["workloads"]: assert w["byte_identical"] is True and w["committed_per_block"] < 1.1' "$KK_TMP/out"
+
 run bench scorecard -m "$TINY" --draft "$DRAFT" --f-theta "$FTHETA" --lines 40,90 --samples 1 --kv-device 512KiB \
     --json="$KK_TMP/card.json" --svg="$KK_TMP/card.svg"
 check "bench scorecard passes its gate" sh -c '[ "$2" -eq 0 ] && grep -q "gate: passed" "$1/out"' sh "$KK_TMP" "$rc"
@@ -56,5 +72,7 @@ refuses 1 "do not belong together" bench decode -m synth:tests/data/mini.json --
 refuses 1 "does not exist" run -m "$TINY" -p x --draft no/such/dir
 refuses 1 "f_theta" run -m "$TINY" -p x --kv restored --f-theta no/such/dir
 refuses 2 "nothing to compare" bench spec -m "$TINY"
+refuses 2 "a block commits 1 to 16 tokens" bench spec -m "$TINY" --replay 0.5
+refuses 2 "replay" bench spec -m "$TINY" --replay 17
 
 done_testing

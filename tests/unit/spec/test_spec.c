@@ -1,6 +1,9 @@
 /* Drafters and width control, without a model. */
 #include "kk_test.h"
 
+#include <math.h>
+#include <stdlib.h>
+
 #include "spec/spec.h"
 
 static void ngram_finds_the_longest_latest_match(void **state)
@@ -57,6 +60,82 @@ static void ngram_is_the_definition(void **state)
     }
 }
 
+/* A drafter that counts what is asked of it. */
+struct counting {
+    struct kk_drafter base;
+    int proposed, observed, closed;
+};
+static int count_propose(struct kk_drafter *d, const uint32_t *history, size_t n, int most,
+                         uint32_t *out, struct kk_err *err)
+{
+    (void)history, (void)n, (void)out, (void)err;
+    ((struct counting *)d)->proposed++;
+    return most > 1;
+}
+static int count_observe(struct kk_drafter *d, const float *taps, int rows, struct kk_err *err)
+{
+    (void)taps, (void)err;
+    ((struct counting *)d)->observed += rows;
+    return 0;
+}
+static int64_t count_bytes(const struct kk_drafter *d)
+{
+    (void)d;
+    return 77;
+}
+static void count_close(struct kk_drafter *d)
+{
+    ((struct counting *)d)->closed++;
+}
+
+/* Blocks of 16 commit what was asked for on average; the same seed makes the same drafts; the
+ * drafter it stands in for is run, shown rows, counted and closed. */
+static void replay_has_the_mean_asked_for(void **state)
+{
+    (void)state;
+    enum { N = 40000, AT = 3, VOCAB = 50 };
+    static const struct kk_drafter_ops ops = {.name = "counting",
+                                              .propose = count_propose,
+                                              .observe = count_observe,
+                                              .device_bytes = count_bytes,
+                                              .close = count_close};
+    struct kk_test_rng rng = kk_test_rng("replay");
+    uint32_t *h = malloc(sizeof *h * (AT + N));
+    for (size_t i = 0; i < AT + N; i++) h[i] = kk_test_below(&rng, VOCAB);
+    assert_true(fabs(kk_replay_chance(3.32) - 0.70) < 0.001);
+    for (int k = 0; k < 4; k++) {
+        struct counting inner = {.base = {&ops}};
+        const struct kk_replay known = {h + AT, AT, N, VOCAB, ((double[]){1, 3.32, 8, 16})[k], 5};
+        struct kk_drafter *d = NULL, *twin = NULL;
+        struct kk_err err = {0};
+        uint32_t out[16], again[16];
+        int blocks = 0;
+        KK_ASSERT_OK(kk_replay_open(&inner.base, &known, &d, &err), &err);
+        KK_ASSERT_OK(kk_replay_open(NULL, &known, &twin, &err), &err);
+        for (size_t n = AT; n + 16 <= AT + N; blocks++) {
+            int ok = 0;
+            assert_int_equal(d->ops->propose(d, h, n, 15, out, &err), 15);
+            assert_int_equal(twin->ops->propose(twin, h, n, 15, again, &err), 15);
+            assert_memory_equal(out, again, sizeof out[0] * 15);
+            for (int i = 0; i < 15; i++) assert_true(out[i] < VOCAB);
+            while (ok < 15 && out[ok] == h[n + (size_t)ok]) ok++;
+            n += (size_t)ok + 1;
+        }
+        assert_true(fabs((double)N / blocks - known.mean) < 0.05 * known.mean);
+        assert_int_equal(d->ops->propose(d, h, AT + N - 2, 15, out, &err),
+                         2); /* no more is known */
+        assert_int_equal(inner.proposed, blocks + 1);
+        assert_int_equal(d->ops->observe(d, NULL, 9, &err), 0);
+        assert_int_equal(inner.observed, 9);
+        assert_int_equal(d->ops->device_bytes(d), 77);
+        assert_int_equal(twin->ops->device_bytes(twin), 0);
+        kk_drafter_close(d);
+        kk_drafter_close(twin);
+        assert_int_equal(inner.closed, 1);
+    }
+    free(h);
+}
+
 /* Let the control run against a world of given costs and acceptance; returns tokens per second over
  * what width 1 would give. */
 static double play(const double cost[KK_MAX_WIDTH + 1], double p, int *last_width)
@@ -92,6 +171,54 @@ static void width_follows_costs(void **state)
     assert_true(play(steep, 0.5, &width) > 0.95);
     assert_true(play(steep, 0.0, &width) > 0.95);
     assert_true(play(steep, 1.0, &width) > 0.98);
+}
+
+/* Sessions of 96 tokens one after another on one engine, whose steps cost first + each * width
+ * plain steps, with noise and, now and then, a stall; returns speed over plain decoding's. */
+static double play_sessions(double first, double each, double p, int sessions)
+{
+    struct kk_test_rng r = kk_test_rng("sessions");
+    struct kk_step_costs c = {0};
+    double seconds = 0;
+    for (int s = 0; s < sessions; s++) {
+        struct kk_width w;
+        kk_width_init(&w, 0, &c);
+        for (int left = 96; left > 0;) {
+            int width = kk_width_choose(&w, &c, left), ok = 0;
+            double cost = width < 2 ? 1 : first + each * width;
+            double noise = kk_test_uniform(&r, 0.9, 1.1) * (kk_test_below(&r, 200) ? 1 : 5);
+            while (ok < width - 1 && kk_test_uniform(&r, 0, 1) < p) ok++;
+            kk_cost_note(&c, width, 0.02 * cost * noise);
+            kk_width_note(&w, &c, width - 1, ok);
+            seconds += cost;
+            left -= ok + 1;
+        }
+    }
+    return 96 * sessions / seconds;
+}
+
+/* Never slower than plain by more than a purse's worth, whatever a step costs; and what can be
+ * gained is gained, within one answer. */
+static void width_never_costs_much(void **state)
+{
+    (void)state;
+    static const struct {
+        double first, each, p, first_session, later;
+    } all[] = {
+        {1.2, 0.75, 0.00, 0.95, 0.98}, /* a small model: a row more costs nearly a step */
+        {1.2, 0.75, 0.30, 0.95, 0.98}, {1.2, 0.75, 0.60, 0.95, 0.98}, {1.2, 0.75, 0.90, 0.95, 0.98},
+        {1.0, 0.03, 0.00, 0.96, 0.99}, /* bound by weight reads, no drafter */
+        {1.0, 0.03, 0.30, 1.00, 1.15}, {1.0, 0.03, 0.70, 1.80, 2.20}, {1.0, 0.03, 0.95, 1.50, 5.00},
+        {1.7, 0.01, 0.00, 0.96, 0.98}, /* the drafter costs most of a step, rows are free */
+        {1.7, 0.01, 0.70, 1.00, 1.40}, {1.7, 0.01, 0.95, 1.00, 3.50},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        double one = play_sessions(all[i].first, all[i].each, all[i].p, 1);
+        double many = play_sessions(all[i].first, all[i].each, all[i].p, 40);
+        if (one < all[i].first_session || many < all[i].later)
+            fail_msg("costs %.2f + %.2f w, p %.2f: %.3f in the first session, %.3f over forty",
+                     all[i].first, all[i].each, all[i].p, one, many);
+    }
 }
 
 /* Acceptance that comes and goes: off when it is bad, on again when it is good. */
@@ -175,7 +302,9 @@ int main(void)
         cmocka_unit_test(allotting_starts_with_probes),
         cmocka_unit_test(ngram_finds_the_longest_latest_match),
         cmocka_unit_test(ngram_is_the_definition),
+        cmocka_unit_test(replay_has_the_mean_asked_for),
         cmocka_unit_test(width_follows_costs),
+        cmocka_unit_test(width_never_costs_much),
         cmocka_unit_test(width_recovers),
         cmocka_unit_test(pinned_is_pinned),
     };
