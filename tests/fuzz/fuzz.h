@@ -32,7 +32,7 @@ const char *fuzz_file(const char *name, const void *data, size_t len);
 
 int fuzz_is_utf8(const char *text, size_t n);
 
-/* A failure has a code of the table and one non-empty line of UTF-8. Clears err for the next call. */
+/* A failure has a code of the table and one non-empty line of UTF-8. Clears err. */
 void fuzz_failed(int rc, struct kk_err *err);
 
 /* 24 greedy tokens after a fixed prompt that is longer than the windows of the models here, from a

@@ -20,18 +20,18 @@ debootstrap --variant=minbase bookworm "$root" "$mirror" >"$KK_TMP/log" 2>&1 || 
     done_testing
 }
 mount -t proc proc "$root/proc"
-cp build/*.deb "$root/tmp/"
+cp build/*.deb "$root/opt/"
 inside apt-get -q update >/dev/null 2>&1
 check "kakeya installs" inside sh -c \
-    'apt-get -qy --no-install-recommends install /tmp/kakeya_*.deb >/tmp/log 2>&1 || { tail -5 /tmp/log; exit 1; }'
+    'apt-get -qy --no-install-recommends install /opt/kakeya_*.deb >/opt/log 2>&1 || { tail -5 /opt/log; exit 1; }'
 check "it says what it is" inside sh -c 'kakeya --version | grep -q "^kakeya "'
 check "it answers, without -m" inside sh -c '[ -n "$(kakeya run -p "def add(a, b):" -n 16 2>/dev/null)" ]'
 check "its drafter is there" inside kakeya run -p "def f" -n 8 --draft /usr/share/kakeya/models/tiny/drafter
 check "its manual is there" test -s "$root/usr/share/man/man1/kakeya.1.gz"
 check "libkakeya-dev installs, with a compiler" inside sh -c \
-    'apt-get -qy --no-install-recommends install gcc libc6-dev pkg-config /tmp/libkakeya-dev_*.deb >/tmp/log 2>&1 ||
-     { tail -5 /tmp/log; exit 1; }'
-cat >"$root/tmp/t.c" <<'C'
+    'apt-get -qy --no-install-recommends install gcc libc6-dev pkg-config /opt/libkakeya-dev_*.deb >/opt/log 2>&1 ||
+     { tail -5 /opt/log; exit 1; }'
+cat >"$root/opt/t.c" <<'C'
 #include <kakeya.h>
 int main(void)
 {
@@ -44,7 +44,7 @@ int main(void)
 }
 C
 check "a program builds against it and opens the model" inside sh -c \
-    'cd /tmp && gcc t.c $(pkg-config --cflags --libs --static kakeya) -o t && ./t'
+    'cd /opt && gcc t.c $(pkg-config --cflags --libs --static kakeya) -o t && ./t'
 check "kakeya is removed without a trace" inside sh -c \
     'apt-get -qy purge kakeya >/dev/null 2>&1 && [ ! -e /usr/bin/kakeya ] && [ ! -e /usr/share/kakeya ]'
 done_testing
