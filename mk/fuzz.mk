@@ -3,12 +3,13 @@
 #                                            build/fuzz/found; `make check` runs each for some seconds
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_BIN := $(FUZZ_SRC:%.c=$B/%)
+FUZZ_SUP := $B/tests/fuzz/support.o $B/tests/support/tiny_f_theta.o
 FUZZ_OBJ := $(FUZZ_SRC:%.c=$B/%.o) $B/tests/fuzz/support.o
 FUZZ     ?=
 SECONDS  ?= 600
 
-$(FUZZ_OBJ): EXTRA_FLAGS := -Itests/fuzz
-$(FUZZ_BIN): $B/%: $B/%.o $B/tests/fuzz/support.o $B/libkakeya.a
+$(FUZZ_OBJ): EXTRA_FLAGS := -Itests/fuzz -Itests/support
+$(FUZZ_BIN): $B/%: $B/%.o $(FUZZ_SUP) $B/libkakeya.a
 	$(CC) $(CFLAGS) $(GUARD_FLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $^ $(LIBS)
 
 # Kernels see checked shapes and take nearly all of the time: plain.

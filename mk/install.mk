@@ -16,10 +16,9 @@ libdir=$(LIBDIR)
 Name: kakeya
 Description: LLM inference engine for long-lived agents
 Version: $(VERSION)
-Requires.private: $(PKGS)
+Requires: $(PKGS)
 Cflags: -I$${includedir}
-Libs: -L$${libdir} -lkakeya
-Libs.private: -lm -pthread
+Libs: -L$${libdir} -lkakeya -lm -pthread
 endef
 export KAKEYA_PC
 

@@ -81,7 +81,7 @@ pack kakeya misc "$depends" "language model engine for sessions that live long" 
  number of device bytes however long it grows. A small model is included." \
     usr/bin usr/share/man usr/share/kakeya
 # The packages that hold a library's pkg-config file are those to build against it with.
-needs=$(for p in $(sed -n 's/^Requires.private: *//p' $top/all/usr/lib/$multiarch/pkgconfig/kakeya.pc); do
+needs=$(for p in $(sed -n 's/^Requires: *//p' $top/all/usr/lib/$multiarch/pkgconfig/kakeya.pc); do
     dpkg -S "*/$p.pc" | head -n 1 | cut -d: -f1
 done | sort -u | paste -sd, | sed 's/,/, /g')
 pack libkakeya-dev libdevel "$needs" "language model engine for sessions that live long (library)" \

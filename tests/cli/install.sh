@@ -33,7 +33,7 @@ C
 export PKG_CONFIG_PATH=$P/lib/pkgconfig
 # shellcheck disable=SC2046
 check "a program builds with pkg-config" ${CC:-gcc} -std=c17 -Wall -Werror -o "$KK_TMP/t" "$KK_TMP/t.c" \
-    $(pkg-config --cflags --libs --static kakeya)
+    $(pkg-config --cflags --libs kakeya)
 check "and runs" sh -c '"$1" | grep -q "^KK_E"' sh "$KK_TMP/t"
 check "the header is C++ too" sh -c 'command -v g++ >/dev/null || exit 0
     echo "#include <kakeya.h>" | g++ -fsyntax-only -x c++ -I"$1/include" -' sh "$P"
