@@ -6,6 +6,7 @@ all:
 include mk/config.mk
 include mk/rules.mk
 include mk/tests.mk
+include mk/fuzz.mk
 include mk/install.mk
 
 # The product. A sanitizer or debug build stays in its own folder: build/kakeya is always the release.
@@ -42,7 +43,10 @@ help:
 	@echo 'make test            the tests of this configuration alone; T=words runs only matching ones'
 	@echo 'make soak            the long tests, SOAK=120 seconds each; KK_TEST_SEED=N for another run'
 	@echo 'make lint            style and layer checks alone'
+	@echo 'make fuzz            every fuzz target for SECONDS=600; FUZZ=NAME one of them'
 	@echo 'make install         to PREFIX (/usr/local), under DESTDIR'
+	@echo 'make dist            build/kakeya-VERSION.tar.gz of the commit, reproducible'
+	@echo 'make deb             build/*.deb; make check-deb tries them in a bare Debian (root)'
 	@echo 'make bench           build/release/bench/{kern,journal}: kernels against floors, durable tokens/s'
 	@echo 'make deps            install the packages that are missing'
 	@echo 'make format          clang-format every C file'

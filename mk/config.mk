@@ -3,11 +3,11 @@
 SAN   ?=
 DEBUG ?=
 
-ifneq ($(filter-out asan ubsan tsan,$(SAN)),)
-$(error SAN=$(SAN) is unknown: asan, ubsan or tsan)
+ifneq ($(filter-out asan ubsan tsan fuzz,$(SAN)),)
+$(error SAN=$(SAN) is unknown: asan, ubsan, tsan or fuzz)
 endif
 ifeq ($(origin CC),default)
-CC := gcc
+CC := $(if $(filter fuzz,$(SAN)),clang-14,gcc)
 endif
 
 config := $(or $(SAN),$(if $(DEBUG),debug,release))
@@ -26,6 +26,7 @@ CFLAGS      ?= $(or $(OPT_$(config)),-O1 -g)
 SAN_asan    := -fsanitize=address,undefined
 SAN_ubsan   := -fsanitize=undefined
 SAN_tsan    := -fsanitize=thread
+SAN_fuzz    := -fsanitize=fuzzer-no-link,address,undefined
 GUARD_FLAGS := $(if $(filter release,$(config)),,-DKK_MEM_GUARD)
 ifneq ($(SAN),)
 GUARD_FLAGS += $(SAN_$(SAN)) -fno-sanitize-recover=all -fno-omit-frame-pointer -Wno-maybe-uninitialized
@@ -39,9 +40,15 @@ KKFLAGS = -std=c17 -D_GNU_SOURCE -Isrc -Iinclude -I$B/gen \
 LIBS    = $(PKG_LIBS) -lm -pthread
 
 # Instruction sets, by file name. No other file gets any: which table runs is chosen at run time.
-ifeq ($(shell uname -m),x86_64)
+# Machines other than x86-64 run the scalar table; so does a fuzzer (instrumented, the others take a
+# quarter of an hour to compile).
+ARCH := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine 2>/dev/null || uname -m)))
+ifeq ($(ARCH)$(filter fuzz,$(SAN)),x86_64)
+KKFLAGS      += -DKK_X86
 ISA_k_avx2   := -mavx2 -mfma -mf16c
 ISA_k_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
+else
+ISA_ABSENT   := src/dev/cpu/k_avx2.c src/dev/cpu/k_avx512.c
 endif
 
 # For a make run by a recipe: as many jobs as processors, unless the user chose.

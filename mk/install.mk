@@ -1,9 +1,12 @@
-# Installation: the program, the one header (base/err.h, which it needs, put into it), the library
-# and its pkg-config file.
+# Installation: the program with its manual and the embedded model, which it finds beside itself;
+# the one header (base/err.h, which it needs, put into it), the library and its pkg-config file.
+# Then what is made of that: a tarball, Debian packages.
 PREFIX     ?= /usr/local
 BINDIR     ?= $(PREFIX)/bin
 INCLUDEDIR ?= $(PREFIX)/include
 LIBDIR     ?= $(PREFIX)/lib
+DATADIR    := $(PREFIX)/share
+MODEL_FILES = $(shell cd models && find tiny -type f)
 
 define KAKEYA_PC
 prefix=$(PREFIX)
@@ -13,16 +16,19 @@ libdir=$(LIBDIR)
 Name: kakeya
 Description: LLM inference engine for long-lived agents
 Version: $(VERSION)
-Requires.private: $(PKGS)
+Requires: $(PKGS)
 Cflags: -I$${includedir}
-Libs: -L$${libdir} -lkakeya
-Libs.private: -lm -pthread
+Libs: -L$${libdir} -lkakeya -lm -pthread
 endef
 export KAKEYA_PC
 
 install: all
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(INCLUDEDIR) $(DESTDIR)$(LIBDIR)/pkgconfig
 	install -m 755 $B/kakeya $(DESTDIR)$(BINDIR)/kakeya
+	@tools/manual.py $B/kakeya >$B/kakeya.1
+	install -D -m 644 $B/kakeya.1 $(DESTDIR)$(DATADIR)/man/man1/kakeya.1
+	@for f in $(MODEL_FILES); do \
+	     install -D -m 644 models/$$f $(DESTDIR)$(DATADIR)/kakeya/models/$$f || exit 1; done
 	@awk '/^#include "base\/err.h"/ { print "#ifdef __cplusplus\nextern \"C\" {\n#endif"; \
 	          while ((getline line <"src/base/err.h") > 0) { \
 	              sub(/_Noreturn/, "__attribute__((noreturn))", line); print line } \
@@ -33,4 +39,18 @@ install: all
 	@printf '%s\n' "$$KAKEYA_PC" >$B/kakeya.pc
 	install -m 644 $B/kakeya.pc $(DESTDIR)$(LIBDIR)/pkgconfig/kakeya.pc
 
-.PHONY: install
+# The tree as it was committed. The same commit gives the same bytes.
+DIST := build/kakeya-$(VERSION).tar.gz
+dist:
+	@mkdir -p build
+	git archive --format=tar --prefix=kakeya-$(VERSION)/ HEAD | gzip -9n >$(DIST)
+
+# build/*.deb for this machine's architecture.
+deb: all
+	@MAKE='$(MAKE)' tools/deb.sh '$(VERSION)'
+
+# In a bare Debian, made by debootstrap (root): the packages install and the program answers.
+check-deb: deb
+	tests/packaging/debootstrap.sh
+
+.PHONY: install dist deb check-deb

@@ -1,5 +1,5 @@
 # How files are made. Sources are found by wildcard; src/cli is the program, the rest the library.
-LIB_SRC := $(filter-out src/cli/%,$(wildcard src/*/*.c src/*/*/*.c))
+LIB_SRC := $(filter-out src/cli/% $(ISA_ABSENT),$(wildcard src/*/*.c src/*/*/*.c))
 CLI_SRC := $(wildcard src/cli/*.c)
 LIB_OBJ := $(LIB_SRC:%.c=$B/%.o)
 CLI_OBJ := $(CLI_SRC:%.c=$B/%.o)
@@ -36,8 +36,10 @@ $B/flags: FORCE
 # Version, commit and flags, for the files that include "kk_build.h" (reports say what made them).
 $B/gen/kk_build.h: FORCE
 	@mkdir -p $(@D)
-	@commit=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown); \
-	 git diff --quiet HEAD -- src include 2>/dev/null || commit=$$commit-dirty; \
+	@commit=$$(sed -n 's/^commit = \([0-9a-f]\{12\}\).*/\1/p' mk/commit); \
+	 if [ -e .git ]; then commit=$$(git rev-parse --short=12 HEAD 2>/dev/null); \
+	     git diff --quiet HEAD -- src include 2>/dev/null || commit=$$commit-dirty; fi; \
+	 : "$${commit:=unknown}"; \
 	 printf '#define %s "%s"\n' KK_VERSION '$(VERSION)' KK_COMMIT "$$commit" KK_CONFIG '$(config)' \
 	     KK_CFLAGS '$(CFLAGS)' >$@.new
 	@cmp -s $@.new $@ && rm -f $@.new || mv -f $@.new $@

@@ -11,7 +11,7 @@ SUP_OBJ  := $(SUP_SRC:%.c=$B/%.o)
 TESTS    := $(TEST_SRC:%.c=$B/%)
 T        ?=
 
-$(TEST_OBJ) $(SUP_OBJ): EXTRA_FLAGS := -Itests
+$(TEST_OBJ) $(SUP_OBJ): EXTRA_FLAGS := -Itests -Itests/support
 $(TESTS): $B/%: $B/%.o $(SUP_OBJ) $B/libcli.a $B/libkakeya.a
 	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 

@@ -3,7 +3,8 @@
 
     tests/run.py [--config release] [WORD...]   the programs of one configuration whose path has a WORD
     tests/run.py --lint                         style and layer checks
-    tests/run.py --check                        lint, then every configuration, built first
+    tests/run.py --check                        lint, then every configuration, built first, and the
+                                                fuzz targets for some seconds each
 
 Three kinds of test. A cmocka program (tests/unit) is counted from its own report. A shell test
 (tests/cli/*.sh) and a checker print lines "ok - what", "ok - what # skip why" or "not ok - what".
@@ -122,6 +123,17 @@ def run_config(config, words, total):
             report(done.result(), total)
 
 
+def run_fuzz(total):
+    """The seeds of every fuzz target, and a fixed number of runs from them."""
+    names = sorted(os.path.basename(p) for p in glob.glob("tests/fuzz/corpus/*"))
+    print(f"fuzz: {len(names)} targets")
+    with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
+        jobs = [pool.submit(run_one, "fuzz/" + n, ["tests/fuzz/run.py", "--short", n], "fuzz", count_lines)
+                for n in names]
+        for done in concurrent.futures.as_completed(jobs):
+            report(done.result(), total)
+
+
 def run_lint(total):
     print("lint:")
     for checker in CHECKERS:
@@ -134,7 +146,7 @@ def build(config):
     """Build one configuration with its tests; False if that failed."""
     sanitizer = "" if config == "release" else config
     env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
-    targets = ["all", "tests"] if config == "release" else ["tests"]
+    targets = {"release": ["all", "tests"], "fuzz": ["fuzzers"]}.get(config, ["tests"])
     start = time.time()
     p = subprocess.run([os.environ.get("MAKE", "make"), "--no-print-directory", f"-j{os.cpu_count()}",
                         "-s", f"SAN={sanitizer}", "DEBUG="] + targets, env=env)
@@ -150,6 +162,10 @@ def run_check(total):
         total.add(Count(passed=1) if ok else Count(failed=1))
         if ok:
             run_config(config, [], total)
+    ok = build("fuzz")
+    total.add(Count(passed=1) if ok else Count(failed=1))
+    if ok:
+        run_fuzz(total)
 
 
 def main():

@@ -9,6 +9,11 @@ installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = i
 library() { pkg-config --exists "$1" 2>/dev/null; }
 compiles() { echo '#include <stdio.h>' | "${CC:-gcc}" -E - >/dev/null 2>&1; }
 
+fuzzes() {
+    echo 'int LLVMFuzzerTestOneInput(const char *p, unsigned long n) { return !p && n; }' |
+        clang-14 -fsanitize=fuzzer,address -x c - -o /dev/null 2>/dev/null
+}
+
 missing=()
 # need PACKAGE COMMAND...: PACKAGE is missing unless COMMAND succeeds or dpkg has it.
 need() {
@@ -31,6 +36,8 @@ for what in "$@"; do
     check)
         need python3 command -v python3
         need libcmocka-dev library cmocka
+        need clang-14 command -v clang-14
+        need libclang-rt-14-dev fuzzes
         ;;
     *)
         echo "deps: '$what' is unknown: build or check" >&2

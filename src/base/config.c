@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/fs.h"
 
@@ -355,6 +356,21 @@ static int read_file(struct kk_config *c, const char *command, const char *path,
     return rc ? kk_wrap(err, rc, "%s:%d", path, number) : 0;
 }
 
+/* The model that `make install` put beside the program: BIN/../share/kakeya/models/tiny. */
+static void find_installed_model(struct kk_config *c)
+{
+    char *path = c->installed_model;
+    ssize_t n = readlink("/proc/self/exe", path, sizeof c->installed_model - 1);
+    path[n > 0 ? n : 0] = 0;
+    char *slash = strrchr(path, '/');
+    if (!slash) return;
+    size_t room = sizeof c->installed_model - (size_t)(slash - path);
+    if (snprintf(slash, room, "/../share/kakeya/models/tiny") >= (int)room) return;
+    if (!kk_fs_is_dir(path)) return;
+    c->value[KK_OPT_MODEL].text[0] = path;
+    c->origin[KK_OPT_MODEL] = KK_FROM_DEFAULT;
+}
+
 int kk_config_load(struct kk_config *c, enum kk_command command, const char *name, int argc,
                    char *const *argv, struct kk_err *err)
 {
@@ -364,6 +380,7 @@ int kk_config_load(struct kk_config *c, enum kk_command command, const char *nam
     for (int id = 0; !rc && id < KK_OPT_COUNT; id++)
         if (applies(c, id) && table[id].def) rc = set(c, id, table[id].def, KK_FROM_DEFAULT, err);
     KK_BUG_ON(rc); /* a default that its own option refuses */
+    if (applies(c, KK_OPT_MODEL)) find_installed_model(c);
     rc = read_flags(c, name, argc, argv, err);
     if (rc || kk_config_int(c, KK_OPT_HELP)) goto out;
     rc = read_environment(c, err);

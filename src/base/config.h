@@ -139,7 +139,8 @@ struct kk_config {
     enum kk_origin origin[KK_OPT_COUNT];
     const char *args[8]; /* words that are no options; borrowed from argv */
     int n_args;
-    struct kk_buf file; /* text of the config file; values point into it */
+    struct kk_buf file;         /* text of the config file; values point into it */
+    char installed_model[1024]; /* the default of --model, where there is one */
 };
 
 /* Read all four places. argv (borrowed for the life of c) holds what follows the command; name is

@@ -38,7 +38,7 @@ enum kk_errcode {
 
 struct kk_err {
     int code;      /* KK_OK or a KK_E* */
-    char msg[512]; /* one line for a person, NUL-terminated */
+    char msg[512]; /* one line of UTF-8 for a person, whatever it quotes; NUL-terminated */
 };
 
 /* Store code and message in err (if not NULL) and return code. */

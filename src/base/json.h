@@ -1,5 +1,7 @@
 /* Typed reads from jansson values, with one-line errors that name the key. Parsing rejects
- * duplicate keys, bad UTF-8, trailing junk and depth over 2048 (jansson's own limits). */
+ * duplicate keys, bad UTF-8, trailing junk and depth over 2048 (jansson's own limits).
+ * Values are in libc's memory, not mem.h's: a jansson 2.14 that runs out of it loses characters or
+ * asserts, so failing its allocations in tests would test nothing of ours. */
 #ifndef KK_BASE_JSON_H
 #define KK_BASE_JSON_H
 

@@ -104,7 +104,9 @@ int kk_cli_text(const struct kk_cli *cli, struct kk_buf *out, struct kk_err *err
                        text ? "both -p and -f are given: use one of them"
                             : "no text given: -p TEXT or -f FILE");
     int rc = text ? kk_buf_puts(out, text) : kk_fs_read(file, out, err);
-    if (rc && text) return kk_fail(err, rc, "cannot hold a text of %zu bytes", strlen(text));
+    if (rc && text)
+        return kk_fail(err, rc, "cannot hold a text of %zu bytes: %s", strlen(text),
+                       kk_strerror(rc));
     if (rc || out->len) return rc;
     return text ? kk_fail(err, KK_EUSAGE, "the text of -p is empty")
                 : kk_fail(err, KK_EINVAL, "'%s' is empty: there is nothing to read", file);

@@ -86,7 +86,7 @@ int kk__settle(struct kk_session *s, int first, int rows, struct kk_err *err)
     const struct kk_engine *e = s->e;
     const size_t C = (size_t)kk_model_info(e->model)->C;
     int rc = 0;
-    if (e->ftheta)
+    if (e->ftheta && e->taps[1].n)
         rc = kk_ftheta_commit(e->ftheta, s->kv,
                               e->taps[1].dst + (size_t)first * (size_t)e->taps[1].n * C, rows, err);
     if (rc || !s->drafter || !s->drafter->ops->observe || rows < 1) return rc;

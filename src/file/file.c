@@ -291,21 +291,12 @@ static int open_synth(struct kk_model_file *mf, const char *spec, struct kk_err 
 
 /* ---- public ---- */
 
-/* The JSON parser quotes what it could not read, line ends and all. */
-static void make_one_line(struct kk_err *err)
-{
-    if (!err) return;
-    for (char *p = err->msg; *p; p++)
-        if ((unsigned char)*p < 32 || *p == 127) *p = '?';
-}
-
 int kk_model_file_open(const char *spec, struct kk_model_file **out, struct kk_err *err)
 {
     struct kk_model_file *mf = kk_calloc(1, sizeof *mf);
     if (!mf) return kk_fail(err, KK_ENOMEM, "out of memory opening '%s'", spec);
     int rc = !strncmp(spec, "synth:", 6) ? open_synth(mf, spec + 6, err) : open_dir(mf, spec, err);
     if (rc) {
-        make_one_line(err);
         kk_model_file_close(mf);
         return rc;
     }

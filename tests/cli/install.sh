@@ -9,6 +9,13 @@ fi
 P=$KK_TMP/prefix
 check "make install PREFIX" make -s install PREFIX="$P"
 check "the program runs" sh -c '"$1" --help >/dev/null' sh "$P/bin/kakeya"
+check "it finds its own model" sh -c '"$1" run -p "def add(a, b):" -n 8 2>/dev/null | grep -q .' sh "$P/bin/kakeya"
+check "and says where from" sh -c \
+    '"$1" run --print-config -p x | grep -Eq "^model .*/share/kakeya/models/tiny +default$"' sh "$P/bin/kakeya"
+check "the manual has every command" sh -c \
+    '"$1" --help | sed -n "s/^  \(bench [a-z]*\|[a-z]*\) .*/\1/p" | while read -r c; do
+         grep -qF ".SS \"kakeya $c\"" "$2" || exit 1; done' sh "$P/bin/kakeya" "$P/share/man/man1/kakeya.1"
+
 cat >"$KK_TMP/t.c" <<'C'
 #include <kakeya.h>
 #include <stdio.h>
@@ -26,7 +33,7 @@ C
 export PKG_CONFIG_PATH=$P/lib/pkgconfig
 # shellcheck disable=SC2046
 check "a program builds with pkg-config" ${CC:-gcc} -std=c17 -Wall -Werror -o "$KK_TMP/t" "$KK_TMP/t.c" \
-    $(pkg-config --cflags --libs --static kakeya)
+    $(pkg-config --cflags --libs kakeya)
 check "and runs" sh -c '"$1" | grep -q "^KK_E"' sh "$KK_TMP/t"
 check "the header is C++ too" sh -c 'command -v g++ >/dev/null || exit 0
     echo "#include <kakeya.h>" | g++ -fsyntax-only -x c++ -I"$1/include" -' sh "$P"
@@ -34,7 +41,8 @@ check "its version is the header's" \
     grep -qx "#define KAKEYA_VERSION \"$(pkg-config --modversion kakeya)\"" "$P/include/kakeya.h"
 
 check "make install DESTDIR" make -s install DESTDIR="$KK_TMP/stage" PREFIX=/usr
-for f in bin/kakeya include/kakeya.h lib/libkakeya.a lib/pkgconfig/kakeya.pc; do
+for f in bin/kakeya include/kakeya.h lib/libkakeya.a lib/pkgconfig/kakeya.pc share/man/man1/kakeya.1 \
+    share/kakeya/models/tiny/model.safetensors share/kakeya/models/tiny/drafter/config.json; do
     check "DESTDIR holds $f" test -f "$KK_TMP/stage/usr/$f"
 done
 check "the .pc file does not name DESTDIR" sh -c 'grep -q ^prefix=/usr$ "$1" &&

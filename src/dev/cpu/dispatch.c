@@ -1,5 +1,8 @@
 /* Opening the CPU device: which instruction sets the machine has, and which table runs. Compiled
- * without flags of any of them. */
+ * without flags of any of them. KK_X86: the build has the x86 tables (mk/config.mk). */
+#ifdef KK_X86
+#include <cpuid.h>
+#endif
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -8,16 +11,21 @@
 #include "dev/cpu/cpu_int.h"
 
 /* Best first. */
-#if defined(__x86_64__)
+#ifdef KK_X86
 static int has_avx512(void)
 {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+/* clang 14's builtin does not know it; avx2 answers for the operating system. */
+static int has_f16c(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
 static int has_avx2(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 #endif
 static int has_scalar(void)
@@ -29,7 +37,7 @@ static const struct table {
     const struct kk_cpu_kern *kern;
     int (*has)(void);
 } tables[] = {
-#if defined(__x86_64__)
+#ifdef KK_X86
     {&kk__kern_avx512, has_avx512},
     {&kk__kern_avx2, has_avx2},
 #endif

@@ -101,8 +101,10 @@ static void pack(void *arg, int item, int worker)
     int n = (int)kk__min64(KK_LANES, s->rows - row);
     uint64_t first = ((uint64_t)m * (uint64_t)s->rows + (uint64_t)row) * (uint64_t)s->cols;
     void *dst = (void *)kk__panel(job->w, m, p);
-    const char *from = (const char *)s->data + first * kk_dtype_bytes(s->dtype);
-    if (!s->data) {
+    const char *from = s->data;
+    if (from) {
+        from += first * kk_dtype_bytes(s->dtype);
+    } else {
         char *buf = job->buffers + (size_t)worker * job->buffer_bytes;
         s->read(s->ctx, first, (uint64_t)n * (uint64_t)s->cols, buf);
         from = buf;
