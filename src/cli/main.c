@@ -15,6 +15,7 @@ struct command {
 
 static const struct command commands[] = {
     {"run", KK_CMD_RUN, kk_cli_run, "-m MODEL -p TEXT | -f FILE", "continue a text"},
+    {"chat", KK_CMD_CHAT, kk_cli_chat, "-m MODEL [--system TEXT]", "talk with a model"},
     {"inspect", KK_CMD_INSPECT, kk_cli_inspect, "MODEL", "what a model is made of"},
     {"tokenize", KK_CMD_TOKENIZE, kk_cli_tokenize, "-m MODEL -p TEXT | -f FILE | --decode IDS",
      "text to token ids, and back"},
