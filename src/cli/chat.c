@@ -56,10 +56,9 @@ static void dim(const struct chat *c, const char *text)
 static void greet(const struct chat *c)
 {
     char line[256];
-    snprintf(line, sizeof line,
-             "%.128s: %s turns, %lld tokens of context. /help lists commands, Ctrl-D ends.",
-             kk_config_text(&c->cli->cfg, KK_OPT_MODEL), c->form.family,
-             (long long)c->cli->info.ctx);
+    snprintf(
+        line, sizeof line, "%.128s: %s turns, context %lld. /help lists commands, Ctrl-D ends.",
+        kk_config_text(&c->cli->cfg, KK_OPT_MODEL), c->form.family, (long long)c->cli->info.ctx);
     dim(c, line);
 }
 
@@ -305,7 +304,7 @@ int kk_cli_chat(struct kk_cli *cli, struct kk_err *err)
     kk_buf_init(&c.system, KK_CLI_TEXT_MAX);
     int rc = prepare(&c, err);
     if (!rc)
-        rc = kk_lines_open(&c.lines, c.colour ? "\1\033[1;32m\1> \1\033[0m\1" : "> ", ". ", err);
+        rc = kk_lines_open(&c.lines, c.colour ? "\1\033[1;32m\1>\1\033[0m\1 " : "> ", ". ", err);
     if (!rc && kk_lines_edited(c.lines)) greet(&c);
     if (!rc) rc = converse(&c, err);
     if (c.json && c.json != stdout && fclose(c.json) && !rc)

@@ -35,11 +35,16 @@ static char *current_prompt(EditLine *el)
     return (char *)(l->further ? l->more : l->prompt);
 }
 
+/* The line ends as by Enter, below its last row, and is then thrown away. */
 static unsigned char cancel(EditLine *el, int key)
 {
+    const LineInfo *at = el_line(el);
     (void)key;
     lines_of(el)->cancelled = 1;
-    return CC_EOF;
+    el_cursor(el, (int)(at->lastchar - at->cursor));
+    el_insertstr(el, "^C");
+    el_push(el, "\n");
+    return CC_REFRESH;
 }
 
 static unsigned char suspend(EditLine *el, int key)
@@ -127,10 +132,7 @@ static int edit_line(struct kk_lines *l, struct kk_buf *out, struct kk_err *err)
     l->cancelled = 0;
     el_resize(l->el); /* the window may have changed while nobody was typing */
     const char *line = el_gets(l->el, &n);
-    if (l->cancelled) {
-        fputs("^C\n", stderr);
-        return 1;
-    }
+    if (l->cancelled) return 1;
     if (!line || n <= 0) {
         fputc('\n', stderr);
         return 0;
