@@ -19,7 +19,8 @@ struct chat {
     struct kk_buf system; /* the system message, if has_system */
     struct kk_ids ids;    /* of the turn at hand */
     FILE *json;           /* where lines of JSON go, or NULL */
-    int has_system, colour, turns, ended;
+    int has_system, colour, ended;
+    int answered; /* reply is of this conversation */
 };
 
 /* ---- Ctrl-C ------------------------------------------------------------------------------- */
@@ -138,7 +139,7 @@ static int say(struct chat *c, const struct kk_buf *text, struct kk_err *err)
     if (!rc) rc = check_room(c, n, err);
     if (!rc) rc = answer(c, err);
     if (rc) return rc;
-    c->turns++;
+    c->answered = 1;
     if (kk_lines_edited(c->lines)) remark(c);
     return c->json ? write_json(c, err) : 0;
 }
@@ -157,7 +158,7 @@ static int begin(struct chat *c, struct kk_err *err)
 {
     kk_session_close(c->session);
     c->session = NULL;
-    c->turns = 0;
+    c->answered = 0;
     return kk_session_open(c->cli->engine, &c->session, err);
 }
 
@@ -173,6 +174,36 @@ static int do_system(struct chat *c, const char *arg, struct kk_err *err)
     return rc ? rc : begin(c, err);
 }
 
+/* What was done to a file, for who looks on. */
+static void note(const struct chat *c, const char *did, const char *path)
+{
+    char line[256];
+    size_t n;
+    kk_session_history(c->session, &n);
+    snprintf(line, sizeof line, "[%s %.128s: history %zu]", did, path, n);
+    if (kk_lines_edited(c->lines)) dim(c, line);
+}
+
+static int do_save(struct chat *c, const char *path, struct kk_err *err)
+{
+    int rc = kk_session_save(c->session, path, err);
+    if (!rc) note(c, "saved", path);
+    return rc;
+}
+
+static int do_load(struct chat *c, const char *path, struct kk_err *err)
+{
+    struct kk_session *loaded;
+    int rc = kk_session_load(c->cli->engine, path, &loaded, err);
+    kk_progress_clear(&c->cli->progress);
+    if (rc) return rc;
+    kk_session_close(c->session);
+    c->session = loaded;
+    c->answered = 0;
+    note(c, "loaded", path);
+    return 0;
+}
+
 static int do_stats(struct chat *c, const char *arg, struct kk_err *err)
 {
     const struct kk_generated *made = &c->reply.made;
@@ -180,15 +211,15 @@ static int do_stats(struct chat *c, const char *arg, struct kk_err *err)
     (void)arg;
     (void)err;
     kk_session_describe(c->session, &s);
-    fprintf(stderr, "history       %lld of %lld tokens, %d turns\n", (long long)s.history,
-            (long long)c->cli->info.ctx, c->turns);
+    fprintf(stderr, "history       %lld of %lld tokens\n", (long long)s.history,
+            (long long)c->cli->info.ctx);
     fprintf(stderr, "KV            %s on the device, %s on the host\n",
             kk_cli_bytes(s.kv_device_bytes), kk_cli_bytes(s.kv_host_bytes));
     fprintf(stderr, "KV staging    %s, for all sessions\n",
             kk_cli_bytes(c->cli->info.kv_staging_bytes));
     if (s.drafter_device_bytes)
         fprintf(stderr, "drafter       %s on the device\n", kk_cli_bytes(s.drafter_device_bytes));
-    if (!c->turns) return 0;
+    if (!c->answered) return 0;
     fprintf(stderr, "last answer   read %zu tokens at %.0f tok/s, wrote %lld at %.0f tok/s\n",
             c->reply.prompt_tokens, kk_reply_prefill_rate(&c->reply), (long long)made->tokens,
             kk_reply_decode_rate(&c->reply));
@@ -210,12 +241,15 @@ typedef int command_fn(struct chat *c, const char *arg, struct kk_err *err);
 static command_fn do_help;
 
 static const struct {
-    const char *name, *arg, *help;
+    const char *name, *arg, *help; /* an arg in brackets may be left out; NULL: none */
     command_fn *fn;
 } commands[] = {
     {"/help", NULL, "this list", do_help},
     {"/reset", NULL, "forget the conversation and begin anew", do_reset},
-    {"/system", "TEXT", "begin anew with this system message; without TEXT: with none", do_system},
+    {"/system", "[TEXT]", "begin anew with this system message; without TEXT: with none",
+     do_system},
+    {"/save", "FILE", "write the conversation to a file", do_save},
+    {"/load", "FILE", "go on with a conversation that was saved", do_load},
     {"/stats", NULL, "tokens, bytes of the KV cache, speed", do_stats},
     {"/exit", NULL, "end; so does Ctrl-D", do_exit},
 };
@@ -238,15 +272,21 @@ static int do_help(struct chat *c, const char *arg, struct kk_err *err)
     return 0;
 }
 
-static int command(struct chat *c, const char *line, size_t len, struct kk_err *err)
+/* A line that begins with a slash; blanks at its end are no part of it. */
+static int command(struct chat *c, char *line, size_t len, struct kk_err *err)
 {
     if (memchr(line, 0, len)) return kk_fail(err, KK_EINVAL, "a command with a NUL byte");
+    while (strchr(" \t\n", line[len - 1])) line[--len] = 0;
     size_t n = strcspn(line, " \t\n");
     const char *arg = line + n + strspn(line + n, " \t\n");
     for (int i = 0; i < N_COMMANDS; i++) {
         if (strlen(commands[i].name) != n || memcmp(commands[i].name, line, n)) continue;
-        if (*arg && !commands[i].arg)
+        const char *want = commands[i].arg;
+        if (*arg && !want)
             return kk_fail(err, KK_EINVAL, "%s takes nothing after it", commands[i].name);
+        if (!*arg && want && *want != '[')
+            return kk_fail(err, KK_EINVAL, "%s needs a value: %s %s", commands[i].name,
+                           commands[i].name, want);
         return commands[i].fn(c, arg, err);
     }
     return kk_fail(err, KK_EINVAL, "'%.*s' is no command (/help lists them)",
