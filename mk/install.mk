@@ -1,9 +1,14 @@
-# Installation: the program, the one header (base/err.h, which it needs, put into it), the library
-# and its pkg-config file.
+# Installation: the program, its manual page and completions (which it prints itself), the one header
+# (base/err.h, which it needs, put into it), the library and its pkg-config file.
 PREFIX     ?= /usr/local
 BINDIR     ?= $(PREFIX)/bin
 INCLUDEDIR ?= $(PREFIX)/include
 LIBDIR     ?= $(PREFIX)/lib
+DATADIR    ?= $(PREFIX)/share
+
+# $(call document,NAME,FILE): what `kakeya help --NAME` prints becomes DATADIR/FILE.
+document = install -d $(DESTDIR)$(DATADIR)/$(dir $2) && \
+           $B/kakeya help --$1 >$B/document && install -m 644 $B/document $(DESTDIR)$(DATADIR)/$2
 
 define KAKEYA_PC
 prefix=$(PREFIX)
@@ -32,5 +37,9 @@ install: all
 	install -m 644 $B/libkakeya.a $(DESTDIR)$(LIBDIR)/libkakeya.a
 	@printf '%s\n' "$$KAKEYA_PC" >$B/kakeya.pc
 	install -m 644 $B/kakeya.pc $(DESTDIR)$(LIBDIR)/pkgconfig/kakeya.pc
+	$(call document,man,man/man1/kakeya.1)
+	$(call document,bash,bash-completion/completions/kakeya)
+	$(call document,zsh,zsh/site-functions/_kakeya)
+	$(call document,fish,fish/vendor_completions.d/kakeya.fish)
 
 .PHONY: install

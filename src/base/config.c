@@ -155,6 +155,13 @@ const struct kk_option *kk_option_at(enum kk_option_id id)
     return &table[id];
 }
 
+const char *kk_option_group(int i)
+{
+    static const char *const groups[] = {MODEL, INPUT, SAMPLING, BENCH,
+                                         CACHE, DRAFT, OUTPUT,   OTHER};
+    return i < (int)(sizeof groups / sizeof *groups) ? groups[i] : NULL;
+}
+
 /* ---- setting values ----------------------------------------------------------------------- */
 
 /* Set option id unless a stronger place already has; a wrong value is refused either way. */
@@ -465,15 +472,14 @@ static int help_line(const struct kk_option *o, struct kk_buf *out)
 
 int kk_config_help(enum kk_command command, struct kk_buf *out)
 {
-    static const char *const groups[] = {MODEL, INPUT, SAMPLING, BENCH,
-                                         CACHE, DRAFT, OUTPUT,   OTHER};
+    const char *group;
     int rc = 0;
-    for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
+    for (int g = 0; (group = kk_option_group(g)) != NULL; g++) {
         int any = 0;
         for (int id = 0; !rc && id < KK_OPT_COUNT; id++) {
             const struct kk_option *o = &table[id];
-            if (!(o->commands & (unsigned)command) || strcmp(o->group, groups[g])) continue;
-            if (!any++) rc = kk_buf_printf(out, "\n%s\n", groups[g]);
+            if (!(o->commands & (unsigned)command) || strcmp(o->group, group)) continue;
+            if (!any++) rc = kk_buf_printf(out, "\n%s\n", group);
             if (!rc) rc = help_line(o, out);
         }
     }

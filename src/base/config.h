@@ -113,6 +113,9 @@ struct kk_option {
 
 const struct kk_option *kk_option_at(enum kk_option_id id);
 
+/* The i-th group, in the order of help; NULL after the last. */
+const char *kk_option_group(int i);
+
 enum kk_origin {
     KK_FROM_NOWHERE,
     KK_FROM_DEFAULT,

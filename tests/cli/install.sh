@@ -34,8 +34,10 @@ check "its version is the header's" \
     grep -qx "#define KAKEYA_VERSION \"$(pkg-config --modversion kakeya)\"" "$P/include/kakeya.h"
 
 check "make install DESTDIR" make -s install DESTDIR="$KK_TMP/stage" PREFIX=/usr
-for f in bin/kakeya include/kakeya.h lib/libkakeya.a lib/pkgconfig/kakeya.pc; do
-    check "DESTDIR holds $f" test -f "$KK_TMP/stage/usr/$f"
+for f in bin/kakeya include/kakeya.h lib/libkakeya.a lib/pkgconfig/kakeya.pc share/man/man1/kakeya.1 \
+    share/bash-completion/completions/kakeya share/zsh/site-functions/_kakeya \
+    share/fish/vendor_completions.d/kakeya.fish; do
+    check "DESTDIR holds $f" test -s "$KK_TMP/stage/usr/$f"
 done
 check "the .pc file does not name DESTDIR" sh -c 'grep -q ^prefix=/usr$ "$1" &&
     ! grep -q stage "$1"' sh "$KK_TMP/stage/usr/lib/pkgconfig/kakeya.pc"
