@@ -27,7 +27,7 @@ struct chat {
 
 static volatile sig_atomic_t interrupted;
 
-/* The first one ends the answer, a second one the program: reading a long message cannot stop. */
+/* The first one ends the answer, a second one, should that take long, the program. */
 static void on_interrupt(int sig)
 {
     if (interrupted) {
@@ -67,6 +67,7 @@ static void greet(const struct chat *c)
 static const char *cut_short(const struct kk_reply *r)
 {
     const char *end = kk_reply_end(r);
+    if (!r->made.steps) return "stopped by Ctrl-C while reading";
     return !strcmp(end, "max_tokens")    ? "cut off by -n"
            : !strcmp(end, "interrupted") ? "stopped by Ctrl-C"
            : !strcmp(end, "context")     ? "the context is full: /reset begins anew"
@@ -123,9 +124,10 @@ static int answer(struct chat *c, struct kk_err *err)
     int rc = kk_reply_make(&c->reply, c->session, &c->ids, err);
     sigaction(SIGINT, &before, NULL);
     const struct kk_buf *text = &c->reply.text;
-    if (c->reply.print_text && (!text->len || text->data[text->len - 1] != '\n')) putchar('\n');
-    if (c->reply.print_text && fflush(stdout) && !rc)
-        rc = kk_fail(err, KK_EIO, "cannot write to standard output: %m");
+    int line_open = text->len ? text->data[text->len - 1] != '\n' : !rc;
+    if (!c->reply.print_text || !line_open) return rc;
+    putchar('\n');
+    if (fflush(stdout) && !rc) rc = kk_fail(err, KK_EIO, "cannot write to standard output: %m");
     return rc;
 }
 

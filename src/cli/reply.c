@@ -71,6 +71,11 @@ static int ends_turn(const struct kk_reply *r, uint32_t id)
     return r->chat && !r->sampling.ignore_eos && kk_chat_ends(r->chat, id);
 }
 
+static int is_interrupted(const struct kk_reply *r)
+{
+    return r->interrupted && *r->interrupted;
+}
+
 static int on_token(void *arg, uint32_t id)
 {
     struct kk_reply *r = arg;
@@ -80,12 +85,12 @@ static int on_token(void *arg, uint32_t id)
     r->rc = kk_ids_push(&r->ids, id);
     r->end_of_turn = ends_turn(r, id);
     if (r->print_ids) printf(r->ids.n > 1 ? " %u" : "%u", id);
-    if (!r->rc) r->rc = kk_tok_stream_push(&r->stream, id, &piece, &r->err);
+    if (!r->rc && !r->end_of_turn) r->rc = kk_tok_stream_push(&r->stream, id, &piece, &r->err);
     if (!r->rc && piece.len) r->rc = kk_stop_feed(&r->stop, piece.data, piece.len, &r->text);
     kk_buf_release(&piece);
     if (!r->rc) r->rc = write_out(r);
     if (r->rc && !r->err.code) kk_fail(&r->err, r->rc, "output: %s", kk_strerror(r->rc));
-    return r->rc || r->stop.hit || r->end_of_turn || (r->interrupted && *r->interrupted);
+    return r->rc || r->stop.hit || r->end_of_turn || is_interrupted(r);
 }
 
 /* What was held back: a character or a stop string that did not come. */
@@ -114,15 +119,34 @@ static void forget(struct kk_reply *r)
     r->made = (struct kk_generated){0};
 }
 
+/* In one piece, or chunk by chunk if it can be interrupted: the same to the model. */
+static int append(struct kk_reply *r, struct kk_session *s, const struct kk_ids *ids,
+                  struct kk_err *err)
+{
+    size_t chunk = (size_t)kk_config_int(&r->cli->cfg, KK_OPT_PREFILL_CHUNK), at = 0;
+    int rc = 0;
+    r->cli->reading_quiet = r->interrupted != NULL;
+    while (!rc && at < ids->n && !is_interrupted(r)) {
+        size_t n = r->interrupted && chunk < ids->n - at ? chunk : ids->n - at;
+        rc = kk_session_append(s, ids->id + at, n, err);
+        at += n;
+        if (r->interrupted)
+            kk_progress_show(&r->cli->progress, "reading", at, ids->n, KK_PROGRESS_TOKENS);
+    }
+    r->prompt_tokens = at;
+    kk_progress_clear(&r->cli->progress);
+    return rc;
+}
+
 int kk_reply_make(struct kk_reply *r, struct kk_session *s, const struct kk_ids *ids,
                   struct kk_err *err)
 {
     forget(r);
     uint64_t t0 = kk_now_ns();
-    int rc = kk_session_append(s, ids->id, ids->n, err);
+    int rc = append(r, s, ids, err);
     r->append_s = kk_seconds_since(t0);
-    r->prompt_tokens = ids->n;
-    kk_progress_clear(&r->cli->progress);
+    r->made.stop = KK_STOP_CALLER;
+    if (!rc && is_interrupted(r)) return 0;
     if (!rc) rc = kk_session_generate(s, &r->sampling, r->most, on_token, r, &r->made, err);
     if (!rc && r->rc) {
         rc = r->rc;

@@ -20,13 +20,13 @@ struct kk_reply {
     int64_t most; /* tokens */
     int print_text, print_ids;
     const struct kk_chat *chat;         /* if set, the end of a turn ends the reply */
-    volatile sig_atomic_t *interrupted; /* if set: non-zero ends the reply */
+    volatile sig_atomic_t *interrupted; /* if set: non-zero ends the reply, and reading too */
 
     /* Of the last reply. */
     struct kk_ids ids;
     struct kk_buf text; /* stop strings cut */
     struct kk_generated made;
-    size_t prompt_tokens;
+    size_t prompt_tokens; /* read: all, unless interrupted */
     double append_s;
     int end_of_turn;
 

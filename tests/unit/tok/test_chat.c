@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/config.h"
 #include "tok/chat.h"
 
 #define BASES "tests/golden/tokenizer/"
@@ -250,6 +251,20 @@ static void test_choice(void **state)
     refuses(open_json(file), "gemma", "no marker");
 }
 
+/* Every word of --template is a family. */
+static void test_option(void **state)
+{
+    (void)state;
+    char words[128], *at = words;
+    snprintf(words, sizeof words, "%s", kk_option_at(KK_OPT_TEMPLATE)->words);
+    for (int n = 0; at; n++) {
+        char *end = strchr(at, '|');
+        if (end) *end = 0;
+        refuses(open_with("gpt2", "", 1, 0), at, n ? at : "no complete set");
+        at = end ? end + 1 : NULL;
+    }
+}
+
 static void test_stops(void **state)
 {
     (void)state;
@@ -269,7 +284,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden),      cmocka_unit_test(test_typed_markers),
         cmocka_unit_test(test_broken_text), cmocka_unit_test(test_choice),
-        cmocka_unit_test(test_stops),
+        cmocka_unit_test(test_option),      cmocka_unit_test(test_stops),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
