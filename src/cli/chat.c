@@ -297,6 +297,11 @@ static int command(struct chat *c, char *line, size_t len, struct kk_err *err)
 
 /* ---- the conversation --------------------------------------------------------------------- */
 
+static int says_nothing(const struct kk_buf *line)
+{
+    return !line->len || strspn(line->data, " \t\n") == line->len;
+}
+
 /* What a person gets wrong can be tried again; a pipe ends there. */
 static int converse(struct chat *c, struct kk_err *err)
 {
@@ -304,7 +309,7 @@ static int converse(struct chat *c, struct kk_err *err)
     int rc = 0, got = 0;
     kk_buf_init(&line, KK_CLI_TEXT_MAX);
     while (!rc && !c->ended && (got = kk_lines_next(c->lines, &line, err)) > 0) {
-        if (!line.len) continue;
+        if (says_nothing(&line)) continue;
         rc = line.data[0] == '/' ? command(c, line.data, line.len, err) : say(c, &line, err);
         if (rc && rc != KK_EIO && kk_lines_edited(c->lines) && c->session) {
             fprintf(stderr, "kakeya: %s\n", err->msg);

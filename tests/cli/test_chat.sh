@@ -58,8 +58,8 @@ for x in open(sys.argv[1] + "/two"):
 P
 check "text: the same answers, no prompts, nothing else" cmp -s "$KK_TMP/out" "$KK_TMP/want"
 check "and nothing to say about it" [ ! -s "$KK_TMP/err" ]
-chat 'hello\r\n\n\nand then?' --json
-check "CRLF, empty lines, the last line without an end" \
+chat 'hello\r\n\n  \nand then?' --json
+check "CRLF, lines that say nothing, the last line without an end" \
     [ "$(line 1 ids)$(line 2 ids)" = "$(line 1 ids "$KK_TMP/two")$(line 2 ids "$KK_TMP/two")" ]
 chat 'hello\n' --json="$KK_TMP/lines"
 check "--json=FILE: text here, JSON there" sh -c '[ "$1" = "$2" ] && [ -s "$3" ]' sh \
