@@ -268,8 +268,9 @@ static int do_help(struct chat *c, const char *arg, struct kk_err *err)
                  commands[i].arg ? commands[i].arg : "");
         fprintf(stderr, "  %-15s %s\n", name, commands[i].help);
     }
-    fputs("A message goes on in the next line after a backslash. Ctrl-C stops an answer. To say a\n"
-          "line that begins with a slash, put a blank before it.\n",
+    fputs("A message goes on in the next line after a backslash; a text that is pasted is one\n"
+          "message. Ctrl-C stops an answer. To say a line that begins with a slash, put a blank\n"
+          "before it.\n",
           stderr);
     return 0;
 }

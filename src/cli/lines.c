@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
+#include <wchar.h>
 
 #include "base/mem.h"
 
@@ -17,6 +18,8 @@ struct kk_lines {
     int further;     /* the line at hand goes on with a message */
     int cancelled;   /* by Ctrl-C */
     EditLine *el;    /* NULL: nobody types */
+    FILE *to;        /* where el draws */
+    int pastes;      /* the terminal may mark what is pasted */
     History *before; /* earlier lines */
 };
 
@@ -47,13 +50,46 @@ static unsigned char cancel(EditLine *el, int key)
     return CC_REFRESH;
 }
 
+/* Ask the terminal to put ESC [200~ and ESC [201~ around what is pasted. */
+static void mark_pastes(const struct kk_lines *l, int on)
+{
+    if (!l->pastes) return;
+    fputs(on ? "\033[?2004h" : "\033[?2004l", l->to);
+    fflush(l->to);
+}
+
 static unsigned char suspend(EditLine *el, int key)
 {
     (void)key;
+    mark_pastes(lines_of(el), 0);
     el_set(el, EL_PREP_TERM, 0);
     raise(SIGTSTP);
     el_set(el, EL_PREP_TERM, 1);
+    mark_pastes(lines_of(el), 1);
     return CC_REDISPLAY;
+}
+
+/* What is pasted is part of one message, line breaks and all. Its end is looked for in the last
+ * characters of `text`, which are inserted when they cannot be it. */
+static unsigned char paste(EditLine *el, int key)
+{
+    static const wchar_t end[] = L"\033[201~";
+    enum { END = 6, HELD = 256 };
+    wchar_t text[HELD + 1], c;
+    size_t n = 0;
+    (void)key;
+    for (int over = 0; !over && el_wgetc(el, &c) == 1;) {
+        text[n++] = c == L'\r' ? L'\n' : c;
+        over = n >= END && !wmemcmp(text + n - END, end, END);
+        if (!over && n < HELD) continue;
+        wchar_t tail = text[n - END];
+        text[n - END] = 0;
+        el_winsertstr(el, text);
+        text[n - END] = tail;
+        wmemmove(text, text + n - END, END);
+        n = END;
+    }
+    return CC_REFRESH;
 }
 
 /* Ctrl-C and Ctrl-Z are keys while a line is edited: no signal can leave the terminal raw. */
@@ -63,9 +99,11 @@ static void set_keys(EditLine *el)
     el_set(el, EL_SETTY, "-d", "-isig", NULL);
     el_set(el, EL_ADDFN, "kakeya-cancel", "Throw the line away", cancel);
     el_set(el, EL_ADDFN, "kakeya-suspend", "Stop the program", suspend);
+    el_set(el, EL_ADDFN, "kakeya-paste", "Take in what is pasted", paste);
     el_set(el, EL_BIND, "^C", "kakeya-cancel", NULL);
     el_set(el, EL_BIND, "^Z", "kakeya-suspend", NULL);
     el_set(el, EL_BIND, "^R", "em-inc-search-prev", NULL);
+    el_set(el, EL_BIND, "\\e[200~", "kakeya-paste", NULL);
 }
 
 /* Characters, not bytes, are what a person edits. */
@@ -77,11 +115,11 @@ static void set_locale(void)
 
 /* ---- open and close ----------------------------------------------------------------------- */
 
-static int open_editor(struct kk_lines *l, FILE *to, struct kk_err *err)
+static int open_editor(struct kk_lines *l, struct kk_err *err)
 {
     HistEvent ev;
     set_locale();
-    l->el = el_init("kakeya", stdin, to, stderr);
+    l->el = el_init("kakeya", stdin, l->to, stderr);
     l->before = history_init();
     if (!l->el || !l->before) return kk_fail(err, KK_ENOMEM, "out of memory for a line editor");
     history(l->before, &ev, H_SETSIZE, REMEMBERED);
@@ -92,16 +130,18 @@ static int open_editor(struct kk_lines *l, FILE *to, struct kk_err *err)
     el_set(l->el, EL_PROMPT_ESC, current_prompt, '\1');
     el_set(l->el, EL_HIST, history, l->before);
     set_keys(l->el);
+    const char *terminal = NULL;
+    l->pastes = !el_get(l->el, EL_TERMINAL, &terminal) && terminal && strcmp(terminal, "dumb") != 0;
     return 0;
 }
 
 int kk_lines_open(struct kk_lines **out, const char *prompt, const char *more, struct kk_err *err)
 {
     struct kk_lines *l = kk_calloc(1, sizeof *l);
-    FILE *to = isatty(STDOUT_FILENO) ? stdout : isatty(STDERR_FILENO) ? stderr : NULL;
     if (!l) return kk_fail(err, KK_ENOMEM, "out of memory");
     *l = (struct kk_lines){.prompt = prompt, .more = more};
-    int rc = isatty(STDIN_FILENO) && to ? open_editor(l, to, err) : 0;
+    l->to = isatty(STDOUT_FILENO) ? stdout : isatty(STDERR_FILENO) ? stderr : NULL;
+    int rc = isatty(STDIN_FILENO) && l->to ? open_editor(l, err) : 0;
     if (rc)
         kk_lines_close(l);
     else
@@ -131,7 +171,9 @@ static int edit_line(struct kk_lines *l, struct kk_buf *out, struct kk_err *err)
     int n = 0;
     l->cancelled = 0;
     el_resize(l->el); /* the window may have changed while nobody was typing */
+    mark_pastes(l, 1);
     const char *line = el_gets(l->el, &n);
+    mark_pastes(l, 0);
     if (l->cancelled) return 1;
     if (!line || n <= 0) {
         fputc('\n', stderr);

@@ -2,8 +2,9 @@
  *
  * A line that ends in a backslash goes on in the next one; the backslash gives way to the line
  * break. Where standard input and the place of the prompt are terminals, lines are edited (libedit:
- * emacs keys, ~/.editrc), earlier ones come back with the arrow keys, and Ctrl-C throws away what
- * was typed. Else they are read as they are, any bytes, and no prompt is written. */
+ * emacs keys, ~/.editrc), earlier ones come back with the arrow keys, Ctrl-C throws away what was
+ * typed, and what is pasted keeps its line breaks. Else lines are read as they are, any bytes, and
+ * no prompt is written. */
 #ifndef KK_CLI_LINES_H
 #define KK_CLI_LINES_H
 
