@@ -75,7 +75,7 @@ static unsigned char paste(EditLine *el, int key)
 {
     static const wchar_t end[] = L"\033[201~";
     enum { END = 6, HELD = 256 };
-    wchar_t text[HELD + 1], c;
+    wchar_t text[HELD], c;
     size_t n = 0;
     (void)key;
     for (int over = 0; !over && el_wgetc(el, &c) == 1;) {
