@@ -11,11 +11,10 @@ chat() {
     # shellcheck disable=SC2059
     printf "$input" | "$KK_BIN" chat -m "$TINY" -n 12 "$@" >"$KK_TMP/out" 2>"$KK_TMP/err" || rc=$?
 }
-# line K FIELD [FILE]: a field of the K-th answer.
-line() {
-    sed -n "$1p" "${3:-$KK_TMP/out}" >"$KK_TMP/line.json"
-    json "$2" "$KK_TMP/line.json"
-}
+# line K FIELD [FILE]: a number, list or plain word of the K-th answer.
+line() { sed -n "$1p" "${3:-$KK_TMP/out}" | grep -oE "\"$2\":(\[[^]]*\]|[^,}]*)" | cut -d: -f2 | tr -d '"'; }
+# text K [FILE]: its text.
+text() { sed -n "$1p" "${2:-$KK_TMP/out}" | python3 -c 'import json, sys; print(json.load(sys.stdin)["text"])'; }
 fails() { [ "$rc" -eq "$1" ] && grep -qF -- "$2" "$KK_TMP/err" && [ "$(wc -l <"$KK_TMP/err")" -eq 1 ]; }
 id_of() { python3 -c 'import json, sys
 t = json.load(open(sys.argv[1]))
@@ -130,9 +129,9 @@ check "same seed, same answer" [ "$(line 1 ids)" = "$(line 1 ids "$KK_TMP/seven"
 chat 'hello\nand then?\n' --json --draft ngram
 check "drafts change no answer" \
     [ "$(line 1 ids)$(line 2 ids)" = "$(line 1 ids "$KK_TMP/two")$(line 2 ids "$KK_TMP/two")" ]
-first=$(line 1 text "$KK_TMP/two")
+first=$(text 1 "$KK_TMP/two")
 chat 'hello\n' --json --stop "${first:3:4}"
-check "--stop cuts the text" [ "$(line 1 text) $(line 1 stop)" = "${first%%"${first:3:4}"*} stop_string" ]
+check "--stop cuts the text" [ "$(text 1) $(line 1 stop)" = "${first%%"${first:3:4}"*} stop_string" ]
 
 # ---- which template
 # model NAME OLD NEW..: TINY with markers renamed, and added where OLD is ADD.
