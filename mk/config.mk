@@ -1,4 +1,4 @@
-# What is built: the configuration, its flags and its libraries.
+# What is built: the configuration, its flags and its libraries (CLI_PKGS: of the program alone).
 # Nothing here runs pkg-config while make reads: `make deps` may have to install it first.
 SAN   ?=
 DEBUG ?=
@@ -13,11 +13,13 @@ endif
 config := $(or $(SAN),$(if $(DEBUG),debug,release))
 B      := build/$(config)
 PKGS   := jansson libutf8proc libpcre2-8 sqlite3
+CLI_PKGS := libedit
 
 # $(call once,NAME,command): the output of a command, run when NAME is first used, and only then.
 once = $(eval $1 := $(shell $2))$($1)
-PKG_CFLAGS = $(call once,PKG_CFLAGS,pkg-config --cflags $(PKGS))
+PKG_CFLAGS = $(call once,PKG_CFLAGS,pkg-config --cflags $(PKGS) $(CLI_PKGS))
 PKG_LIBS   = $(call once,PKG_LIBS,pkg-config --libs $(PKGS))
+CLI_LIBS   = $(call once,CLI_LIBS,pkg-config --libs $(CLI_PKGS))
 
 # -DKK_MEM_GUARD: allocating inside a decode step aborts (base/mem.h).
 OPT_release := -O3 -g

@@ -1,12 +1,16 @@
-# Installation: the program with its manual and the embedded model, which it finds beside itself;
-# the one header (base/err.h, which it needs, put into it), the library and its pkg-config file.
-# Then what is made of that: a tarball, Debian packages.
+# Installation: the program with its manual page and completions (which it prints itself) and the
+# embedded model, which it finds beside itself; the one header (base/err.h, which it needs, put into
+# it), the library and its pkg-config file. Then what is made of that: a tarball, Debian packages.
 PREFIX     ?= /usr/local
 BINDIR     ?= $(PREFIX)/bin
 INCLUDEDIR ?= $(PREFIX)/include
 LIBDIR     ?= $(PREFIX)/lib
 DATADIR    := $(PREFIX)/share
 MODEL_FILES = $(shell cd models && find tiny -type f)
+
+# $(call document,NAME,FILE): what `kakeya help --NAME` prints becomes DATADIR/FILE.
+document = install -d $(DESTDIR)$(DATADIR)/$(dir $2) && \
+           $B/kakeya help --$1 >$B/document && install -m 644 $B/document $(DESTDIR)$(DATADIR)/$2
 
 define KAKEYA_PC
 prefix=$(PREFIX)
@@ -25,8 +29,6 @@ export KAKEYA_PC
 install: all
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(INCLUDEDIR) $(DESTDIR)$(LIBDIR)/pkgconfig
 	install -m 755 $B/kakeya $(DESTDIR)$(BINDIR)/kakeya
-	@tools/manual.py $B/kakeya >$B/kakeya.1
-	install -D -m 644 $B/kakeya.1 $(DESTDIR)$(DATADIR)/man/man1/kakeya.1
 	@for f in $(MODEL_FILES); do \
 	     install -D -m 644 models/$$f $(DESTDIR)$(DATADIR)/kakeya/models/$$f || exit 1; done
 	@awk '/^#include "base\/err.h"/ { print "#ifdef __cplusplus\nextern \"C\" {\n#endif"; \
@@ -38,6 +40,10 @@ install: all
 	install -m 644 $B/libkakeya.a $(DESTDIR)$(LIBDIR)/libkakeya.a
 	@printf '%s\n' "$$KAKEYA_PC" >$B/kakeya.pc
 	install -m 644 $B/kakeya.pc $(DESTDIR)$(LIBDIR)/pkgconfig/kakeya.pc
+	$(call document,man,man/man1/kakeya.1)
+	$(call document,bash,bash-completion/completions/kakeya)
+	$(call document,zsh,zsh/site-functions/_kakeya)
+	$(call document,fish,fish/vendor_completions.d/kakeya.fish)
 
 # The tree as it was committed. The same commit gives the same bytes.
 DIST := build/kakeya-$(VERSION).tar.gz

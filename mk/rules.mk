@@ -5,7 +5,7 @@ LIB_OBJ := $(LIB_SRC:%.c=$B/%.o)
 CLI_OBJ := $(CLI_SRC:%.c=$B/%.o)
 
 $B/kakeya: $(CLI_OBJ) $B/libkakeya.a
-	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $^ $(CLI_LIBS) $(LIBS)
 
 $B/libkakeya.a: $(LIB_OBJ) $B/sources
 	rm -f $@ && ar rcs $@ $(LIB_OBJ)
@@ -27,9 +27,9 @@ $B/%.o: %.c $B/flags | $B/gen/kk_build.h
 # Everything that decides what an object holds. Rewritten, and all rebuilt, only when it changes.
 $B/flags: FORCE
 	@mkdir -p $(@D)
-	@command -v pkg-config >/dev/null && pkg-config --exists $(PKGS) || \
-	    { echo "make: $(PKGS) not found through pkg-config: 'make deps' installs them" >&2; exit 1; }
-	@printf '%s\n' '$(CC) $(KKFLAGS) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) $(LIBS)' \
+	@command -v pkg-config >/dev/null && pkg-config --exists $(PKGS) $(CLI_PKGS) || \
+	    { echo "make: $(PKGS) $(CLI_PKGS) not found through pkg-config: 'make deps' installs them" >&2; exit 1; }
+	@printf '%s\n' '$(CC) $(KKFLAGS) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) $(CLI_LIBS) $(LIBS)' \
 	    '$(foreach f,k_avx2 k_avx512,$f: $(ISA_$f))' >$@.new
 	@cmp -s $@.new $@ && rm -f $@.new || mv -f $@.new $@
 

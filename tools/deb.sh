@@ -79,7 +79,7 @@ pack kakeya misc "$depends" "language model engine for sessions that live long" 
     " Runs language models for agents whose conversations live long: a conversation
  is resumed at any time without reading its history again, and takes a fixed
  number of device bytes however long it grows. A small model is included." \
-    usr/bin usr/share/man usr/share/kakeya
+    usr/bin usr/share/man usr/share/bash-completion usr/share/zsh usr/share/fish usr/share/kakeya
 # The packages that hold a library's pkg-config file are those to build against it with.
 needs=$(for p in $(sed -n 's/^Requires: *//p' $top/all/usr/lib/$multiarch/pkgconfig/kakeya.pc); do
     dpkg -S "*/$p.pc" | head -n 1 | cut -d: -f1

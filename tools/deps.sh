@@ -32,6 +32,7 @@ for what in "$@"; do
         need libutf8proc-dev library libutf8proc
         need libpcre2-dev library libpcre2-8
         need libsqlite3-dev library sqlite3
+        need libedit-dev library libedit
         ;;
     check)
         need python3 command -v python3

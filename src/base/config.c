@@ -13,10 +13,11 @@ enum { CONFIG_FILE_MAX = 1 << 20, HELP_COLUMN = 30, HELP_WIDTH = 96 };
 
 /* Commands that run a model, and those that read text. */
 #define BENCHES   (KK_CMD_NIAH | KK_CMD_DECODE | KK_CMD_SPEC | KK_CMD_SCORECARD)
-#define RUNS      (KK_CMD_RUN | KK_CMD_LOGITS | BENCHES)
+#define SAMPLES   (KK_CMD_RUN | KK_CMD_CHAT)
+#define RUNS      (SAMPLES | KK_CMD_LOGITS | BENCHES)
 #define SIZES     (RUNS | KK_CMD_PLAN)
 #define TEXT      (KK_CMD_RUN | KK_CMD_TOKENIZE)
-#define GENERATES (KK_CMD_RUN | BENCHES)
+#define GENERATES (SAMPLES | BENCHES)
 #define BIG       9e15 /* an integer that a double holds exactly */
 
 #define MODEL    "Model"
@@ -81,27 +82,35 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_IDS_FILE] = {"ids", 0, KK_OPT_STRING, 0, KK_CMD_LOGITS, 0, 0, NULL, "FILE", INPUT,
         "a JSON list of token ids; -: standard input"},
 
+    [KK_OPT_SYSTEM] = {"system", 0, KK_OPT_STRING, 0, KK_CMD_CHAT, 0, 0, NULL, "TEXT", INPUT,
+        "the system message a conversation begins with"},
+    [KK_OPT_TEMPLATE] = {"template", 0, KK_OPT_ENUM, 0, KK_CMD_CHAT, 0, 0, "auto",
+        "auto|gemma|gemma4|chatml|llama3", INPUT,
+        "how turns are marked; auto: by the control tokens that the tokenizer has"},
+
     [KK_OPT_N] = {"n", 'n', KK_OPT_INT, 0, KK_CMD_RUN, 1, BIG, "128", "N", SAMPLING,
         "most tokens to generate"},
-    [KK_OPT_TEMP] = {"temp", 0, KK_OPT_REAL, 0, KK_CMD_RUN, 0, 100, "0", "X", SAMPLING,
+    [KK_OPT_ANSWER] = {"n", 'n', KK_OPT_INT, 0, KK_CMD_CHAT, 1, BIG, "1024", "N", SAMPLING,
+        "most tokens of an answer"},
+    [KK_OPT_TEMP] = {"temp", 0, KK_OPT_REAL, 0, SAMPLES, 0, 100, "0", "X", SAMPLING,
         "temperature; 0: always the likeliest token"},
-    [KK_OPT_TOP_K] = {"top-k", 0, KK_OPT_INT, 0, KK_CMD_RUN, 0, 16777216, "0", "N", SAMPLING,
+    [KK_OPT_TOP_K] = {"top-k", 0, KK_OPT_INT, 0, SAMPLES, 0, 16777216, "0", "N", SAMPLING,
         "sample from the N likeliest; 0: off"},
-    [KK_OPT_TOP_P] = {"top-p", 0, KK_OPT_REAL, 0, KK_CMD_RUN, 0, 1, "1", "X", SAMPLING,
+    [KK_OPT_TOP_P] = {"top-p", 0, KK_OPT_REAL, 0, SAMPLES, 0, 1, "1", "X", SAMPLING,
         "sample from the likeliest that make up X of the probability; 1: off"},
-    [KK_OPT_MIN_P] = {"min-p", 0, KK_OPT_REAL, 0, KK_CMD_RUN, 0, 1, "0", "X", SAMPLING,
+    [KK_OPT_MIN_P] = {"min-p", 0, KK_OPT_REAL, 0, SAMPLES, 0, 1, "0", "X", SAMPLING,
         "sample from those at least X times as likely as the likeliest; 0: off"},
-    [KK_OPT_REPEAT_PENALTY] = {"repeat-penalty", 0, KK_OPT_REAL, 0, KK_CMD_RUN, 0.01, 100, "1",
+    [KK_OPT_REPEAT_PENALTY] = {"repeat-penalty", 0, KK_OPT_REAL, 0, SAMPLES, 0.01, 100, "1",
         "X", SAMPLING,
         "make earlier tokens less likely; 1: off"},
-    [KK_OPT_REPEAT_LAST_N] = {"repeat-last-n", 0, KK_OPT_INT, 0, KK_CMD_RUN, 0, 16777216, "64",
+    [KK_OPT_REPEAT_LAST_N] = {"repeat-last-n", 0, KK_OPT_INT, 0, SAMPLES, 0, 16777216, "64",
         "N", SAMPLING,
         "how many earlier tokens that concerns; 0: all"},
     [KK_OPT_SEED] = {"seed", 0, KK_OPT_INT, 0, GENERATES, 0, BIG, NULL, "N", SAMPLING,
         "same seed, same result (unset: drawn and told; benches: 0)"},
-    [KK_OPT_STOP] = {"stop", 0, KK_OPT_STRINGS, 0, KK_CMD_RUN, 0, 0, NULL, "TEXT", SAMPLING,
+    [KK_OPT_STOP] = {"stop", 0, KK_OPT_STRINGS, 0, SAMPLES, 0, 0, NULL, "TEXT", SAMPLING,
         "stop before this text; may be given more than once"},
-    [KK_OPT_IGNORE_EOS] = {"ignore-eos", 0, KK_OPT_BOOL, 0, KK_CMD_RUN, 0, 0, "no", NULL, SAMPLING,
+    [KK_OPT_IGNORE_EOS] = {"ignore-eos", 0, KK_OPT_BOOL, 0, SAMPLES, 0, 0, "no", NULL, SAMPLING,
         "go on after an end-of-sequence token"},
 
     [KK_OPT_SESSIONS] = {"sessions", 0, KK_OPT_INT, 0, KK_CMD_PLAN, 1, 1e6, "1", "N", BENCH,
@@ -148,6 +157,13 @@ static const struct kk_option table[KK_OPT_COUNT] = {
 const struct kk_option *kk_option_at(enum kk_option_id id)
 {
     return &table[id];
+}
+
+const char *kk_option_group(int i)
+{
+    static const char *const groups[] = {MODEL, INPUT, SAMPLING, BENCH,
+                                         CACHE, DRAFT, OUTPUT,   OTHER};
+    return i < (int)(sizeof groups / sizeof *groups) ? groups[i] : NULL;
 }
 
 /* ---- setting values ----------------------------------------------------------------------- */
@@ -421,6 +437,12 @@ const char *kk_config_text(const struct kk_config *c, enum kk_option_id id)
     return c->value[id].text[0];
 }
 
+int kk_config_colour(int fd)
+{
+    const char *no = getenv("NO_COLOR"), *term = getenv("TERM");
+    return !(no && *no) && term && strcmp(term, "dumb") != 0 && isatty(fd);
+}
+
 /* ---- help and print-config ---------------------------------------------------------------- */
 
 /* Append words of text from `column` on, broken at HELP_WIDTH. */
@@ -470,15 +492,14 @@ static int help_line(const struct kk_option *o, struct kk_buf *out)
 
 int kk_config_help(enum kk_command command, struct kk_buf *out)
 {
-    static const char *const groups[] = {MODEL, INPUT, SAMPLING, BENCH,
-                                         CACHE, DRAFT, OUTPUT,   OTHER};
+    const char *group;
     int rc = 0;
-    for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
+    for (int g = 0; (group = kk_option_group(g)) != NULL; g++) {
         int any = 0;
         for (int id = 0; !rc && id < KK_OPT_COUNT; id++) {
             const struct kk_option *o = &table[id];
-            if (!(o->commands & (unsigned)command) || strcmp(o->group, groups[g])) continue;
-            if (!any++) rc = kk_buf_printf(out, "\n%s\n", groups[g]);
+            if (!(o->commands & (unsigned)command) || strcmp(o->group, group)) continue;
+            if (!any++) rc = kk_buf_printf(out, "\n%s\n", group);
             if (!rc) rc = help_line(o, out);
         }
     }

@@ -32,7 +32,8 @@ enum kk_command {
     KK_CMD_DECODE = 64,
     KK_CMD_SPEC = 128,
     KK_CMD_SCORECARD = 256,
-    KK_CMD_ALL = 511
+    KK_CMD_CHAT = 512,
+    KK_CMD_ALL = 1023
 };
 
 enum kk_option_type {
@@ -68,7 +69,10 @@ enum kk_option_id {
     KK_OPT_FILE,
     KK_OPT_DECODE,
     KK_OPT_IDS_FILE,
+    KK_OPT_SYSTEM,
+    KK_OPT_TEMPLATE,
     KK_OPT_N,
+    KK_OPT_ANSWER,
     KK_OPT_TEMP,
     KK_OPT_TOP_K,
     KK_OPT_TOP_P,
@@ -109,6 +113,9 @@ struct kk_option {
 };
 
 const struct kk_option *kk_option_at(enum kk_option_id id);
+
+/* The i-th group, in the order of help; NULL after the last. */
+const char *kk_option_group(int i);
 
 enum kk_origin {
     KK_FROM_NOWHERE,
@@ -161,6 +168,10 @@ const char *kk_config_text(const struct kk_config *c, enum kk_option_id id); /* 
  * Appended to out: KK_ENOMEM, KK_ERANGE. */
 int kk_config_help(enum kk_command command, struct kk_buf *out);
 int kk_config_print(const struct kk_config *c, struct kk_buf *out);
+
+/* 1 if what is written to this file may be coloured: it is a terminal that can, and NO_COLOR is
+ * not set. */
+int kk_config_colour(int fd);
 
 /* Edit distance (insert, delete, change, swap of neighbours), cut off at 99. */
 int kk_edit_distance(const char *a, const char *b);

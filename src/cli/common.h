@@ -27,7 +27,7 @@ struct kk_cli {
 };
 
 typedef int kk_cli_fn(struct kk_cli *cli, struct kk_err *err);
-kk_cli_fn kk_cli_run, kk_cli_inspect, kk_cli_tokenize, kk_cli_logits, kk_cli_plan,
+kk_cli_fn kk_cli_run, kk_cli_chat, kk_cli_inspect, kk_cli_tokenize, kk_cli_logits, kk_cli_plan,
     kk_cli_bench_niah, kk_cli_bench_decode, kk_cli_bench_spec, kk_cli_bench_scorecard;
 
 /* Close what is open. */

@@ -3,48 +3,23 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cli/commands.h"
 #include "cli/common.h"
 #include "kk_build.h"
-
-struct command {
-    const char *name; /* "bench niah" is two words */
-    enum kk_command id;
-    kk_cli_fn *fn;
-    const char *usage, *summary;
-};
-
-static const struct command commands[] = {
-    {"run", KK_CMD_RUN, kk_cli_run, "-m MODEL -p TEXT | -f FILE", "continue a text"},
-    {"inspect", KK_CMD_INSPECT, kk_cli_inspect, "MODEL", "what a model is made of"},
-    {"tokenize", KK_CMD_TOKENIZE, kk_cli_tokenize, "-m MODEL -p TEXT | -f FILE | --decode IDS",
-     "text to token ids, and back"},
-    {"logits", KK_CMD_LOGITS, kk_cli_logits, "-m MODEL --ids FILE.json -o FILE.npy",
-     "logits of every position, for comparison with other programs"},
-    {"plan", KK_CMD_PLAN, kk_cli_plan, "-m MODEL [--ctx N] [--sessions N]",
-     "bytes a model and its sessions take, before loading it"},
-    {"bench niah", KK_CMD_NIAH, kk_cli_bench_niah, "-m MODEL [--lines 60,160,320]",
-     "recall of a fact hidden in long documents"},
-    {"bench decode", KK_CMD_DECODE, kk_cli_bench_decode, "-m MODEL [--ctx 0,3072,6144]",
-     "tokens a second, reading and writing, by context"},
-    {"bench spec", KK_CMD_SPEC, kk_cli_bench_spec, "-m MODEL --draft DIR|ngram [--replay A]",
-     "drafting against plain decoding on five kinds of text"},
-    {"bench scorecard", KK_CMD_SCORECARD, kk_cli_bench_scorecard,
-     "-m MODEL [--draft DIR] [--f-theta DIR] [--kv-device BYTES]",
-     "bytes, recall, speed and identity of every KV policy, side by side"},
-};
-enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static void short_help(FILE *to)
 {
     fprintf(to, "kakeya " KK_VERSION ": a language model engine for sessions that live long\n\n"
                 "usage: kakeya COMMAND [options]\n\n");
-    for (int i = 0; i < N_COMMANDS; i++)
-        fprintf(to, "  %-14s %s\n", commands[i].name, commands[i].summary);
+    const struct kk_cli_command *cmd;
+    for (int i = 0; (cmd = kk_cli_command_at(i)) != NULL; i++)
+        fprintf(to, "  %-16s %s\n", cmd->name, cmd->summary);
     fprintf(to, "\n'kakeya COMMAND --help' lists a command's options; 'kakeya --version' says what "
-                "was built.\n");
+                "was built;\n'kakeya help --man | --bash | --zsh | --fish' prints the manual page, "
+                "or completions\nfor a shell.\n");
 }
 
-static int command_help(const struct command *cmd, struct kk_err *err)
+static int command_help(const struct kk_cli_command *cmd, struct kk_err *err)
 {
     struct kk_buf b;
     kk_buf_init(&b, 1 << 20);
@@ -63,20 +38,22 @@ static int command_help(const struct command *cmd, struct kk_err *err)
 }
 
 /* The command that argv[0..] begins with; *words of it used. KK_EUSAGE if there is none. */
-static int pick(int argc, char **argv, const struct command **out, int *words, struct kk_err *err)
+static int pick(int argc, char **argv, const struct kk_cli_command **out, int *words,
+                struct kk_err *err)
 {
     char name[64];
-    const struct command *near = NULL;
+    const struct kk_cli_command *near = NULL;
     int best = 4, bench = !strcmp(argv[0], "bench");
     if (bench && (argc < 2 || argv[1][0] == '-'))
         return kk_fail(err, KK_EUSAGE, "bench what? 'bench niah' or 'bench decode'");
     snprintf(name, sizeof name, "%s%s%s", argv[0], bench ? " " : "", bench ? argv[1] : "");
     *words = 1 + bench;
-    for (int i = 0; i < N_COMMANDS; i++) {
-        int d = kk_edit_distance(name, commands[i].name);
+    const struct kk_cli_command *cmd;
+    for (int i = 0; (cmd = kk_cli_command_at(i)) != NULL; i++) {
+        int d = kk_edit_distance(name, cmd->name);
         if (d < best) {
             best = d;
-            near = &commands[i];
+            near = cmd;
         }
     }
     *out = near;
@@ -85,6 +62,16 @@ static int pick(int argc, char **argv, const struct command **out, int *words, s
         return kk_fail(err, KK_EUSAGE, "unknown command '%s': did you mean '%s'?", name,
                        near->name);
     return kk_fail(err, KK_EUSAGE, "unknown command '%s' ('kakeya --help' lists them)", name);
+}
+
+static int document(const char *name, struct kk_err *err)
+{
+    struct kk_buf b;
+    kk_buf_init(&b, 1 << 22);
+    int rc = kk_cli_document(name, &b, err);
+    if (!rc) fwrite(b.data, 1, b.len, stdout);
+    kk_buf_release(&b);
+    return rc;
 }
 
 static int print_config(const struct kk_config *c, struct kk_err *err)
@@ -100,7 +87,7 @@ static int print_config(const struct kk_config *c, struct kk_err *err)
     return rc;
 }
 
-static int run_command(const struct command *cmd, int argc, char **argv, struct kk_err *err)
+static int run_command(const struct kk_cli_command *cmd, int argc, char **argv, struct kk_err *err)
 {
     struct kk_cli cli = {0};
     int rc = kk_config_load(&cli.cfg, cmd->id, cmd->name, argc, argv, err);
@@ -119,7 +106,7 @@ static int run_command(const struct command *cmd, int argc, char **argv, struct 
 /* argv without the program's name; not empty. */
 static int dispatch(int argc, char **argv, struct kk_err *err)
 {
-    const struct command *cmd = NULL;
+    const struct kk_cli_command *cmd = NULL;
     int words = 0;
     if (!strcmp(argv[0], "--version")) {
         printf("kakeya " KK_VERSION " (" KK_COMMIT ", " KK_CONFIG ")\n");
@@ -130,6 +117,7 @@ static int dispatch(int argc, char **argv, struct kk_err *err)
         short_help(stdout);
         return 0;
     }
+    if (help && argc == 2 && !strncmp(argv[1], "--", 2)) return document(argv[1] + 2, err);
     int rc = pick(argc - help, argv + help, &cmd, &words, err);
     if (rc) return rc;
     if (help) return command_help(cmd, err);

@@ -93,6 +93,14 @@ static void strip_around(const struct tok_added *a, const u8 *s, size_t len, siz
     }
 }
 
+/* The token's text is only text in this encode. */
+static int is_plain(const struct tok_enc *e, const struct tok_added *a)
+{
+    int plain = a->special && !e->special;
+    for (int i = 0; i < e->n_never; i++) plain |= e->never[i] == a->id;
+    return plain;
+}
+
 int kk__added_split(struct tok_enc *e, const struct tok_trie *tr, const u8 *s, size_t len,
                     int first, segment_fn *fn)
 {
@@ -108,7 +116,7 @@ int kk__added_split(struct tok_enc *e, const struct tok_trie *tr, const u8 *s, s
         size_t start = i, stop = i + n;
         i = stop;
         const struct tok_added *a = &e->t->added[k];
-        if (a->special && !e->special) continue;
+        if (is_plain(e, a)) continue;
         if (a->single_word && word_around(s, len, start, stop)) continue;
         strip_around(a, s, len, from, &start, &stop);
         if (from < start) rc = fn(e, s + from, start - from, first && !from);

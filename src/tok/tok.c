@@ -57,25 +57,38 @@ static int segment(struct tok_enc *e, const u8 *s, size_t len, int first)
     return rc ? rc : kk__added_split(e, &e->t->normed, s, len, first, kk__pretok);
 }
 
+/* e: t, out, err and how are set. first: the text is not the rest of another. */
+static int encode(struct tok_enc *e, const char *text, size_t len, int first)
+{
+    const u8 *s = (const u8 *)text;
+    size_t n_before = e->out->n;
+    int rc = 0;
+    if (len > KK_TOK_MAX_TEXT)
+        return kk_fail(e->err, KK_ERANGE, "a text of %zu bytes is too long for the tokenizer", len);
+    enc_init(e, len);
+    if (kk__utf8_valid(s, len) < len) {
+        rc = kk__buf_err(kk__utf8_repair(s, len, &e->fixed), e->err);
+        s = (const u8 *)e->fixed.data;
+        len = e->fixed.len;
+    }
+    if (!rc && len) rc = kk__added_split(e, &e->t->raw, s, len, first, segment);
+    if (rc) e->out->n = n_before;
+    enc_release(e);
+    return rc;
+}
+
 int kk_tok_encode(const struct kk_tok *t, const char *text, size_t len, int special,
                   struct kk_ids *out, struct kk_err *err)
 {
     struct tok_enc e = {.t = t, .out = out, .err = err, .special = special};
-    const u8 *s = (const u8 *)text;
-    size_t n_before = out->n;
-    int rc = 0;
-    if (len > KK_TOK_MAX_TEXT)
-        return kk_fail(err, KK_ERANGE, "a text of %zu bytes is too long for the tokenizer", len);
-    enc_init(&e, len);
-    if (kk__utf8_valid(s, len) < len) {
-        rc = kk__buf_err(kk__utf8_repair(s, len, &e.fixed), err);
-        s = (const u8 *)e.fixed.data;
-        len = e.fixed.len;
-    }
-    if (!rc && len) rc = kk__added_split(&e, &t->raw, s, len, 1, segment);
-    if (rc) out->n = n_before;
-    enc_release(&e);
-    return rc;
+    return encode(&e, text, len, 1);
+}
+
+int kk__encode_part(const struct kk_tok *t, const char *text, size_t len, const uint32_t *never,
+                    int n_never, struct kk_ids *out, struct kk_err *err)
+{
+    struct tok_enc e = {.t = t, .out = out, .err = err, .never = never, .n_never = n_never};
+    return encode(&e, text, len, 0);
 }
 
 uint32_t kk_tok_size(const struct kk_tok *t)

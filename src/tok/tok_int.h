@@ -205,6 +205,8 @@ struct tok_enc {
     struct kk_ids *out;
     struct kk_err *err;
     int special;
+    const uint32_t *never; /* [n_never]: added tokens that are plain text here */
+    int n_never;
     struct kk_buf fixed, norm[2];
     struct kk_buf step[KK_TOK_MAX_STEPS]; /* a rewritten piece, per step */
     struct tok_matches match[KK_TOK_MAX_STEPS];
@@ -230,6 +232,11 @@ int kk__replace(const struct tok_pattern *pat, const char *text, size_t text_len
                 size_t len, struct kk_buf *out, struct kk_err *err);
 int kk__pretok(struct tok_enc *e, const u8 *s, size_t len, int first);
 int kk__bpe(struct tok_enc *e, const u8 *s, size_t len);
+
+/* As kk_tok_encode of plain text in the middle of another, behind a token; also the added tokens
+ * never [n] are plain text. */
+int kk__encode_part(const struct kk_tok *t, const char *text, size_t len, const uint32_t *never,
+                    int n_never, struct kk_ids *out, struct kk_err *err);
 
 /* A kk_buf code as an error with a message. */
 int kk__buf_err(int rc, struct kk_err *err);

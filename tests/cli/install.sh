@@ -12,9 +12,6 @@ check "the program runs" sh -c '"$1" --help >/dev/null' sh "$P/bin/kakeya"
 check "it finds its own model" sh -c '"$1" run -p "def add(a, b):" -n 8 2>/dev/null | grep -q .' sh "$P/bin/kakeya"
 check "and says where from" sh -c \
     '"$1" run --print-config -p x | grep -Eq "^model .*/share/kakeya/models/tiny +default$"' sh "$P/bin/kakeya"
-check "the manual has every command" sh -c \
-    '"$1" --help | sed -n "s/^  \(bench [a-z]*\|[a-z]*\) .*/\1/p" | while read -r c; do
-         grep -qF ".SS \"kakeya $c\"" "$2" || exit 1; done' sh "$P/bin/kakeya" "$P/share/man/man1/kakeya.1"
 
 cat >"$KK_TMP/t.c" <<'C'
 #include <kakeya.h>
@@ -42,8 +39,10 @@ check "its version is the header's" \
 
 check "make install DESTDIR" make -s install DESTDIR="$KK_TMP/stage" PREFIX=/usr
 for f in bin/kakeya include/kakeya.h lib/libkakeya.a lib/pkgconfig/kakeya.pc share/man/man1/kakeya.1 \
+    share/bash-completion/completions/kakeya share/zsh/site-functions/_kakeya \
+    share/fish/vendor_completions.d/kakeya.fish \
     share/kakeya/models/tiny/model.safetensors share/kakeya/models/tiny/drafter/config.json; do
-    check "DESTDIR holds $f" test -f "$KK_TMP/stage/usr/$f"
+    check "DESTDIR holds $f" test -s "$KK_TMP/stage/usr/$f"
 done
 check "the .pc file does not name DESTDIR" sh -c 'grep -q ^prefix=/usr$ "$1" &&
     ! grep -q stage "$1"' sh "$KK_TMP/stage/usr/lib/pkgconfig/kakeya.pc"

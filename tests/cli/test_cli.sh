@@ -3,7 +3,7 @@
 . tests/cli_lib.sh
 TINY=models/tiny
 MINI=synth:tests/data/mini.json
-CMDS=("run" "inspect" "tokenize" "logits" "plan" "bench niah" "bench decode")
+CMDS=("run" "chat" "inspect" "tokenize" "logits" "plan" "bench niah" "bench decode")
 
 # ---- exit codes and streams
 run
