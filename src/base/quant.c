@@ -1,5 +1,5 @@
-/* Layouts, in bytes; d, m: f16, little-endian. q of 4 bits: number i of the first half of a group is
- * in the low half of byte i, number i of the second half in the high half.
+/* Layouts, in bytes; d, m: f16, little-endian. q of 4 bits: number i of the first half of a group
+ * is in the low half of byte i, number i of the second half in the high half.
  *
  *   Q4_0  d[2] q[16]           d * (q - 8)
  *   Q4_1  d[2] m[2] q[16]      d * q + m

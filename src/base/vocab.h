@@ -1,5 +1,5 @@
-/* A tokenizer's tables as a model file carries them (GGUF's tokenizer.* keys): what `file` reads and
- * `tok` makes a tokenizer of, neither knowing the other. */
+/* A tokenizer's tables as a model file carries them (GGUF's tokenizer.* keys): what `file` reads
+ * and `tok` makes a tokenizer of, neither knowing the other. */
 #ifndef KK_BASE_VOCAB_H
 #define KK_BASE_VOCAB_H
 
@@ -7,12 +7,12 @@
 #include <stdint.h>
 
 enum kk_token_type { /* GGUF's numbers; those in between mean nothing here */
-    KK_TOKEN_NORMAL = 1,
-    KK_TOKEN_UNKNOWN = 2,
-    KK_TOKEN_CONTROL = 3,
-    KK_TOKEN_USER = 4,
-    KK_TOKEN_UNUSED = 5,
-    KK_TOKEN_BYTE = 6
+                     KK_TOKEN_NORMAL = 1,
+                     KK_TOKEN_UNKNOWN = 2,
+                     KK_TOKEN_CONTROL = 3,
+                     KK_TOKEN_USER = 4,
+                     KK_TOKEN_UNUSED = 5,
+                     KK_TOKEN_BYTE = 6
 };
 
 struct kk_text { /* len bytes of anything, not NUL-terminated */

@@ -78,10 +78,10 @@ int kk_model_file_is_gguf(const struct kk_model_file *mf);
 /* 1 if a path looks like a GGUF file, by its name or first bytes. */
 int kk_path_is_gguf(const char *path);
 
-/* GGUF alone: the tokenizer's tables, for kk_tok_from_vocab. Texts in *out stay those of mf; release
- * it before mf is closed. KK_ENOENT if the file has none; KK_EFORMAT, KK_EUNSUPPORTED by key. */
+/* GGUF alone: the tokenizer's tables, for kk_tok_from_vocab. Texts in *out stay those of mf:
+ * release it before mf is closed. KK_ENOENT if there are none; else by key. */
 int kk_model_file_vocab(const struct kk_model_file *mf, struct kk_vocab *out, struct kk_err *err);
-/* The i-th key of a GGUF, its value appended to `value` as a short text; KK_ENOENT after the last. */
+/* The i-th key of a GGUF, its value appended to `value` as a short text; KK_ENOENT at the end. */
 int kk_model_file_meta(const struct kk_model_file *mf, size_t i, const char **key,
                        struct kk_buf *value);
 
@@ -102,8 +102,8 @@ int kk_model_file_at(const struct kk_model_file *mf, size_t i, struct kk_tensor 
  * bytes from all over its data. */
 uint64_t kk_model_file_fingerprint(const struct kk_model_file *mf);
 
-/* Copy elements [first, first + n) of t (inside it) to dst, in t's own dtype: whole blocks, so first
- * and n are multiples of kk_dtype_block(t->dtype). Thread-safe. */
+/* Copy elements [first, first + n) of t (inside it) to dst, in t's own dtype: whole blocks, so
+ * first and n are multiples of kk_dtype_block(t->dtype). Thread-safe. */
 void kk_tensor_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void *dst);
 /* The same as float32 (base/quant.h). */
 void kk_tensor_dequant(const struct kk_tensor *t, uint64_t first, uint64_t n, float *dst);

@@ -1,6 +1,6 @@
 /* GGUF: a header of counts, keys with values, tensor descriptions; then, aligned, the data. This is
- * where hostile files arrive: every count, length, type and offset is checked before it is used, and
- * nothing is allocated that the file's own size does not justify. */
+ * where hostile files arrive: every count, length, type and offset is checked before it is used,
+ * and nothing is allocated that the file's own size does not justify. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,10 +38,11 @@ static uint64_t little(const u8 *p, unsigned bytes)
 static int take(struct cursor *c, uint64_t n, const char *what, const u8 **out)
 {
     if (n > c->len - c->at)
-        return kk_fail(c->err, KK_EFORMAT,
-                       "'%s' is truncated or damaged: %s needs %llu bytes at byte %zu, the file has "
-                       "%zu in all",
-                       c->path, what, (unsigned long long)n, c->at, c->len);
+        return kk_fail(
+            c->err, KK_EFORMAT,
+            "'%s' is truncated or damaged: %s needs %llu bytes at byte %zu, the file has "
+            "%zu in all",
+            c->path, what, (unsigned long long)n, c->at, c->len);
     *out = c->data + c->at;
     c->at += n;
     return 0;
@@ -215,8 +216,9 @@ static int take_shape(struct cursor *c, struct kk_tensor *t)
     int rc = take_int(c, 4, "a tensor's shape", &rank);
     if (rc) return rc;
     if (rank < 1 || rank > KK_MAX_RANK)
-        return kk_fail(c->err, KK_EFORMAT, "'%s': tensor '%s' has %llu dimensions, expected 1 to %d",
-                       c->path, t->name, (unsigned long long)rank, KK_MAX_RANK);
+        return kk_fail(c->err, KK_EFORMAT,
+                       "'%s': tensor '%s' has %llu dimensions, expected 1 to %d", c->path, t->name,
+                       (unsigned long long)rank, KK_MAX_RANK);
     t->rank = (int)rank;
     t->count = 1;
     for (int i = t->rank - 1; i >= 0; i--) {
@@ -238,10 +240,11 @@ static int set_bytes(struct cursor *c, struct kk_tensor *t)
     unsigned block = kk_dtype_block(t->dtype);
     uint64_t cols = t->shape[t->rank - 1];
     if (cols % block)
-        return kk_fail(c->err, KK_EFORMAT,
-                       "'%s': tensor '%s' has rows of %llu numbers, no multiple of the %u in a block "
-                       "of %s",
-                       c->path, t->name, (unsigned long long)cols, block, t->stored);
+        return kk_fail(
+            c->err, KK_EFORMAT,
+            "'%s': tensor '%s' has rows of %llu numbers, no multiple of the %u in a block "
+            "of %s",
+            c->path, t->name, (unsigned long long)cols, block, t->stored);
     if (__builtin_mul_overflow(t->count / block, (uint64_t)kk_dtype_block_bytes(t->dtype),
                                &t->bytes))
         return kk_fail(c->err, KK_EFORMAT, "'%s': tensor '%s' has a shape that overflows", c->path,

@@ -50,8 +50,7 @@ static int64_t get_int(struct build *b, const char *key, int64_t min, int64_t ma
 {
     char k[128];
     int64_t v = fallback;
-    if (!b->rc)
-        b->rc = kk__gguf_int(b->g, full_key(b, k, key), min, max, fallback < 0, &v, b->err);
+    if (!b->rc) b->rc = kk__gguf_int(b->g, full_key(b, k, key), min, max, fallback < 0, &v, b->err);
     return b->rc ? min : v;
 }
 
@@ -93,8 +92,9 @@ static void get_layers(struct build *b, const char *key, int64_t min, int64_t ma
     if (kv->n != (uint64_t)b->L) contradiction(b, key, (int64_t)kv->n, "for layers,", b->L);
     for (int64_t l = 0; !b->rc && l < b->L; l++)
         if (!kk__gguf_whole(kv, (uint64_t)l, &out[l]) || out[l] < min || out[l] > max)
-            b->rc = kk_fail(b->err, KK_EFORMAT, "key '%s': layer %lld is no number from %lld to %lld",
-                            k, (long long)l, (long long)min, (long long)max);
+            b->rc =
+                kk_fail(b->err, KK_EFORMAT, "key '%s': layer %lld is no number from %lld to %lld",
+                        k, (long long)l, (long long)min, (long long)max);
 }
 
 /* The same number for every layer for which of[l] == kind (of NULL: for all). */
@@ -124,8 +124,8 @@ static const struct kk_tensor *matrix(struct build *b, const char *name)
     if (b->rc) return NULL;
     if (!t) b->rc = kk_fail(b->err, KK_ENOENT, "tensor '%s' is missing", name);
     if (t && t->rank != 2)
-        b->rc = kk_fail(b->err, KK_EFORMAT, "tensor '%s' has %d dimensions, expected 2", name,
-                        t->rank);
+        b->rc =
+            kk_fail(b->err, KK_EFORMAT, "tensor '%s' has %d dimensions, expected 2", name, t->rank);
     return b->rc ? NULL : t;
 }
 
@@ -155,8 +155,7 @@ static void set_specials(struct build *b)
     int64_t bos = -1, id, last = -1, V = json_integer_value(json_object_get(b->o, "vocab_size"));
     int add = kk__gguf_adds_bos(b->g);
     json_t *eos = json_array();
-    if (!b->rc)
-        b->rc = kk__gguf_bool(b->g, "tokenizer.ggml.add_bos_token", &add, b->err);
+    if (!b->rc) b->rc = kk__gguf_bool(b->g, "tokenizer.ggml.add_bos_token", &add, b->err);
     if (!b->rc)
         b->rc = kk__gguf_int(b->g, "tokenizer.ggml.bos_token_id", 0, V - 1, 0, &bos, b->err);
     for (int i = 0; !b->rc && i < 3; i++) {
@@ -172,7 +171,8 @@ static void set_specials(struct build *b)
 static void check_heads(struct build *b, int64_t G)
 {
     if (!b->rc && b->H % G)
-        contradiction(b, "attention.head_count_kv", G, "it must divide attention.head_count,", b->H);
+        contradiction(b, "attention.head_count_kv", G, "it must divide attention.head_count,",
+                      b->H);
 }
 
 /* key_length of full layers; values are as wide, and all of it turns. */
@@ -186,7 +186,8 @@ static void get_head_dim(struct build *b)
     b->D = get_int(b, "attention.key_length", 2, 1024, whole);
     v = get_int(b, "attention.value_length", 1, 1024, b->D);
     rotary = get_int(b, "rope.dimension_count", 1, 1024, b->D);
-    if (!b->rc && b->D < 2) contradiction(b, "attention.key_length", b->D, "it must be at least", 2);
+    if (!b->rc && b->D < 2)
+        contradiction(b, "attention.key_length", b->D, "it must be at least", 2);
     if (v != b->D) contradiction(b, "attention.value_length", v, "attention.key_length is", b->D);
     if (rotary != b->D)
         contradiction(b, "rope.dimension_count", rotary, "attention.key_length is", b->D);
@@ -206,8 +207,7 @@ static void set_common(struct build *b)
     set_int(b, "num_attention_heads", b->H);
     set_int(b, "intermediate_size", one_of_layers(b, "feed_forward_length", F, NULL, 0));
     set_int(b, "max_position_embeddings", get_int(b, "context_length", 1, 1 << 30, -1));
-    set(b, "rms_norm_eps",
-        json_real(get_real(b, "attention.layer_norm_rms_epsilon", 0, 1, -1)));
+    set(b, "rms_norm_eps", json_real(get_real(b, "attention.layer_norm_rms_epsilon", 0, 1, -1)));
     get_head_dim(b);
     set_vocabulary(b);
     set_specials(b);
@@ -279,9 +279,10 @@ static json_t *llama3_scaling(struct build *b, double theta)
         return json_pack("{s:s, s:f, s:f, s:f, s:i}", "rope_type", "llama3", "factor", factor,
                          "low_freq_factor", 1.0, "high_freq_factor", 4.0,
                          "original_max_position_embeddings", 8192);
-    b->rc = kk_fail(b->err, KK_EUNSUPPORTED,
-                    "tensor 'rope_freqs.weight' does not follow Llama 3's rule (wavelengths of 2048 "
-                    "to 8192): other scalings are not supported");
+    b->rc =
+        kk_fail(b->err, KK_EUNSUPPORTED,
+                "tensor 'rope_freqs.weight' does not follow Llama 3's rule (wavelengths of 2048 "
+                "to 8192): other scalings are not supported");
     return NULL;
 }
 
@@ -397,8 +398,7 @@ static void gemma4_experts(struct build *b)
     if (!E) return;
     set_int(b, "num_experts", E);
     set_int(b, "top_k_experts", get_int(b, "expert_used_count", 1, E, -1));
-    set_int(b, "moe_intermediate_size",
-            get_int(b, "expert_feed_forward_length", 1, MAX_DIM, -1));
+    set_int(b, "moe_intermediate_size", get_int(b, "expert_feed_forward_length", 1, MAX_DIM, -1));
 }
 
 static void gemma4_heads(struct build *b, const int64_t sliding[MAX_LAYERS])
@@ -438,8 +438,7 @@ static void gemma4(struct build *b)
     set_layer_types(b, sliding);
     set_int(b, "hidden_size_per_layer_input",
             get_int(b, "embedding_length_per_layer_input", 0, MAX_DIM, 0));
-    set_int(b, "num_kv_shared_layers",
-            get_int(b, "attention.shared_kv_layers", 0, MAX_LAYERS, 0));
+    set_int(b, "num_kv_shared_layers", get_int(b, "attention.shared_kv_layers", 0, MAX_LAYERS, 0));
     set(b, "hidden_activation", json_string("gelu_pytorch_tanh"));
     set(b, "final_logit_softcapping", json_real(get_real(b, "final_logit_softcapping", 0, 1e6, 0)));
     double local = get_real(b, "rope.freq_base_swa", 1, 1e12, 1e4);

@@ -1,7 +1,6 @@
 /* One GGUF file, or every part of a split one, as a struct kk_model_file. */
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -19,20 +18,25 @@ struct part_name {
 };
 enum { TAIL = sizeof "-00002-of-00003.gguf" - 1 };
 
-static int is_digits(const char *s, int n)
+/* Five digits, or -1. */
+static int five_digits(const char *s)
 {
-    return (int)strspn(s, "0123456789") >= n;
+    int v = 0;
+    for (int i = 0; i < 5; i++) {
+        if (s[i] < '0' || s[i] > '9') return -1;
+        v = v * 10 + s[i] - '0';
+    }
+    return v;
 }
 
 static int is_part(const char *path, struct part_name *out)
 {
     size_t n = strlen(path);
+    if (n < TAIL) return 0;
     const char *t = path + n - TAIL;
-    if (n < TAIL || t[0] != '-' || !is_digits(t + 1, 5) || strncmp(t + 6, "-of-", 4) ||
-        !is_digits(t + 10, 5) || strcmp(t + 15, ".gguf"))
-        return 0;
-    *out = (struct part_name){atoi(t + 1), atoi(t + 10), n - TAIL};
-    return out->count >= 1 && out->count <= MAX_PARTS && out->no >= 1 && out->no <= out->count;
+    *out = (struct part_name){five_digits(t + 1), five_digits(t + 10), n - TAIL};
+    return *t == '-' && !strncmp(t + 6, "-of-", 4) && !strcmp(t + 15, ".gguf") && out->no >= 1 &&
+           out->no <= out->count && out->count <= MAX_PARTS;
 }
 
 /* The keys of part no of count agree with its name. */
@@ -129,10 +133,10 @@ static int finish(struct kk_model_file *mf, const char *path, const struct gguf_
 int kk__gguf_open(struct kk_model_file *mf, const char *path, struct kk_err *err)
 {
     const struct gguf_class *class = NULL;
-    struct part_name p = {1, 1, 0};
+    struct part_name p;
     char part[4096];
-    int rc = 0, is_one = !is_part(path, &p);
-    if (is_one) {
+    int rc = 0;
+    if (!is_part(path, &p)) {
         rc = add_part(mf, path, 0, 1, &class, err);
         return rc ? rc : finish(mf, path, class, err);
     }

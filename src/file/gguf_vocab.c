@@ -81,8 +81,7 @@ static int get_all(const struct kk_gguf *g, struct kk_vocab *v, struct kk_err *e
     v->score = score;
     if (!rc) rc = get_words(g, "tokenizer.ggml.token_type", GGUF_I32, v->n, &type, err);
     v->type = type;
-    if (!rc && !type)
-        rc = kk_fail(err, KK_EFORMAT, "key 'tokenizer.ggml.token_type' is missing");
+    if (!rc && !type) rc = kk_fail(err, KK_EFORMAT, "key 'tokenizer.ggml.token_type' is missing");
     if (!rc)
         rc = kk__gguf_int(g, "tokenizer.ggml.unknown_token_id", 0, (int64_t)v->n - 1, 0,
                           &v->unknown, err);
@@ -162,7 +161,6 @@ int kk_model_file_meta(const struct kk_model_file *mf, size_t i, const char **ke
         if (k) rc = kk_buf_puts(value, ", ");
         if (!rc) rc = show_value(value, kv, k, &at);
     }
-    if (!rc && n < kv->n)
-        rc = kk_buf_printf(value, ", .. %llu in all", (unsigned long long)kv->n);
+    if (!rc && n < kv->n) rc = kk_buf_printf(value, ", .. %llu in all", (unsigned long long)kv->n);
     return rc ? rc : kk_buf_putc(value, ']');
 }

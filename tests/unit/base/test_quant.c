@@ -34,7 +34,7 @@ static void check_type(const json_t *c)
     json_object_foreach(json_object_get(c, "bits"), key, v)
     {
         uint32_t u;
-        memcpy(&u, &y[atol(key)], 4);
+        memcpy(&u, &y[strtol(key, NULL, 10)], 4);
         if (u != json_integer_value(v)) fail_msg("%s: number %s is wrong", kk_dtype_name(t), key);
     }
     kk_test_sha256(y, n * sizeof *y, sha);
