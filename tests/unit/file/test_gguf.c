@@ -373,7 +373,8 @@ static void w_zero_dim(struct image *g)
     put_le(&g->tensors, 2, 4);
     put_le(&g->tensors, 8, 8);
     put_le(&g->tensors, 0, 8);
-    put_le(&g->tensors, 0, 12);
+    put_le(&g->tensors, 0, 4);
+    put_le(&g->tensors, 0, 8);
 }
 static void w_overflow(struct image *g)
 {
