@@ -131,10 +131,12 @@ static int is_added(int32_t type)
     return is_special(type) || type == KK_TOKEN_USER;
 }
 
-static uint32_t flags_of(int32_t type)
+/* Gemma's own tokens ("\n\n", runs of marks) are found in a text and made by merges. */
+static uint32_t flags_of(int32_t type, const struct kind *k)
 {
     if (is_special(type)) return ENT_ADDED | ENT_SPECIAL;
-    return is_added(type) ? ENT_ADDED : type == KK_TOKEN_UNUSED ? ENT_UNUSED : ENT_MODEL;
+    if (is_added(type)) return k->family == MERGES ? ENT_ADDED | ENT_MODEL : ENT_ADDED;
+    return type == KK_TOKEN_UNUSED ? ENT_UNUSED : ENT_MODEL;
 }
 
 /* A converter may have spelled the marks of a user's token as spaces: they are marks again. */
@@ -172,11 +174,11 @@ static int load_tokens(struct kk_tok *t, const struct kk_vocab *v, const struct 
             rc = spell(&v->token[i], &spelled, err);
             x = (struct kk_text){spelled.data, spelled.len};
         }
-        if (!rc) rc = kk__vocab_add(t, (uint32_t)i, x.s, x.len, flags_of(v->type[i]), err);
+        if (!rc) rc = kk__vocab_add(t, (uint32_t)i, x.s, x.len, flags_of(v->type[i], k), err);
     }
     kk_buf_release(&spelled);
     if (!rc) rc = kk__vocab_tables(t, err);
-    if (!rc && v->unknown >= 0) t->unk = (uint32_t)v->unknown;
+    if (!rc && v->unknown >= 0 && k->family != BYTES) t->unk = (uint32_t)v->unknown;
     return rc;
 }
 

@@ -1,0 +1,159 @@
+/* Tokenizers from GGUF files: token for token what sentencepiece and the Hugging Face library make of
+ * the same tables (tools/golden/gguf_tokenizers.py), small vocabularies and real ones. */
+#include "unit/tok/cases.h"
+
+#include <math.h>
+#include <unistd.h>
+
+#include "base/mem.h"
+#include "file/file.h"
+
+#define DIR "tests/golden/gguf/tokenizers/"
+
+static struct kk_tok *open_gguf(const char *path)
+{
+    struct kk_model_file *mf = NULL;
+    struct kk_vocab v;
+    struct kk_tok *t = NULL;
+    struct kk_err err = {0};
+    KK_ASSERT_OK(kk_model_file_open(path, &mf, &err), &err);
+    KK_ASSERT_OK(kk_model_file_vocab(mf, &v, &err), &err);
+    KK_ASSERT_OK(kk_tok_from_vocab(&v, &t, &err), &err);
+    kk_vocab_release(&v);
+    kk_model_file_close(mf); /* the tokenizer stands alone */
+    return t;
+}
+
+/* How a text comes back from its ids. */
+enum returns { AS_IT_IS, LESS_MARKS, NOT_ASKED };
+
+static int has_mark(const struct kk_buf *text)
+{
+    return memmem(text->data, text->len, "\xe2\x96\x81", 3) != NULL;
+}
+
+static int comes_back(const struct kk_tok *t, const struct kk_buf *text, const struct kk_ids *ids)
+{
+    struct kk_buf out;
+    struct kk_err err = {0};
+    kk_buf_init(&out, MAX_TEXT);
+    KK_ASSERT_OK(kk_tok_decode(t, ids->id, ids->n, 0, &out, &err), &err);
+    int same = out.len == text->len && !memcmp(out.data, text->data, out.len);
+    kk_buf_release(&out);
+    return same;
+}
+
+/* c, h of the row, or pc, ph: the text as plain text. */
+static json_t *wanted(const json_t *row, int special)
+{
+    const json_t *c = special ? NULL : json_object_get(row, "pc");
+    return json_pack("{s:O, s:O}", "c", c ? c : json_object_get(row, "c"), "h",
+                     json_object_get(row, c ? "ph" : "h"));
+}
+
+static int check_text(const struct kk_tok *t, const char *name, int line, const struct kk_buf *text,
+                      const json_t *row, enum returns how)
+{
+    int bad = 0;
+    for (int special = 0; special < 2; special++) {
+        struct kk_ids ids = {0};
+        struct kk_err err = {0};
+        KK_ASSERT_OK(kk_tok_encode(t, text->len ? text->data : "", text->len, special, &ids, &err),
+                     &err);
+        json_t *want = wanted(row, special);
+        int ok = same_ids(&ids, want);
+        if (ok && text->len && how != NOT_ASKED && !(how == LESS_MARKS && has_mark(text)))
+            ok = comes_back(t, text, &ids);
+        if (!ok) show(name, line, text, &ids, want);
+        bad += !ok;
+        json_decref(want);
+        kk_ids_release(&ids);
+    }
+    return bad;
+}
+
+/* Ill-formed text as the oracle saw it: a byte-level tokenizer's decode repairs it. */
+static void repair(const struct kk_tok *bytes, struct kk_buf *text)
+{
+    struct kk_ids ids = {0};
+    struct kk_err err = {0};
+    KK_ASSERT_OK(kk_tok_encode(bytes, text->data, text->len, 0, &ids, &err), &err);
+    kk_buf_reset(text);
+    KK_ASSERT_OK(kk_tok_decode(bytes, ids.id, ids.n, 0, text, &err), &err);
+    kk_ids_release(&ids);
+}
+
+static void check_all(const char *gguf, const char *name, enum returns how)
+{
+    char path[256];
+    struct kk_tok *t = open_gguf(gguf), *bytes = open_gguf(DIR "gpt-2.gguf");
+    snprintf(path, sizeof path, DIR "%s.jsonl", name);
+    struct lines cases = open_lines(CASES), rows = open_lines(path);
+    struct kk_buf text;
+    json_t *c, *row;
+    int line = 0, bad = 0;
+    kk_buf_init(&text, MAX_TEXT);
+    while ((c = next_line(&cases))) {
+        assert_non_null(row = next_line(&rows));
+        get_text(c, &text);
+        if (text.len) repair(bytes, &text);
+        bad += check_text(t, name, ++line, &text, row, how);
+        json_decref(c);
+        json_decref(row);
+    }
+    assert_true(line > 1000);
+    kk_buf_release(&text);
+    close_lines(&cases);
+    close_lines(&rows);
+    kk_tok_close(t);
+    kk_tok_close(bytes);
+    if (bad) fail_msg("%s: %d of %d texts differ", name, bad, 2 * line);
+}
+
+static void small_vocabularies(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        enum returns how;
+    } all[] = {{"gpt-2", AS_IT_IS},   {"smollm", AS_IT_IS},      {"llama-bpe", AS_IT_IS},
+               {"qwen2", NOT_ASKED},  {"spm_gemma", LESS_MARKS}, {"spm_llama", NOT_ASKED},
+               {"gemma4", LESS_MARKS}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        char path[256];
+        snprintf(path, sizeof path, DIR "%s.gguf", all[i].name);
+        print_message("    %s\n", all[i].name);
+        check_all(path, all[i].name, all[i].how);
+    }
+}
+
+static void check_real(const char *gguf, const char *name, enum returns how)
+{
+    if (access(gguf, R_OK)) {
+        print_message("    no %s: 'make models' fetches it\n", gguf);
+        skip();
+    }
+    check_all(gguf, name, how);
+}
+
+static void real_gemma(void **state)
+{
+    (void)state;
+    check_real("models/gemma-3-270m-q4_k_m.gguf", "gemma-3-270m", LESS_MARKS);
+}
+
+static void real_smollm(void **state)
+{
+    (void)state;
+    check_real("models/smollm2-135m-instruct-q4_1.gguf", "smollm2-135m", NOT_ASKED);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(small_vocabularies),
+        cmocka_unit_test(real_gemma),
+        cmocka_unit_test(real_smollm),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
