@@ -5,6 +5,7 @@
 #include <math.h>
 #include <unistd.h>
 
+#include "base/fs.h"
 #include "base/mem.h"
 #include "file/file.h"
 
@@ -148,12 +149,151 @@ static void real_smollm(void **state)
     check_real("models/smollm2-135m-instruct-q4_1.gguf", "smollm2-135m", NOT_ASKED);
 }
 
+/* ---- tables that are wrong ------------------------------------------------------------------ */
+
+#define TEXT(s)                                                                                    \
+    {                                                                                              \
+        s, sizeof s - 1                                                                            \
+    }
+
+/* A vocabulary of five tokens, to be spoilt. */
+struct five {
+    struct kk_text token[5], merge[1];
+    float score[5];
+    int32_t type[5];
+    struct kk_vocab v;
+};
+
+static struct five *five(struct five *f, char *model, char *pre)
+{
+    *f = (struct five){.token = {TEXT("<unk>"), TEXT("a"), TEXT("b"), TEXT("ab"), TEXT("<0x41>")},
+                       .merge = {TEXT("a b")},
+                       .score = {0, -1, -2, -3, 0},
+                       .type = {2, 1, 1, 1, 6}};
+    f->v = (struct kk_vocab){.model = model,
+                             .pre = pre,
+                             .token = f->token,
+                             .merge = f->merge,
+                             .score = f->score,
+                             .type = f->type,
+                             .n = 5,
+                             .n_merges = 1,
+                             .unknown = 0};
+    return f;
+}
+
+static void refused(const struct five *f, int code, const char *words)
+{
+    struct kk_tok *t = NULL;
+    struct kk_err err = {0};
+    KK_ASSERT_FAILS(kk_tok_from_vocab(&f->v, &t, &err), code, &err, words);
+    assert_null(t);
+}
+
+static void wrong_tables_are_refused(void **state)
+{
+    (void)state;
+    struct five f;
+    struct kk_tok *t;
+    struct kk_err err = {0};
+    KK_ASSERT_OK(kk_tok_from_vocab(&five(&f, "llama", NULL)->v, &t, &err), &err);
+    kk_tok_close(t);
+    refused(five(&f, "bert", NULL), KK_EUNSUPPORTED, "tokenizer.ggml.model 'bert'");
+    refused(five(&f, "gpt2", "falcon"), KK_EUNSUPPORTED, "tokenizer.ggml.pre 'falcon'");
+    five(&f, "llama", NULL)->v.score = NULL;
+    refused(&f, KK_EFORMAT, "'tokenizer.ggml.scores' is missing");
+    five(&f, "llama", NULL)->score[2] = NAN;
+    refused(&f, KK_EFORMAT, "the score of token 2 is not a number");
+    five(&f, "llama", NULL)->token[2] = f.token[1];
+    refused(&f, KK_EFORMAT, "token 'a' has two ids, 1 and 2");
+    five(&f, "llama", NULL)->token[3].len = 0;
+    refused(&f, KK_EFORMAT, "token 3 ('') is empty");
+    five(&f, "llama", NULL)->token[3] = (struct kk_text)TEXT("a\xff");
+    refused(&f, KK_EFORMAT, "or is no UTF-8");
+    five(&f, "llama", NULL)->token[3] = (struct kk_text)TEXT("a\0b");
+    refused(&f, KK_EFORMAT, "holds a NUL");
+    five(&f, "gpt2", "gpt-2")->merge[0] = (struct kk_text)TEXT("ab");
+    refused(&f, KK_EFORMAT, "merge 0 must be");
+    five(&f, "gpt2", "gpt-2")->merge[0] = (struct kk_text)TEXT("a c");
+    refused(&f, KK_EFORMAT, "merge 0 names 'c', which is no token");
+    five(&f, "gemma4", NULL)->merge[0] = (struct kk_text)TEXT("b a");
+    refused(&f, KK_EFORMAT, "merge 0 makes 'ba', which is no token");
+}
+
+/* Pieces of one score join from the left; of another, the best first, wherever it is. */
+static void scores_say_what_joins(void **state)
+{
+    (void)state;
+    static const struct {
+        float ab, bc;
+        const char *text;
+        uint32_t want[3];
+    } all[] = {{-1, -2, "abc", {4, 3}}, {-2, -1, "abc", {1, 5}}, {-1, -1, "abc", {4, 3}}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        struct kk_text token[] = {TEXT("<unk>"), TEXT("a"),  TEXT("b"),
+                                  TEXT("c"),     TEXT("ab"), TEXT("bc")};
+        float score[] = {0, -9, -9, -9, all[i].ab, all[i].bc};
+        int32_t type[] = {2, 1, 1, 1, 1, 1};
+        struct kk_vocab v = {.model = (char[]){"llama"},
+                             .token = token,
+                             .score = score,
+                             .type = type,
+                             .n = 6,
+                             .unknown = 0};
+        struct kk_tok *t;
+        struct kk_err err = {0};
+        struct kk_ids ids = {0};
+        KK_ASSERT_OK(kk_tok_from_vocab(&v, &t, &err), &err);
+        KK_ASSERT_OK(kk_tok_encode(t, "abc", 3, 0, &ids, &err), &err);
+        assert_int_equal(ids.n, 2);
+        assert_memory_equal(ids.id, all[i].want, 2 * sizeof *ids.id);
+        kk_ids_release(&ids);
+        kk_tok_close(t);
+    }
+}
+
+/* Whatever loads, encodes. */
+static void mutated_vocabularies_never_crash(void **state)
+{
+    (void)state;
+    struct kk_test_rng r = kk_test_rng("gguf vocabulary");
+    struct kk_buf whole;
+    struct kk_err err = {0};
+    int loaded = 0;
+    kk_buf_init(&whole, 1 << 20);
+    KK_ASSERT_OK(kk_fs_read(DIR "spm_gemma.gguf", &whole, &err), &err);
+    unsigned char *p = kk_aligned(64, (whole.len + 63) & ~(size_t)63);
+    for (int i = 0; i < 400; i++) {
+        struct kk_model_file *mf = NULL;
+        struct kk_tok *t = NULL;
+        struct kk_vocab v = {0};
+        struct kk_ids ids = {0};
+        memcpy(p, whole.data, whole.len);
+        for (int k = kk_test_between(&r, 1, 3); k; k--)
+            p[kk_test_below(&r, 18000)] = (unsigned char)kk_test_below(&r, 256);
+        int rc = kk_model_file_open_memory(p, whole.len, &mf, &err);
+        if (!rc) rc = kk_model_file_vocab(mf, &v, &err);
+        if (!rc) rc = kk_tok_from_vocab(&v, &t, &err);
+        if (!rc) {
+            loaded++;
+            KK_ASSERT_OK(kk_tok_encode(t, "the  quick\n\nbrown <a> fox", 25, 1, &ids, &err), &err);
+        }
+        kk_ids_release(&ids);
+        kk_vocab_release(&v);
+        kk_tok_close(t);
+        kk_model_file_close(mf);
+    }
+    assert_true(loaded > 20 && loaded < 390);
+    kk_free(p);
+    kk_buf_release(&whole);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(small_vocabularies),
-        cmocka_unit_test(real_gemma),
-        cmocka_unit_test(real_smollm),
+        cmocka_unit_test(small_vocabularies),    cmocka_unit_test(real_gemma),
+        cmocka_unit_test(real_smollm),           cmocka_unit_test(wrong_tables_are_refused),
+        cmocka_unit_test(scores_say_what_joins), cmocka_unit_test(mutated_vocabularies_never_crash),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
