@@ -474,13 +474,29 @@ void kk_tensor_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void 
         kk__synth_read(t, first, n, dst);
 }
 
+static void plain(enum kk_dtype t, const unsigned char *p, uint64_t n, float *dst)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, p + 2 * i, 2);
+        dst[i] = t == KK_BF16 ? kk_bf16_to_f32(h) : kk_f16_to_f32(h);
+    }
+}
+
 void kk_tensor_dequant(const struct kk_tensor *t, uint64_t first, uint64_t n, float *dst)
 {
-    unsigned char raw[4 * 1024]; /* 1024 numbers of any type: a multiple of every block */
+    unsigned char raw[2 * 1024]; /* 1024 numbers but of F32: a multiple of every block */
+    if (t->dtype == KK_F32) {
+        kk_tensor_read(t, first, n, dst);
+        return;
+    }
     for (uint64_t k; n; first += k, dst += k, n -= k) {
         k = n < 1024 ? n : 1024;
         kk_tensor_read(t, first, k, raw);
-        kk_dequant(t->dtype, raw, k, dst);
+        if (kk_dtype_block(t->dtype) > 1)
+            kk_dequant(t->dtype, raw, k, dst);
+        else
+            plain(t->dtype, raw, k, dst);
     }
 }
 

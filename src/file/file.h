@@ -105,7 +105,7 @@ uint64_t kk_model_file_fingerprint(const struct kk_model_file *mf);
 /* Copy elements [first, first + n) of t (inside it) to dst, in t's own dtype: whole blocks, so
  * first and n are multiples of kk_dtype_block(t->dtype). Thread-safe. */
 void kk_tensor_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void *dst);
-/* The same as float32 (base/quant.h). */
+/* The same as float32. */
 void kk_tensor_dequant(const struct kk_tensor *t, uint64_t first, uint64_t n, float *dst);
 
 #endif

@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "base/quant.h"
 #include "file/gguf_int.h"
 
 #define MAX_DIM    (1 << 24)
@@ -256,7 +255,7 @@ static float *rope_freqs(struct build *b, int64_t n)
     }
     float *f = kk_array((size_t)n, sizeof *f);
     if (f)
-        kk_dequant(KK_F32, t->data, t->count, f);
+        kk_tensor_dequant(t, 0, t->count, f);
     else
         b->rc = kk_fail(b->err, KK_ENOMEM, "out of memory for rope_freqs.weight");
     return f;

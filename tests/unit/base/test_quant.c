@@ -1,81 +1,65 @@
-/* Dequantisation: bit for bit what Python's `gguf` package makes (tools/golden/quant.py). */
+/* The values wanted are those of the Python package gguf (tools/golden/quant.py): the same bits. */
 #include "kk_test.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 
-#include "base/json.h"
-#include "base/mem.h"
+#include "base/fs.h"
 #include "base/quant.h"
 
-static enum kk_dtype type_named(const char *name)
+static void read_golden(enum kk_dtype t, const char *what, struct kk_buf *buf)
 {
-    for (int t = 0; t <= KK_Q6_K; t++)
-        if (!strcmp(kk_dtype_name((enum kk_dtype)t), name)) return (enum kk_dtype)t;
-    fail_msg("no type '%s'", name);
-    return KK_F32;
-}
-
-static void check_type(const json_t *c)
-{
-    const char *hex = json_string_value(json_object_get(c, "blocks")), *key;
-    enum kk_dtype t = type_named(json_string_value(json_object_get(c, "type")));
-    size_t bytes = strlen(hex) / 2, n = bytes / kk_dtype_block_bytes(t) * kk_dtype_block(t);
-    unsigned char *raw = kk_malloc(bytes);
-    float *y = kk_array(n, sizeof *y), *tail = kk_array(n, sizeof *y);
-    json_t *v;
-    char sha[65];
-    for (size_t i = 0; i < bytes; i++) {
-        unsigned b;
-        assert_int_equal(sscanf(hex + 2 * i, "%2x", &b), 1);
-        raw[i] = (unsigned char)b;
-    }
-    kk_dequant(t, raw, n, y);
-    json_object_foreach(json_object_get(c, "bits"), key, v)
-    {
-        uint32_t u;
-        memcpy(&u, &y[strtol(key, NULL, 10)], 4);
-        if (u != json_integer_value(v)) fail_msg("%s: number %s is wrong", kk_dtype_name(t), key);
-    }
-    kk_test_sha256(y, n * sizeof *y, sha);
-    assert_string_equal(sha, json_string_value(json_object_get(c, "sha256")));
-    /* Any block alone is the same. */
-    kk_dequant(t, raw + kk_dtype_block_bytes(t), n - kk_dtype_block(t), tail);
-    assert_memory_equal(tail, y + kk_dtype_block(t), (n - kk_dtype_block(t)) * sizeof *y);
-    kk_free(raw);
-    kk_free(y);
-    kk_free(tail);
-}
-
-static void every_block_type(void **state)
-{
-    (void)state;
     struct kk_err err = {0};
-    json_t *root;
-    KK_ASSERT_OK(kk_json_load("tests/golden/quant/blocks.json", 1 << 20, &root, &err), &err);
-    const json_t *types = json_object_get(root, "types");
-    assert_int_equal(json_array_size(types), KK_Q6_K - KK_Q4_0 + 1);
-    for (size_t i = 0; i < json_array_size(types); i++) check_type(json_array_get(types, i));
-    json_decref(root);
+    char path[80];
+    snprintf(path, sizeof path, "tests/golden/quant/%s.%s", kk_dtype_name(t), what);
+    kk_buf_init(buf, 1 << 20);
+    KK_ASSERT_OK(kk_fs_read(path, buf, &err), &err);
 }
 
-static void plain_types(void **state)
+static void test_dequant(void **state)
 {
+    static float got[1024];
     (void)state;
-    const float f[3] = {1.5f, -0.0f, 3e38f};
-    const uint16_t b[3] = {0x3fc0, 0x8000, 0xff80}, h[3] = {0x3e00, 0x0001, 0xfbff};
-    float y[3];
-    kk_dequant(KK_F32, f, 3, y);
-    assert_memory_equal(y, f, sizeof f);
-    kk_dequant(KK_BF16, b, 3, y);
-    assert_true(y[0] == 1.5f && y[1] == 0 && 1 / y[1] < 0 && y[2] < -3.4e38f);
-    kk_dequant(KK_F16, h, 3, y);
-    assert_true(y[0] == 1.5f && y[1] == 0x1p-24f && y[2] == -65504);
+    for (enum kk_dtype t = KK_Q4_0; t <= KK_Q6_K; t++) {
+        struct kk_buf blocks, want;
+        read_golden(t, "blocks", &blocks);
+        read_golden(t, "f32", &want);
+        uint64_t n = blocks.len / kk_dtype_block_bytes(t) * kk_dtype_block(t);
+        assert_in_range(n, 256, 1024);
+        assert_int_equal(want.len, n * 4);
+        kk_dequant(t, blocks.data, n, got);
+        for (uint64_t i = 0; i < n; i++)
+            if (memcmp(&got[i], want.data + i * 4, 4))
+                fail_msg("%s [%d]: %a", kk_dtype_name(t), (int)i, (double)got[i]);
+        kk_buf_release(&blocks);
+        kk_buf_release(&want);
+    }
+}
+
+/* Codes stay below 2^bits and the offset is among them: what packing into fewer bits rests on. */
+static void test_codes(void **state)
+{
+    uint8_t block[256];
+    struct kk_quant_group g;
+    (void)state;
+    struct kk_test_rng rng = kk_test_rng("codes");
+    for (enum kk_dtype t = KK_Q4_0; t <= KK_Q6_K; t++) {
+        int groups = (int)kk_dtype_block(t) / KK_QUANT_GROUP, top = 1 << kk_quant_bits(t), seen = 0;
+        assert_in_range(kk_quant_offset(t), 0, top - 1);
+        for (int i = 0; i < 200; i++) {
+            for (size_t b = 0; b < sizeof block; b++) block[b] = (uint8_t)kk_test_u64(&rng);
+            kk_quant_take(t, block, i % groups, &g);
+            for (int k = 0; k < KK_QUANT_GROUP; k++) {
+                assert_in_range(g.code[k], 0, top - 1);
+                if (g.code[k] > seen) seen = g.code[k];
+            }
+        }
+        assert_int_equal(seen, top - 1);
+    }
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(every_block_type),
-                                       cmocka_unit_test(plain_types)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_dequant),
+                                       cmocka_unit_test(test_codes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
