@@ -207,8 +207,11 @@ static int open_dir(struct kk_model_file *mf, const char *dir, struct kk_err *er
     if (!kk_fs_exists(dir))
         return kk_fail(err, KK_ENOENT, "model directory '%s' does not exist", dir);
     if (!kk_fs_is_dir(dir))
-        return kk_fail(err, KK_EFORMAT,
-                       "'%s' is not a model directory (config.json and model.safetensors)", dir);
+        return kk_fail(
+            err, KK_EFORMAT,
+            "'%s' is neither a model directory (config.json and model.safetensors) nor a "
+            "GGUF file",
+            dir);
     if (!kk_fs_exists(config))
         return kk_fail(err, KK_ENOENT, "'%s' has no config.json: is it a model directory?", dir);
     rc = load_config(mf, config, err);
