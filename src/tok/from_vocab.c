@@ -182,8 +182,8 @@ static int load_tokens(struct kk_tok *t, const struct kk_vocab *v, const struct 
     return rc;
 }
 
-/* sentencepiece looks for user's tokens in normalized text, the Hugging Face pipelines for all added
- * tokens in raw text. */
+/* sentencepiece looks for user's tokens in normalized text, the Hugging Face pipelines for all
+ * added tokens in raw text. */
 static int load_added(struct kk_tok *t, const struct kk_vocab *v, const struct kind *k,
                       struct kk_err *err)
 {

@@ -1,5 +1,5 @@
-/* Tokenizers from GGUF files: token for token what sentencepiece and the Hugging Face library make of
- * the same tables (tools/golden/gguf_tokenizers.py), small vocabularies and real ones. */
+/* Tokenizers from GGUF files: token for token what sentencepiece and the Hugging Face library make
+ * of the same tables (tools/golden/gguf_tokenizers.py), small vocabularies and real ones. */
 #include "unit/tok/cases.h"
 
 #include <math.h>
