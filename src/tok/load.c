@@ -361,5 +361,6 @@ void kk_tok_close(struct kk_tok *t)
     kk_free(t->added);
     kk_free(t->raw.node);
     kk_free(t->normed.node);
+    kk_free(t->chat_template);
     kk_free(t);
 }

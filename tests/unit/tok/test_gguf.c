@@ -252,6 +252,65 @@ static void scores_say_what_joins(void **state)
     }
 }
 
+/* The openings of published templates, shortened; line ends as letters or as they are. */
+static void chat_templates_are_known_by_their_literals(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *family;
+    } all[] = {
+        {"{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + role + '\\n' + m['content'] "
+         "| "
+         "trim + '<end_of_turn>\\n' }}{% endfor %}{{'<start_of_turn>model\\n'}}",
+         "gemma"},
+        {"{{- '<|turn>' + role + '\\n' }}..{{- '<turn|>\\n' -}}{{- '<|turn>model\\n' -}}",
+         "gemma4"},
+        {"{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}"
+         "{{ '<|im_start|>assistant\n' }}",
+         "chatml"},
+        {"{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n'+ m['content'] + "
+         "'<|eot_id|>' }}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}",
+         "llama3"},
+        {"", NULL},
+        {"{{ '[INST] ' + m['content'] + ' [/INST]' }}", NULL},
+        {"{{ '<|im_start|>assistant<|im_sep|>' }}<|im_end|>", NULL},          /* Phi 4 */
+        {"<|start_header_id|>assistant<|end_header_id|>\\n\\n<|end|>", NULL}, /* no such end */
+        {"{{ '<start_of_turn>model' }}<end_of_turn>", NULL},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        struct five f;
+        struct kk_tok *t;
+        struct kk_err err = {0};
+        const char *family;
+        char text[400];
+        snprintf(text, sizeof text, "%s", all[i].text);
+        five(&f, "llama", NULL)->v.chat_template = text;
+        KK_ASSERT_OK(kk_tok_from_vocab(&f.v, &t, &err), &err);
+        int rc = kk_tok_chat_family(t, &family, &err);
+        if (all[i].family) {
+            KK_ASSERT_OK(rc, &err);
+            assert_string_equal(family, all[i].family);
+        } else {
+            KK_ASSERT_FAILS(rc, KK_EUNSUPPORTED, &err, "it begins '");
+            assert_non_null(strstr(err.msg, *text == '{' ? "begins '{{ '" : "begins '"));
+        }
+        kk_tok_close(t);
+    }
+}
+
+static void no_template_is_no_family(void **state)
+{
+    (void)state;
+    struct five f;
+    struct kk_tok *t;
+    struct kk_err err = {0};
+    const char *family = "x";
+    KK_ASSERT_OK(kk_tok_from_vocab(&five(&f, "llama", NULL)->v, &t, &err), &err);
+    KK_ASSERT_OK(kk_tok_chat_family(t, &family, &err), &err);
+    assert_null(family);
+    kk_tok_close(t);
+}
+
 /* Whatever loads, encodes. */
 static void mutated_vocabularies_never_crash(void **state)
 {
@@ -291,9 +350,14 @@ static void mutated_vocabularies_never_crash(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(small_vocabularies),    cmocka_unit_test(real_gemma),
-        cmocka_unit_test(real_smollm),           cmocka_unit_test(wrong_tables_are_refused),
-        cmocka_unit_test(scores_say_what_joins), cmocka_unit_test(mutated_vocabularies_never_crash),
+        cmocka_unit_test(small_vocabularies),
+        cmocka_unit_test(real_gemma),
+        cmocka_unit_test(real_smollm),
+        cmocka_unit_test(wrong_tables_are_refused),
+        cmocka_unit_test(scores_say_what_joins),
+        cmocka_unit_test(chat_templates_are_known_by_their_literals),
+        cmocka_unit_test(no_template_is_no_family),
+        cmocka_unit_test(mutated_vocabularies_never_crash),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
