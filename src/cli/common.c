@@ -79,6 +79,26 @@ int kk_cli_open_engine(struct kk_cli *cli, struct kk_err *err)
     return rc;
 }
 
+int kk_cli_tok_of(const struct kk_model_file *mf, struct kk_tok **out, struct kk_err *err)
+{
+    struct kk_vocab v;
+    int rc = kk_model_file_vocab(mf, &v, err);
+    if (!rc) rc = kk_tok_from_vocab(&v, out, err);
+    kk_vocab_release(&v);
+    return rc;
+}
+
+static int open_gguf_tok(struct kk_cli *cli, const char *model, struct kk_err *err)
+{
+    struct kk_model_file *mf = NULL;
+    int rc = kk_model_file_open(model, &mf, err);
+    if (rc) return rc;
+    rc = kk_cli_tok_of(mf, &cli->tok, err);
+    if (rc) kk_wrap(err, rc, "'%s'", model);
+    kk_model_file_close(mf);
+    return rc;
+}
+
 int kk_cli_open_tok(struct kk_cli *cli, struct kk_err *err)
 {
     char path[4096];
@@ -90,7 +110,9 @@ int kk_cli_open_tok(struct kk_cli *cli, struct kk_err *err)
                        "'%s' has no tokenizer: a synth model works with logits, plan, inspect and "
                        "bench decode",
                        model);
-    if (!kk_fs_is_dir(model)) return kk_fail(err, KK_ENOENT, "'%s' is no model directory", model);
+    if (kk_path_is_gguf(model)) return open_gguf_tok(cli, model, err);
+    if (!kk_fs_is_dir(model))
+        return kk_fail(err, KK_ENOENT, "'%s' is neither a model directory nor a GGUF file", model);
     rc = kk_fs_join(path, sizeof path, model, "tokenizer.json", err);
     return rc ? rc : kk_tok_open(path, &cli->tok, err);
 }

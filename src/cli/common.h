@@ -12,6 +12,7 @@
 #include "base/buf.h"
 #include "base/config.h"
 #include "base/progress.h"
+#include "file/file.h"
 #include "kakeya.h"
 #include "tok/tok.h"
 
@@ -44,8 +45,10 @@ int kk_cli_no_words(const struct kk_cli *cli, struct kk_err *err);
 int kk_cli_options(struct kk_cli *cli, struct kk_engine_options *o, struct kk_err *err);
 /* Fill cli->engine and cli->info. */
 int kk_cli_open_engine(struct kk_cli *cli, struct kk_err *err);
-/* Fill cli->tok from the model's directory. */
+/* Fill cli->tok from the model's directory or GGUF file. */
 int kk_cli_open_tok(struct kk_cli *cli, struct kk_err *err);
+/* The tokenizer in an open GGUF. KK_ENOENT: there is none. */
+int kk_cli_tok_of(const struct kk_model_file *mf, struct kk_tok **out, struct kk_err *err);
 
 /* The text of -p or the file of -f; exactly one must be given. Refuses an empty one. */
 int kk_cli_text(const struct kk_cli *cli, struct kk_buf *out, struct kk_err *err);

@@ -13,7 +13,10 @@ struct inspect {
     struct kk_model_file *mf;
     struct kk_model_info info;
     size_t n_tensors;
-    int64_t tensor_bytes, of_type[3]; /* of_type[enum kk_dtype]: tensors */
+    int64_t tensor_bytes;
+    struct {
+        int64_t tensors, bytes;
+    } of_type[KK_Q6_K + 1]; /* [enum kk_dtype] */
 };
 
 /* What a session costs under one policy. */
@@ -70,19 +73,36 @@ static void print_tensors(const struct inspect *x)
 {
     int all = (int)kk_config_int(&x->cli->cfg, KK_OPT_TENSORS);
     if (!x->n_tensors) return;
-    printf("\ntensors          %zu, %s:", x->n_tensors, kk_cli_bytes(x->tensor_bytes));
-    for (int k = 0; k < 3; k++)
-        if (x->of_type[k])
-            printf(" %lld %s", (long long)x->of_type[k], kk_dtype_name((enum kk_dtype)k));
-    puts(all ? "" : " (--tensors lists them)");
+    printf("\ntensors          %zu, %s%s\n", x->n_tensors, kk_cli_bytes(x->tensor_bytes),
+           all ? "" : " (--tensors lists them)");
+    for (int k = 0; k <= KK_Q6_K; k++)
+        if (x->of_type[k].tensors)
+            printf("  %-5s %9lld tensors %12s  %5.1f %%\n", kk_dtype_name((enum kk_dtype)k),
+                   (long long)x->of_type[k].tensors, kk_cli_bytes(x->of_type[k].bytes),
+                   100.0 * (double)x->of_type[k].bytes / (double)x->tensor_bytes);
     for (size_t i = 0; all && i < x->n_tensors; i++) {
         struct kk_tensor t;
         char shape[128];
         if (kk_model_file_at(x->mf, i, &t)) continue;
         print_shape(&t, shape, sizeof shape);
         printf("  %-60s %-5s %-20s %12llu\n", t.name, kk_dtype_name(t.dtype), shape,
-               (unsigned long long)t.count * kk_dtype_bytes(t.dtype));
+               (unsigned long long)t.bytes);
     }
+}
+
+/* A GGUF's keys, their values cut short. */
+static void print_keys(const struct inspect *x)
+{
+    struct kk_buf value;
+    const char *key;
+    if (!kk_model_file_is_gguf(x->mf)) return;
+    kk_buf_init(&value, 1 << 16);
+    puts("\nkeys");
+    for (size_t i = 0; !kk_model_file_meta(x->mf, i, &key, &value); i++) {
+        printf("  %-42s %s\n", key, value.data);
+        kk_buf_reset(&value);
+    }
+    kk_buf_release(&value);
 }
 
 static void print_geometry(const struct kk_model_info *i)
@@ -146,11 +166,36 @@ static json_t *json_tensors(const struct inspect *x)
         json_object_set_new(o, "name", json_string(t.name));
         json_object_set_new(o, "dtype", json_string(kk_dtype_name(t.dtype)));
         json_object_set_new(o, "shape", shape);
-        json_object_set_new(o, "bytes",
-                            json_integer((json_int_t)(t.count * kk_dtype_bytes(t.dtype))));
+        json_object_set_new(o, "bytes", json_integer((json_int_t)t.bytes));
         json_array_append_new(list, o);
     }
     return list;
+}
+
+static json_t *json_types(const struct inspect *x)
+{
+    json_t *o = json_object();
+    for (int k = 0; k <= KK_Q6_K; k++)
+        if (x->of_type[k].tensors)
+            json_object_set_new(o, kk_dtype_name((enum kk_dtype)k),
+                                json_pack("{s:I, s:I}", "tensors",
+                                          (json_int_t)x->of_type[k].tensors, "bytes",
+                                          (json_int_t)x->of_type[k].bytes));
+    return o;
+}
+
+static json_t *json_keys(const struct inspect *x)
+{
+    json_t *o = json_object();
+    struct kk_buf value;
+    const char *key;
+    kk_buf_init(&value, 1 << 16);
+    for (size_t i = 0; !kk_model_file_meta(x->mf, i, &key, &value); i++) {
+        json_object_set_new(o, key, kk_cli_json_text(value.data, value.len));
+        kk_buf_reset(&value);
+    }
+    kk_buf_release(&value);
+    return o;
 }
 
 static json_t *json_costs(const struct inspect *x, const struct policy_cost *c)
@@ -194,6 +239,8 @@ static json_t *report(const struct inspect *x, const struct policy_cost *c)
                         x->cli->tok ? json_integer(kk_tok_size(x->cli->tok)) : json_null());
     json_object_set_new(o, "tensor_count", json_integer((json_int_t)x->n_tensors));
     json_object_set_new(o, "tensor_bytes", json_integer(x->tensor_bytes));
+    json_object_set_new(o, "types", json_types(x));
+    if (kk_model_file_is_gguf(x->mf)) json_object_set_new(o, "keys", json_keys(x));
     json_object_set_new(o, "tensors", json_tensors(x));
     json_object_set_new(o, "kv", json_costs(x, c));
     return o;
@@ -213,9 +260,24 @@ static int which(struct inspect *x, struct kk_err *err)
     return kk_fail(err, KK_EUSAGE, "no model given: kakeya inspect MODEL");
 }
 
-static int open_all(struct inspect *x, struct kk_err *err)
+/* The model's tokenizer, where it has one. */
+static int open_tok(struct inspect *x, struct kk_err *err)
 {
     char path[4096];
+    const char *dir = kk_model_file_dir(x->mf);
+    if (kk_model_file_is_gguf(x->mf)) {
+        struct kk_err why;
+        int rc = kk_cli_tok_of(x->mf, &x->cli->tok, &why);
+        return rc && rc != KK_ENOENT ? kk_fail(err, rc, "'%s': %s", x->model, why.msg) : 0;
+    }
+    if (!dir) return 0;
+    int rc = kk_fs_join(path, sizeof path, dir, "tokenizer.json", err);
+    if (!rc && kk_fs_exists(path)) rc = kk_tok_open(path, &x->cli->tok, err);
+    return rc;
+}
+
+static int open_all(struct inspect *x, struct kk_err *err)
+{
     int rc = kk_model_file_open(x->model, &x->mf, err);
     if (!rc) rc = kk_model_describe(x->mf, &x->info, err);
     if (rc) return rc;
@@ -223,14 +285,11 @@ static int open_all(struct inspect *x, struct kk_err *err)
     for (size_t i = 0; i < x->n_tensors; i++) {
         struct kk_tensor t;
         if (kk_model_file_at(x->mf, i, &t)) continue;
-        x->tensor_bytes += (int64_t)(t.count * kk_dtype_bytes(t.dtype));
-        x->of_type[t.dtype]++;
+        x->tensor_bytes += (int64_t)t.bytes;
+        x->of_type[t.dtype].tensors++;
+        x->of_type[t.dtype].bytes += (int64_t)t.bytes;
     }
-    const char *dir = kk_model_file_dir(x->mf);
-    if (!dir) return 0;
-    rc = kk_fs_join(path, sizeof path, dir, "tokenizer.json", err);
-    if (!rc && kk_fs_exists(path)) rc = kk_tok_open(path, &x->cli->tok, err);
-    return rc;
+    return open_tok(x, err);
 }
 
 int kk_cli_inspect(struct kk_cli *cli, struct kk_err *err)
@@ -244,6 +303,7 @@ int kk_cli_inspect(struct kk_cli *cli, struct kk_err *err)
         printf("model            %s\n", x.model);
         print_geometry(&x.info);
         print_tok(&x);
+        print_keys(&x);
         print_tensors(&x);
         print_costs(&x, costs);
     }

@@ -8,7 +8,8 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/rng.h"
-#include "file/file_int.h"
+#include "base/quant.h"
+#include "file/gguf_int.h"
 
 #define MAX_CONFIG (16u << 20)
 #define MAX_INDEX  (64u << 20)
@@ -97,20 +98,28 @@ static int load_config(struct kk_model_file *mf, const char *path, struct kk_err
 
 /* ---- snapshot directories ---- */
 
-static int add_shard(struct kk_model_file *mf, const char *name, struct kk_err *err)
+int kk__shard_map(struct kk_model_file *mf, const char *path, struct kk_shard **out,
+                  struct kk_err *err)
 {
-    char path[4096];
-    int rc = kk_fs_join(path, sizeof path, mf->dir, name, err);
-    if (rc) return rc;
     struct kk_shard *s = kk_realloc(mf->shard, mf->n_shards + 1, sizeof *s);
     if (!s) return kk_fail(err, KK_ENOMEM, "out of memory opening '%s'", path);
     mf->shard = s;
     s += mf->n_shards;
     *s = (struct kk_shard){.first = mf->n};
-    rc = kk_fs_map(path, &s->map, err);
+    int rc = kk_fs_map(path, &s->map, err);
     if (rc) return rc;
     mf->n_shards++;
-    return kk__safetensors_add(mf, path, s, err);
+    *out = s;
+    return 0;
+}
+
+static int add_shard(struct kk_model_file *mf, const char *name, struct kk_err *err)
+{
+    char path[4096];
+    struct kk_shard *s = NULL;
+    int rc = kk_fs_join(path, sizeof path, mf->dir, name, err);
+    if (!rc) rc = kk__shard_map(mf, path, &s, err);
+    return rc ? rc : kk__safetensors_add(mf, path, s, err);
 }
 
 /* No path and no hidden file: a name that stays in the directory. */
@@ -198,8 +207,11 @@ static int open_dir(struct kk_model_file *mf, const char *dir, struct kk_err *er
     if (!kk_fs_exists(dir))
         return kk_fail(err, KK_ENOENT, "model directory '%s' does not exist", dir);
     if (!kk_fs_is_dir(dir))
-        return kk_fail(err, KK_EFORMAT,
-                       "'%s' is not a model directory (config.json and model.safetensors)", dir);
+        return kk_fail(
+            err, KK_EFORMAT,
+            "'%s' is neither a model directory (config.json and model.safetensors) nor a "
+            "GGUF file",
+            dir);
     if (!kk_fs_exists(config))
         return kk_fail(err, KK_ENOENT, "'%s' has no config.json: is it a model directory?", dir);
     rc = load_config(mf, config, err);
@@ -291,17 +303,32 @@ static int open_synth(struct kk_model_file *mf, const char *spec, struct kk_err 
 
 /* ---- public ---- */
 
+/* mf goes to the caller, or away. */
+static int opened(struct kk_model_file *mf, int rc, struct kk_model_file **out)
+{
+    if (rc)
+        kk_model_file_close(mf);
+    else
+        *out = mf;
+    return rc;
+}
+
 int kk_model_file_open(const char *spec, struct kk_model_file **out, struct kk_err *err)
 {
     struct kk_model_file *mf = kk_calloc(1, sizeof *mf);
     if (!mf) return kk_fail(err, KK_ENOMEM, "out of memory opening '%s'", spec);
-    int rc = !strncmp(spec, "synth:", 6) ? open_synth(mf, spec + 6, err) : open_dir(mf, spec, err);
-    if (rc) {
-        kk_model_file_close(mf);
-        return rc;
-    }
-    *out = mf;
-    return 0;
+    int rc = !strncmp(spec, "synth:", 6) ? open_synth(mf, spec + 6, err)
+             : kk_path_is_gguf(spec)     ? kk__gguf_open(mf, spec, err)
+                                         : open_dir(mf, spec, err);
+    return opened(mf, rc, out);
+}
+
+int kk_model_file_open_memory(const void *data, size_t len, struct kk_model_file **out,
+                              struct kk_err *err)
+{
+    struct kk_model_file *mf = kk_calloc(1, sizeof *mf);
+    if (!mf) return kk_fail(err, KK_ENOMEM, "out of memory opening a model");
+    return opened(mf, kk__gguf_open_memory(mf, data, len, err), out);
 }
 
 void kk_model_file_close(struct kk_model_file *mf)
@@ -316,6 +343,8 @@ void kk_model_file_close(struct kk_model_file *mf)
     kk_free(mf->slot);
     kk_free(mf->shard);
     kk_free(mf->dir);
+    if (mf->gguf) kk__gguf_release(mf->gguf);
+    kk_free(mf->gguf);
     json_decref(mf->root);
     kk_free(mf);
 }
@@ -339,6 +368,10 @@ const char *kk_model_file_dir(const struct kk_model_file *mf)
 int kk_model_file_is_synth(const struct kk_model_file *mf)
 {
     return mf->synth;
+}
+int kk_model_file_is_gguf(const struct kk_model_file *mf)
+{
+    return mf->gguf != NULL;
 }
 size_t kk_model_file_count(const struct kk_model_file *mf)
 {
@@ -395,14 +428,69 @@ int kk_model_file_get(const struct kk_model_file *mf, const char *name, int rank
     return 0;
 }
 
+/* ---- elements ----------------------------------------------------------------------------- */
+
+/* The stored row that stands for row i. */
+static uint64_t turned_row(const struct kk_tensor *t, uint64_t i)
+{
+    uint64_t D = t->turned_rows, at = i % D, half = at / (D / 2), pair = at % (D / 2);
+    return i - at + 2 * pair + half;
+}
+
+static size_t bytes_of(const struct kk_tensor *t, uint64_t n)
+{
+    return n / kk_dtype_block(t->dtype) * kk_dtype_block_bytes(t->dtype);
+}
+
+static void read_turned(const struct kk_tensor *t, uint64_t first, uint64_t n, char *dst)
+{
+    uint64_t cols = t->count / t->shape[0];
+    while (n) {
+        uint64_t row = first / cols, at = first % cols, k = cols - at < n ? cols - at : n;
+        uint64_t from = turned_row(t, row) * cols + at;
+        memcpy(dst, (const char *)t->turned + bytes_of(t, from), bytes_of(t, k));
+        dst += bytes_of(t, k);
+        first += k;
+        n -= k;
+    }
+}
+
 void kk_tensor_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void *dst)
 {
-    size_t size = kk_dtype_bytes(t->dtype);
     KK_BUG_ON(!t->loadable || first > t->count || n > t->count - first);
+    KK_BUG_ON(first % kk_dtype_block(t->dtype) || n % kk_dtype_block(t->dtype));
     if (t->data)
-        memcpy(dst, (const char *)t->data + first * size, n * size);
+        memcpy(dst, (const char *)t->data + bytes_of(t, first), bytes_of(t, n));
+    else if (t->turned)
+        read_turned(t, first, n, dst);
     else
         kk__synth_read(t, first, n, dst);
+}
+
+static void plain(enum kk_dtype t, const unsigned char *p, uint64_t n, float *dst)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, p + 2 * i, 2);
+        dst[i] = t == KK_BF16 ? kk_bf16_to_f32(h) : kk_f16_to_f32(h);
+    }
+}
+
+void kk_tensor_dequant(const struct kk_tensor *t, uint64_t first, uint64_t n, float *dst)
+{
+    unsigned char raw[2 * 1024]; /* 1024 numbers but of F32: a multiple of every block */
+    if (t->dtype == KK_F32) {
+        kk_tensor_read(t, first, n, dst);
+        return;
+    }
+    for (uint64_t k; n; first += k, dst += k, n -= k) {
+        k = n < 1024 ? n : 1024;
+        kk_tensor_read(t, first, k, raw);
+        if (kk_dtype_block(t->dtype) > 1)
+            kk_dequant(t->dtype, raw, k, dst);
+        else
+            plain(t->dtype, raw, k, dst);
+    }
 }
 
 /* ---- fingerprint ---- */
@@ -411,7 +499,7 @@ void kk_tensor_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void 
 static void sample(struct kk_hash *h, const struct kk_tensor *t)
 {
     enum { PIECE = 64, PLACES = 17 };
-    const unsigned char *p = t->data;
+    const unsigned char *p = t->data ? t->data : t->turned;
     if (t->bytes <= PIECE * (PLACES + 1)) {
         kk_hash_add(h, p, t->bytes);
         return;
@@ -437,7 +525,7 @@ uint64_t kk_model_file_fingerprint(const struct kk_model_file *mf)
         kk_hash_add(&h, t->name, strlen(t->name) + 1);
         kk_hash_add(&h, t->stored, strlen(t->stored) + 1);
         kk_hash_add(&h, t->shape, sizeof t->shape[0] * (size_t)t->rank);
-        if (t->data) sample(&h, t);
+        if (t->data || t->turned) sample(&h, t);
     }
     return kk_hash_value(&h);
 }

@@ -1,7 +1,9 @@
 /* Model files: named, typed, bounds-checked tensors, and the config that describes them.
  *
- * Owns: Hugging Face snapshot directories (config.json, model.safetensors or shards with an index)
- * and `synth:` models (random weights of any geometry, made on demand: docs/formats/synth.md).
+ * Owns: Hugging Face snapshot directories (config.json, model.safetensors or shards with an index),
+ * GGUF files (docs/formats/gguf.md), which look like such a directory from here: the same tensor
+ * names, shapes and config keys; and `synth:` models (random weights of any geometry, made on
+ * demand: docs/formats/synth.md).
  * Refuses to know: what a tensor is for. The model layer asks for each tensor by name, with the
  * shape it expects, and gets the bytes or one sentence about what is wrong.
  *
@@ -17,8 +19,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/buf.h"
 #include "base/dtype.h"
 #include "base/err.h"
+#include "base/vocab.h"
 
 #define KK_MAX_RANK 4
 
@@ -33,17 +37,25 @@ struct kk_tensor {
     uint64_t count;   /* product of shape */
     uint64_t bytes;   /* of the stored data */
     const void *data; /* dtype-aligned: the mapped bytes, or a copy where those are misaligned;
-                         NULL for synth (use kk_tensor_read) */
-    uint64_t synth_key, synth_kind; /* private to file/ */
+                         NULL where rows are made or moved on the way (use kk_tensor_read) */
+    int plus_one;     /* a norm's weight is stored as 1 + w (Gemma 3 in GGUF), not as w */
+    /* Private to file/. */
+    uint64_t synth_key, synth_kind;
+    const void *turned;   /* rows of heads in GGUF Llama's order: row h*D + 2*r + s stands for */
+    uint32_t turned_rows; /* row h*D + s*D/2 + r, where D = turned_rows */
 };
 
 struct kk_model_file;
 
-/* Open a snapshot directory, or "synth:CONFIG.json[:SEED]" (seed 0 if left out). Every header field
- * is checked here: offsets, overlaps, overflow, dtypes, names. The files must not shrink while they
- * are open. The caller closes it. KK_ENOENT, KK_EFORMAT, KK_EIO, KK_ENOMEM; for synth also
- * KK_EINVAL (seed) and KK_EUNSUPPORTED (dtype). */
+/* Open a snapshot directory, a GGUF file (of a split one, any part: all are opened), or
+ * "synth:CONFIG.json[:SEED]" (seed 0 if left out). Every header field is checked here: offsets,
+ * overlaps, overflow, dtypes, names. The files must not shrink while they are open. The caller
+ * closes it. KK_ENOENT, KK_EFORMAT, KK_EIO, KK_ENOMEM; for synth also KK_EINVAL (seed) and
+ * KK_EUNSUPPORTED (dtype); for GGUF also KK_EUNSUPPORTED (architecture, type of a tensor). */
 int kk_model_file_open(const char *spec, struct kk_model_file **out, struct kk_err *err);
+/* A GGUF in memory, which must stay until close; data on a multiple of 64. */
+int kk_model_file_open_memory(const void *data, size_t len, struct kk_model_file **out,
+                              struct kk_err *err);
 /* Open a directory that is no model of its own (f_theta): one JSON object and one safetensors file,
  * by name. Its architecture and model_type are "". */
 int kk_model_file_open_parts(const char *dir, const char *config, const char *weights,
@@ -59,9 +71,19 @@ const json_t *kk_model_file_config(const struct kk_model_file *mf);
 const char *kk_model_file_architecture(const struct kk_model_file *mf);
 const char *kk_model_file_model_type(const struct kk_model_file *mf);
 
-/* Directory of the snapshot (for tokenizer.json), or NULL for synth. Borrowed. */
+/* Directory of the snapshot (for tokenizer.json), or NULL. Borrowed. */
 const char *kk_model_file_dir(const struct kk_model_file *mf);
 int kk_model_file_is_synth(const struct kk_model_file *mf);
+int kk_model_file_is_gguf(const struct kk_model_file *mf);
+/* 1 if a path looks like a GGUF file, by its name or first bytes. */
+int kk_path_is_gguf(const char *path);
+
+/* GGUF alone: the tokenizer's tables, for kk_tok_from_vocab. Texts in *out stay those of mf:
+ * release it before mf is closed. KK_ENOENT if there are none; else by key. */
+int kk_model_file_vocab(const struct kk_model_file *mf, struct kk_vocab *out, struct kk_err *err);
+/* The i-th key of a GGUF, its value appended to `value` as a short text; KK_ENOENT at the end. */
+int kk_model_file_meta(const struct kk_model_file *mf, size_t i, const char **key,
+                       struct kk_buf *value);
 
 /* Find tensor `name` and check its shape: KK_ENOENT "tensor 'x' is missing", KK_EFORMAT "tensor 'x'
  * has shape [a, b], expected [c, d]", KK_EUNSUPPORTED "tensor 'x' has dtype I64, expected BF16,
@@ -80,7 +102,10 @@ int kk_model_file_at(const struct kk_model_file *mf, size_t i, struct kk_tensor 
  * bytes from all over its data. */
 uint64_t kk_model_file_fingerprint(const struct kk_model_file *mf);
 
-/* Copy elements [first, first + n) of t (inside it) to dst, in t's own dtype. Thread-safe. */
+/* Copy elements [first, first + n) of t (inside it) to dst, in t's own dtype: whole blocks, so
+ * first and n are multiples of kk_dtype_block(t->dtype). Thread-safe. */
 void kk_tensor_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void *dst);
+/* The same as float32. */
+void kk_tensor_dequant(const struct kk_tensor *t, uint64_t first, uint64_t n, float *dst);
 
 #endif

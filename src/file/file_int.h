@@ -13,10 +13,13 @@ struct kk_shard {
     size_t first; /* its tensors are [first, first of the next shard) */
 };
 
+struct kk_gguf;
+
 struct kk_model_file {
-    char *dir;      /* NULL for synth */
-    json_t *root;   /* config.json, owned */
-    json_t *config; /* the text model's object inside root, borrowed */
+    char *dir;            /* of a snapshot, else NULL */
+    struct kk_gguf *gguf; /* the keys of a GGUF, owned; else NULL */
+    json_t *root;         /* config.json, owned */
+    json_t *config;       /* the text model's object inside root, borrowed */
     const char *architecture, *model_type;
     struct kk_shard *shard;
     size_t n_shards;
@@ -28,6 +31,10 @@ struct kk_model_file {
     uint64_t seed;
     enum kk_dtype synth_dtype;
 };
+
+/* Map another file as the last shard; *out is valid until the next. */
+int kk__shard_map(struct kk_model_file *mf, const char *path, struct kk_shard **out,
+                  struct kk_err *err);
 
 /* safetensors.c: parse the mapped shard s and add its tensors. path is for messages. */
 int kk__safetensors_add(struct kk_model_file *mf, const char *path, struct kk_shard *s,

@@ -5,8 +5,7 @@
 #include "base/mem.h"
 #include "tok/tok_int.h"
 
-#define MAX_FILE  ((size_t)256 << 20)
-#define MAX_ADDED 4096 /* bytes of an added token: bounds the search at each place of a text */
+#define MAX_FILE ((size_t)256 << 20)
 
 /* ---- vocabulary --------------------------------------------------------------------------- */
 
@@ -35,9 +34,9 @@ static int added_entry(const json_t *a, const json_t **text, uint32_t *id, struc
     const char *s = json_string_value(*text);
     size_t len = json_string_length(*text);
     if (memchr(s, 0, len)) return kk_fail(err, KK_EUNSUPPORTED, "an added token holds a NUL");
-    if (len > MAX_ADDED)
+    if (len > KK_TOK_MAX_ADDED)
         return kk_fail(err, KK_EUNSUPPORTED, "an added token of %zu bytes: expected at most %d",
-                       len, MAX_ADDED);
+                       len, KK_TOK_MAX_ADDED);
     return check_id(json_object_get(a, "id"), s, len, id, err);
 }
 
@@ -113,16 +112,11 @@ static int merge_sides(const json_t *m, const char *side[2], size_t len[2])
     return 0;
 }
 
-static int load_merge(struct kk_tok *t, const json_t *m, size_t rank, struct kk_buf *both,
-                      struct kk_err *err)
+int kk__merge_texts(struct kk_tok *t, const char *const side[2], const size_t len[2], size_t rank,
+                    struct kk_buf *both, struct kk_err *err)
 {
-    const char *side[2];
-    size_t len[2];
     uint32_t id[2];
     char q[64];
-    if (merge_sides(m, side, len))
-        return kk_fail(err, KK_EFORMAT, "merge %zu must be \"left right\" or [\"left\", \"right\"]",
-                       rank);
     kk_buf_reset(both);
     for (int k = 0; k < 2; k++) {
         id[k] = kk__vocab_find(t, side[k], len[k], ENT_MODEL);
@@ -138,6 +132,17 @@ static int load_merge(struct kk_tok *t, const json_t *m, size_t rank, struct kk_
                        kk__quote(q, both->data, both->len));
     kk__merge_add(t, id[0], id[1], (uint32_t)rank, into);
     return 0;
+}
+
+static int load_merge(struct kk_tok *t, const json_t *m, size_t rank, struct kk_buf *both,
+                      struct kk_err *err)
+{
+    const char *side[2];
+    size_t len[2];
+    if (merge_sides(m, side, len))
+        return kk_fail(err, KK_EFORMAT, "merge %zu must be \"left right\" or [\"left\", \"right\"]",
+                       rank);
+    return kk__merge_texts(t, side, len, rank, both, err);
 }
 
 static int load_merges(struct kk_tok *t, const json_t *model, struct kk_err *err)
@@ -180,7 +185,6 @@ static int load_unk(struct kk_tok *t, const json_t *model, struct kk_err *err)
 {
     const char *unk = NULL;
     char q[64];
-    t->unk = KK_TOK_NONE;
     int rc = kk_json_str(model, "unk_token", 0, &unk, err);
     if (rc || !unk) return rc;
     t->unk = kk__vocab_find(t, unk, strlen(unk), ENT_MODEL);
@@ -305,13 +309,24 @@ static int load_all(struct kk_tok *t, const json_t *root, struct kk_err *err)
     return rc;
 }
 
+struct kk_tok *kk__tok_new(struct kk_err *err)
+{
+    struct kk_tok *t = kk_calloc(1, sizeof *t);
+    if (!t) {
+        kk_fail(err, KK_ENOMEM, "out of memory");
+        return NULL;
+    }
+    t->unk = KK_TOK_NONE;
+    kk_buf_init(&t->blob, KK_TOK_MAX_TEXT);
+    kk_buf_init(&t->decoded, KK_TOK_MAX_TEXT);
+    return t;
+}
+
 int kk_tok_open(const char *path, struct kk_tok **out, struct kk_err *err)
 {
     json_t *root = NULL;
-    struct kk_tok *t = kk_calloc(1, sizeof *t);
-    if (!t) return kk_fail(err, KK_ENOMEM, "out of memory");
-    kk_buf_init(&t->blob, KK_TOK_MAX_TEXT);
-    kk_buf_init(&t->decoded, KK_TOK_MAX_TEXT);
+    struct kk_tok *t = kk__tok_new(err);
+    if (!t) return KK_ENOMEM;
     int rc = kk_json_load(path, MAX_FILE, &root, err);
     if (!rc) {
         rc = load_all(t, root, err);
@@ -346,5 +361,6 @@ void kk_tok_close(struct kk_tok *t)
     kk_free(t->added);
     kk_free(t->raw.node);
     kk_free(t->normed.node);
+    kk_free(t->chat_template);
     kk_free(t);
 }

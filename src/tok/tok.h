@@ -1,5 +1,5 @@
 /* Tokenizers: text <-> ids, from a Hugging Face tokenizer.json (BPE: byte-level, and Gemma's
- * sentencepiece style with byte fallback).
+ * sentencepiece style with byte fallback), or from the tables in a GGUF file.
  *
  * Refuses to know: sessions, models. Equal to the Hugging Face `tokenizers` library, token for
  * token (tests/golden/tokenizer), with one difference by design: where a run of byte tokens
@@ -16,6 +16,7 @@
 
 #include "base/buf.h"
 #include "base/err.h"
+#include "base/vocab.h"
 
 struct kk_tok;
 
@@ -31,6 +32,10 @@ void kk_ids_release(struct kk_ids *v);
  * refused by name: KK_EUNSUPPORTED. A malformed file is KK_EFORMAT, one line that names what is
  * wrong. */
 int kk_tok_open(const char *path, struct kk_tok **out, struct kk_err *err);
+/* From a GGUF's tables (docs/formats/gguf.md): model "llama" (sentencepiece's pieces and scores),
+ * "gpt2" with a known pre-tokenizer, "gemma4". Equal to sentencepiece and to the Hugging Face
+ * library. v may be released afterwards. KK_EUNSUPPORTED names what is not known; KK_EFORMAT. */
+int kk_tok_from_vocab(const struct kk_vocab *v, struct kk_tok **out, struct kk_err *err);
 void kk_tok_close(struct kk_tok *t);
 
 uint32_t kk_tok_size(const struct kk_tok *t); /* 1 + the largest id */
@@ -55,6 +60,10 @@ int64_t kk_tok_find(const struct kk_tok *t, const char *text);
 /* The token's text as the file spells it ("Ġthe", "▁the", "<0x0A>"), or NULL. Borrowed. */
 const char *kk_tok_text(const struct kk_tok *t, uint32_t id);
 int kk_tok_is_special(const struct kk_tok *t, uint32_t id);
+
+/* *family: "gemma", "gemma4", "chatml" or "llama3", by the chat template that the model's file
+ * carries; NULL if it carries none. KK_EUNSUPPORTED for another, showing its first line. */
+int kk_tok_chat_family(const struct kk_tok *t, const char **family, struct kk_err *err);
 
 /* Streaming decode: push ids one by one; whole UTF-8 characters come out as soon as they are
  * complete. The concatenation of all pushes and the final flush equals kk_tok_decode of all ids. */

@@ -32,6 +32,7 @@
 #define KK_TOK_MAX_STEPS 16
 #define KK_TOK_NONE      UINT32_MAX
 #define KK_TOK_MAX_TEXT  ((size_t)1 << 30) /* bytes of one text, and of any rewriting of it */
+#define KK_TOK_MAX_ADDED 4096 /* of an added token: bounds the search at each place of a text */
 
 /* ---- regex.c: patterns -------------------------------------------------------------------- */
 
@@ -107,7 +108,13 @@ struct tok_added {
     u8 special, lstrip, rstrip, single_word, normalized;
 };
 
-enum { ENT_MODEL = 1, ENT_ADDED = 2, ENT_SPECIAL = 4, ENT_ATOM = 8 /* byte or unknown token */ };
+enum {
+    ENT_MODEL = 1,
+    ENT_ADDED = 2,
+    ENT_SPECIAL = 4,
+    ENT_ATOM = 8,   /* byte or unknown token */
+    ENT_UNUSED = 16 /* has a text, and no text becomes it */
+};
 struct tok_span {
     uint32_t off, len;
 };
@@ -154,6 +161,7 @@ struct kk_tok {
     int dec_fused;          /* the decoder holds a Fuse (load only) */
     char dec_strip_char[8]; /* the decoder's last Strip: this character, */
     int dec_strip;          /* at most so many times, from the start of the text */
+    char *chat_template;    /* as the file carries it, owned; or NULL */
 };
 
 /* ---- vocab.c ------------------------------------------------------------------------------ */
@@ -188,7 +196,12 @@ static inline const struct tok_merge *kk__merge_find(const struct kk_tok *t, uin
     }
 }
 
-/* ---- load.c, pipeline.c ------------------------------------------------------------------- */
+/* ---- load.c, from_vocab.c, pipeline.c ------------------------------------------------------ */
+
+struct kk_tok *kk__tok_new(struct kk_err *err); /* empty; NULL without memory */
+/* Merge number `rank`: two texts that are tokens and make one. both: scratch. */
+int kk__merge_texts(struct kk_tok *t, const char *const side[2], const size_t len[2], size_t rank,
+                    struct kk_buf *both, struct kk_err *err);
 
 int kk__load_norm(struct kk_tok *t, const json_t *v, struct kk_err *err);
 int kk__load_pre(struct kk_tok *t, const json_t *v, struct kk_err *err);

@@ -72,7 +72,7 @@ static void says_what_is_missing(void **state)
     char path[600];
     open_fails("no/such/dir", KK_ENOENT, "model directory 'no/such/dir' does not exist");
     open_fails("", KK_ENOENT, "model directory '' does not exist");
-    open_fails("Makefile", KK_EFORMAT, "'Makefile' is not a model directory");
+    open_fails("Makefile", KK_EFORMAT, "'Makefile' is neither a model directory");
     put_tensors("model.safetensors", ONE("x"), 4);
     drop("config.json");
     open_fails(model_dir(), KK_ENOENT, "has no config.json: is it a model directory?");
