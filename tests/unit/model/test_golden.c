@@ -1,5 +1,6 @@
-/* Logits against the Hugging Face class in float32 (tools/golden/gemma4.py): within 1e-4 of the
- * row's scale, and the same argmax everywhere. Folders of tests/golden/gemma4 are the cases. */
+/* Logits against the Hugging Face classes in float32 (tools/golden/gemma4.py, archs.py): within
+ * 1e-4 of the row's scale, and the same argmax everywhere. A folder of
+ * tests/golden/ARCHITECTURE is a case. */
 #include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
@@ -170,7 +171,10 @@ static void run_folder(const char *root, int least)
 static void logits_equal_hugging_face(void **state)
 {
     (void)state;
-    run_folder("tests/golden/gemma4", 12);
+    run_folder("tests/golden/gemma4", 17);
+    run_folder("tests/golden/gemma3", 12);
+    run_folder("tests/golden/llama", 11);
+    run_folder("tests/golden/qwen3", 9);
 }
 
 static void policies_equal_the_oracle(void **state)
