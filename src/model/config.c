@@ -184,6 +184,9 @@ int kk__config_one_rope(const json_t *o, double theta, struct kk_model_config *c
     const char *where = "rope_scaling";
     const json_t *p = json_object_get(o, where);
     if (!p || json_is_null(p)) p = json_object_get(o, where = "rope_parameters");
+    if (json_object_get(p, "full_attention") || json_object_get(p, "sliding_attention"))
+        return kk_fail(err, KK_EUNSUPPORTED,
+                       "%s: one embedding for each kind of layer is not supported", where);
     int rc = kk_json_real(o, "rope_theta", 1, 1e12, 0, &theta, err);
     for (int sliding = 0; !rc && sliding < 2; sliding++)
         rc = kk__config_rope(p, where, theta, sliding, c, err);

@@ -17,6 +17,9 @@ static int ropes(const json_t *o, struct kk_model_config *c, struct kk_err *err)
                  *full = json_object_get(p, "full_attention"),
                  *scaling = json_object_get(o, "rope_scaling");
     double theta = 1e6, local = 1e4;
+    if (json_object_size(p) && !full && !json_object_get(p, "sliding_attention"))
+        return kk_fail(err, KK_EFORMAT,
+                       "'rope_parameters' must have full_attention and sliding_attention");
     int rc = kk_json_real(o, "rope_theta", 1, 1e12, 0, &theta, err);
     if (!rc) rc = kk_json_real(o, "rope_local_base_freq", 1, 1e12, 0, &local, err);
     if (!rc && scaling && !json_is_null(scaling))

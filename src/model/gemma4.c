@@ -104,7 +104,7 @@ static int config(const json_t *o, struct kk_model_config *c, struct kk_err *err
     c->act = KK_GELU_TANH;
     c->attn_scale = 1;
     int rc = refuse_unsupported(o, err);
-    if (!rc) rc = kk__config_geometry(o, 0, 0, c, err);
+    if (!rc) rc = kk__config_geometry(o, KK_REQUIRED, KK_REQUIRED, c, err);
     if (!rc) rc = kk_json_real(o, "final_logit_softcapping", 0, 1e6, 0, &cap, err);
     if (!rc) rc = experts_config(o, c, err);
     if (rc) return rc;

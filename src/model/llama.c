@@ -14,10 +14,13 @@ static int config(const json_t *o, struct kk_model_config *c, struct kk_err *err
     c->raw_value = 1;
     c->norms = 2;
     c->act = KK_SILU;
-    int rc = kk__config_geometry(o, -1, -1, c, err);
+    int rc = kk__config_geometry(o, KK_DERIVED, KK_DERIVED, c, err);
     if (!rc) rc = kk__config_name(o, "hidden_act", "silu", err);
     if (!rc) rc = kk__config_off(o, "attention_bias", err);
     if (!rc) rc = kk__config_off(o, "mlp_bias", err);
+    if (!rc) rc = kk__config_layer_types(o, 0, c, err);
+    if (!rc && c->info.window)
+        rc = kk_fail(err, KK_EUNSUPPORTED, "sliding layers are not supported in a Llama");
     if (rc) return rc;
     c->attn_scale = (float)(1 / sqrt((double)c->layer[0].D));
     return kk__config_one_rope(o, 10000, c, err);

@@ -84,7 +84,8 @@ int kk__config_off(const json_t *o, const char *key, struct kk_err *err);
 int kk__config_check_heads(int H, int G, int D, struct kk_err *err);
 /* Vocabulary, widths, layers, heads, eps, context, tying. What c holds before are the defaults (0:
  * the key must be there). Then c->layer is made, each layer full, with G KV heads of D; where those
- * keys are absent G and D are the defaults, 0 being none and -1 one KV head a head, D = C / H. */
+ * keys are absent G and D are the defaults, or one of these. */
+enum { KK_REQUIRED = 0, KK_DERIVED = -1 }; /* derived: a KV head for every head, D = C / H */
 int kk__config_geometry(const json_t *o, int G, int D, struct kk_model_config *c,
                         struct kk_err *err);
 /* Which layers slide: those of `layer_types`, or, where it is absent, those already marked. With a

@@ -30,7 +30,7 @@ static int config(const json_t *o, struct kk_model_config *c, struct kk_err *err
     c->raw_value = c->qk_norm = 1;
     c->norms = 2;
     c->act = KK_SILU;
-    int rc = kk__config_geometry(o, -1, 128, c, err);
+    int rc = kk__config_geometry(o, KK_DERIVED, 128, c, err);
     if (!rc) rc = kk__config_name(o, "hidden_act", "silu", err);
     if (!rc) rc = kk__config_off(o, "attention_bias", err);
     if (!rc) rc = sliding_layers(o, c, err);

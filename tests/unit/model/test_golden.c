@@ -142,8 +142,8 @@ static int run_case(const char *root, const char *name)
     g.V = (size_t)info.vocabulary;
     assert_int_equal(g.logits.len, g.n_rows * g.V * sizeof(float));
     if (kk_session_logits(s, g.ids, g.n, compare_row, &g, &err)) fail_msg("%s: %s", name, err.msg);
-    print_message("             %-16s %4zu tokens  largest difference %.1e of the row's scale\n",
-                  name, g.n, g.worst);
+    print_message("             %-20s %4zu tokens  largest difference %.1e of the row's scale\n",
+                  strstr(g.dir, "golden/") + 7, g.n, g.worst);
     int good = g.worst < tolerance && g.wrong <= allowed;
     if (g.wrong) print_message("             %s: another argmax at %d positions\n", name, g.wrong);
     kk_session_close(s);
