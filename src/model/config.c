@@ -195,14 +195,18 @@ int kk__config_one_rope(const json_t *o, double theta, struct kk_model_config *c
 
 /* ---- the whole ---------------------------------------------------------------------------- */
 
-/* eos_token_id: an integer, a list, or absent. */
-static int parse_specials(const json_t *o, struct kk_model_info *i, struct kk_err *err)
+/* bos_token_id: an id, or null for none; eos_token_id: that, or a list. */
+static int parse_specials(const struct kk_model_file *mf, struct kk_model_info *i,
+                          struct kk_err *err)
 {
-    i->bos = -1;
-    int rc = kk_json_int(o, "bos_token_id", 0, i->V - 1, 0, &i->bos, err);
-    if (rc) return rc;
-    const json_t *e = json_object_get(o, "eos_token_id");
-    size_t n = json_is_array(e) ? json_array_size(e) : e && !json_is_null(e) ? 1 : 0;
+    const json_t *b = kk_model_file_key(mf, "bos_token_id"),
+                 *e = kk_model_file_key(mf, "eos_token_id");
+    if (b) i->bos = json_is_integer(b) ? json_integer_value(b) : -1;
+    if (b && !json_is_null(b) && (i->bos < 0 || i->bos >= i->V))
+        return kk_fail(err, KK_EFORMAT, "'bos_token_id' must be an id below vocab_size %d", i->V);
+    if (!e) return 0;
+    i->n_eos = 0;
+    size_t n = json_is_array(e) ? json_array_size(e) : !json_is_null(e);
     if (n > KK_MAX_EOS)
         return kk_fail(err, KK_EFORMAT, "'eos_token_id' lists %zu ids, at most %d are supported", n,
                        KK_MAX_EOS);
@@ -248,6 +252,13 @@ static const struct kk_arch *find_arch(const char *name, struct kk_err *err)
     return NULL;
 }
 
+void kk__config_specials(struct kk_model_config *c, int bos, uint32_t eos)
+{
+    c->info.bos = bos;
+    c->info.eos[0] = eos;
+    c->info.n_eos = 1;
+}
+
 int kk__config_parse(const struct kk_model_file *mf, struct kk_model_config *c, struct kk_err *err)
 {
     const json_t *o = kk_model_file_config(mf);
@@ -261,9 +272,10 @@ int kk__config_parse(const struct kk_model_file *mf, struct kk_model_config *c, 
                        type, arch->model_type);
     c->arch = arch;
     c->info.architecture = arch->name;
+    c->info.bos = -1;
     c->embed_scale = 1;
     int rc = arch->config(o, c, err);
-    if (!rc) rc = parse_specials(o, &c->info, err);
+    if (!rc) rc = parse_specials(mf, &c->info, err);
     if (rc) {
         kk__config_release(c);
         return kk_wrap(err, rc, "config.json");

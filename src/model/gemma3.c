@@ -41,6 +41,7 @@ static int config(const json_t *o, struct kk_model_config *c, struct kk_err *err
     c->tied = c->raw_value = c->qk_norm = 1;
     c->norms = 4;
     c->act = KK_GELU_TANH;
+    kk__config_specials(c, 2, 1);
     int rc = kk__config_geometry(o, 4, 256, c, err);
     if (!rc) rc = kk__config_int(o, "query_pre_attn_scalar", 1 << 24, &scalar, err);
     if (!rc) rc = kk__config_int(o, "sliding_window_pattern", 1 << 24, &pattern, err);

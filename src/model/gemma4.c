@@ -103,6 +103,7 @@ static int config(const json_t *o, struct kk_model_config *c, struct kk_err *err
     c->others = 1; /* layer_scalar */
     c->act = KK_GELU_TANH;
     c->attn_scale = 1;
+    kk__config_specials(c, 2, 1);
     int rc = refuse_unsupported(o, err);
     if (!rc) rc = kk__config_geometry(o, KK_REQUIRED, KK_REQUIRED, c, err);
     if (!rc) rc = kk_json_real(o, "final_logit_softcapping", 0, 1e6, 0, &cap, err);

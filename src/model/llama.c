@@ -14,6 +14,7 @@ static int config(const json_t *o, struct kk_model_config *c, struct kk_err *err
     c->raw_value = 1;
     c->norms = 2;
     c->act = KK_SILU;
+    kk__config_specials(c, 1, 2);
     int rc = kk__config_geometry(o, KK_DERIVED, KK_DERIVED, c, err);
     if (!rc) rc = kk__config_name(o, "hidden_act", "silu", err);
     if (!rc) rc = kk__config_off(o, "attention_bias", err);

@@ -88,6 +88,8 @@ int kk__config_check_heads(int H, int G, int D, struct kk_err *err);
 enum { KK_REQUIRED = 0, KK_DERIVED = -1 }; /* derived: a KV head for every head, D = C / H */
 int kk__config_geometry(const json_t *o, int G, int D, struct kk_model_config *c,
                         struct kk_err *err);
+/* Token ids of a config that names none. */
+void kk__config_specials(struct kk_model_config *c, int bos, uint32_t eos);
 /* Which layers slide: those of `layer_types`, or, where it is absent, those already marked. With a
  * sliding layer the window is `sliding_window` (absent: *window; 0: it must be there). */
 int kk__config_layer_types(const json_t *o, int window, struct kk_model_config *c,

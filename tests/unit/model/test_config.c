@@ -75,6 +75,8 @@ static const struct {
      "'query_pre_attn_scalar' is 0, expected 1"},
     {llama, "{\"rms_norm_eps\": \"small\"}", KK_EFORMAT, "'rms_norm_eps' must be a number"},
     {llama, "{\"eos_token_id\": [1, 160]}", KK_EFORMAT, "must be ids below vocab_size 160"},
+    {llama, "{\"bos_token_id\": -1}", KK_EFORMAT, "'bos_token_id' must be an id below"},
+    {llama, "{\"bos_token_id\": \"<s>\"}", KK_EFORMAT, "'bos_token_id' must be an id below"},
 
     {gemma3, "{\"sliding_window\": 0}", KK_EFORMAT, "'sliding_window' is 0, expected 1"},
     {qwen3, "{\"sliding_window\": 0}", KK_EFORMAT, "'sliding_window' is 0, expected 1"},
@@ -176,9 +178,34 @@ static void absent_keys_have_the_defaults_of_the_class(void **state)
     assert_int_equal(i.window, 0);
     i = describe(qwen3, "{\"max_window_layers\": null}"); /* 28 */
     assert_int_equal(i.n_full_layers, 4);
-    i = describe(llama, "{\"bos_token_id\": null, \"eos_token_id\": null}");
+}
+
+static void special_tokens(void **state)
+{
+    (void)state;
+    struct kk_model_info i = describe(llama, "{\"bos_token_id\": null, \"eos_token_id\": null}");
+    assert_int_equal(i.bos, 1); /* of the class */
+    assert_int_equal(i.n_eos, 1);
+    assert_int_equal(i.eos[0], 2);
+    i = describe(qwen3, "{\"bos_token_id\": null, \"eos_token_id\": null}");
     assert_int_equal(i.bos, -1);
     assert_int_equal(i.n_eos, 0);
+    i = describe(llama, "{\"eos_token_id\": [5, 6, 7]}");
+    assert_int_equal(i.n_eos, 3);
+    assert_int_equal(i.eos[2], 7);
+    /* of the whole, where the text model inside it has none: google/gemma-3-4b-it */
+    i = describe(gemma3, "{\"architectures\": [\"Gemma3ForConditionalGeneration\"],"
+                         "\"model_type\": \"gemma3\", \"eos_token_id\": [1, 106], \"text_config\":"
+                         "{\"model_type\": \"gemma3_text\", \"hidden_size\": 2560, "
+                         "\"intermediate_size\": 10240, \"num_hidden_layers\": 34, "
+                         "\"bos_token_id\": null, \"sliding_window\": 1024, "
+                         "\"rope_scaling\": {\"factor\": 8.0, \"rope_type\": \"linear\"}}}");
+    assert_int_equal(i.n_eos, 2);
+    assert_int_equal(i.eos[1], 106);
+    assert_int_equal(i.bos, -1); /* null: none */
+    assert_int_equal(i.n_full_layers, 5);
+    assert_int_equal(i.V, 262208);
+    assert_int_equal(i.n_params, 3880263168);
 }
 
 /* Parameters counted from the geometry are those of the tensors. */
@@ -206,6 +233,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_not_implemented_is_refused),
         cmocka_unit_test(absent_keys_have_the_defaults_of_the_class),
+        cmocka_unit_test(special_tokens),
         cmocka_unit_test(parameters_are_those_of_the_class),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
