@@ -133,6 +133,7 @@ static void print_costs(const struct inspect *x, const struct policy_cost *c)
             if (c->at[k] >= 0) printf(" %15s", kk_cli_bytes(c->at[k]));
         printf(" %15s\n", kk_cli_bytes(c->at_most));
     }
+    if (!x->info.window) puts("no layer slides: native, s5 and full see and keep the same rows");
 }
 
 /* ---- JSON --------------------------------------------------------------------------------- */

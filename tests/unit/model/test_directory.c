@@ -20,12 +20,18 @@ enum { GEMMA3 = 1, LLAMA = 2, QWEN3 = 4, ALL = 7 };
 static int size_of(char letter, int C)
 {
     switch (letter) {
-    case 'V': return V;
-    case 'F': return 72;
-    case 'H': return 64; /* heads times head dim */
-    case 'G': return 16;
-    case 'D': return 16;
-    default: return C;
+    case 'V':
+        return V;
+    case 'F':
+        return 72;
+    case 'H':
+        return 64; /* heads times head dim */
+    case 'G':
+        return 16;
+    case 'D':
+        return 16;
+    default:
+        return C;
     }
 }
 
@@ -92,9 +98,9 @@ static void copy(struct writer *w, const struct kind *k, const char *name, const
     kk_tensor_read(&t, 0, t.count, raw);
     json_t *found = cols ? json_pack("[i,i]", rows, cols) : json_pack("[i]", rows);
     json_int_t at = (json_int_t)w->data.len, end = at + (json_int_t)t.count * 2;
-    json_object_set_new(w->header, target,
-                        json_pack("{s:s, s:o, s:[I,I]}", "dtype", "BF16", "shape", found,
-                                  "data_offsets", at, end));
+    json_object_set_new(
+        w->header, target,
+        json_pack("{s:s, s:o, s:[I,I]}", "dtype", "BF16", "shape", found, "data_offsets", at, end));
     assert_int_equal(kk_buf_append(&w->data, raw, t.count * 2), 0);
     kk_free(raw);
 }
