@@ -4,9 +4,10 @@
     tools/golden/real.py MODEL.gguf [--tokens 256] [--kakeya build/kakeya] [--dir DIR] [--json FILE]
 
 transformers reads the GGUF, takes its blocks apart and writes a Hugging Face directory in float32 (kept with --dir).
-kakeya runs that directory and, where it can, the GGUF itself with --act f32; every arm is compared with the class at
-every position: the largest difference relative to the row's largest logit, and the argmax. The text is English prose
-of this repository. Needs the package accelerate (transformers reads no GGUF without it). Fails (exit 1) if the directory differs by more than 1e-4 or by one argmax, or the GGUF by 1e-3.
+kakeya runs that directory, and the GGUF itself with activations in float32 and in 8 bits. Every arm is compared with
+the class at every position: the largest difference relative to the row's largest logit, and the argmax. The text is
+English prose of this repository. Fails (exit 1) if one of the float32 arms differs by more than 1e-4 or in one argmax,
+or in one bit from the other. Needs the package accelerate (transformers reads no GGUF without it).
 """
 import argparse
 import json
@@ -22,7 +23,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-LIMIT = {"directory": 1e-4, "gguf": 1e-3}
+LIMIT = 1e-4
+ARMS = (("directory", []), ("gguf_f32", ["--act", "f32"]), ("gguf_q8", ["--act", "q8"]))
 
 
 def text_ids(folder, name, n):
@@ -80,14 +82,20 @@ def main():
         del model
         ids_file, out, bad = os.path.join(tmp, "ids.json"), os.path.join(tmp, "logits.npy"), 0
         json.dump(ids, open(ids_file, "w"))
-        for arm, path, options in (("directory", directory, []), ("gguf", a.gguf, ["--act", "f32"])):
-            got, why = kakeya(a.kakeya, path, ids_file, out, *options)
+        exact = None
+        for arm, options in ARMS:
+            got, why = kakeya(a.kakeya, directory if arm == "directory" else a.gguf, ids_file, out, *options)
             if got is None:
-                report[arm] = {"not run": why}
-                bad |= arm == "directory"
+                report[arm], bad = {"not run": why}, 1
                 continue
             report[arm] = compare(got, want)
-            bad |= report[arm]["largest_difference"] > LIMIT[arm] or report[arm]["other_argmax"] > 0
+            if arm == "gguf_q8":
+                continue
+            bad |= report[arm]["largest_difference"] > LIMIT or report[arm]["other_argmax"] > 0
+            if exact is not None:
+                report[arm]["bits_of_directory"] = bool(np.array_equal(got.view(np.uint32), exact.view(np.uint32)))
+                bad |= not report[arm]["bits_of_directory"]
+            exact = got
     text = json.dumps(report, indent=1)
     print(text)
     if a.json:

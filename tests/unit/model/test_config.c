@@ -1,11 +1,7 @@
 /* What a config.json says and what is refused: each case is a small model with some keys changed
  * (null: taken away), and either the one line it must fail with or a fact about the result. */
-#include "kk_test.h"
+#include "unit/model/model_test.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-
-#include "base/json.h"
 #include "model/model.h"
 
 #define DATA "tests/data/"
@@ -15,23 +11,9 @@ static struct kk_model_file *edited(const char *path, const char *edits)
 {
     struct kk_err err = {0};
     struct kk_model_file *mf = NULL;
-    json_t *base = NULL, *change = NULL;
-    const char *key;
-    json_t *v;
     char spec[400];
-    KK_ASSERT_OK(kk_json_load(path, 1 << 20, &base, &err), &err);
-    KK_ASSERT_OK(kk_json_parse(edits, strlen(edits), "edits", &change, &err), &err);
-    json_object_foreach(change, key, v)
-    {
-        json_object_del(base, key);
-        if (!json_is_null(v)) json_object_set(base, key, v);
-    }
-    char *text = json_dumps(base, 0);
-    snprintf(spec, sizeof spec, "synth:%s", kk_test_file("config.json", text, strlen(text)));
+    snprintf(spec, sizeof spec, "synth:%s", edited_config(path, edits));
     KK_ASSERT_OK(kk_model_file_open(spec, &mf, &err), &err);
-    free(text);
-    json_decref(base);
-    json_decref(change);
     return mf;
 }
 

@@ -1,16 +1,10 @@
 /* The tensors of each architecture under the names of its Hugging Face class: a directory of them
  * gives the bits of the synth: model they are copied from, alone and inside a larger model, and
  * without one of them it is refused by that name. */
-#include "kk_test.h"
+#include "unit/model/model_test.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <sys/stat.h>
 
-#include "base/buf.h"
-#include "base/json.h"
-#include "base/mem.h"
-#include "file/file.h"
 #include "kakeya.h"
 
 enum { V = 160, TOKENS = 40 };
@@ -76,8 +70,7 @@ static const struct kind {
 
 struct writer {
     struct kk_model_file *from;
-    json_t *header;
-    struct kk_buf data;
+    struct tensors to;
     const char *without; /* a name to leave out, or NULL */
 };
 
@@ -96,26 +89,8 @@ static void copy(struct writer *w, const struct kind *k, const char *name, const
     KK_ASSERT_OK(kk_model_file_get(w->from, source, cols ? 2 : 1, shape, &t, &err), &err);
     void *raw = kk_array(t.count, 2);
     kk_tensor_read(&t, 0, t.count, raw);
-    json_t *found = cols ? json_pack("[i,i]", rows, cols) : json_pack("[i]", rows);
-    json_int_t at = (json_int_t)w->data.len, end = at + (json_int_t)t.count * 2;
-    json_object_set_new(
-        w->header, target,
-        json_pack("{s:s, s:o, s:[I,I]}", "dtype", "BF16", "shape", found, "data_offsets", at, end));
-    assert_int_equal(kk_buf_append(&w->data, raw, t.count * 2), 0);
+    tensors_add(&w->to, target, "BF16", rows, cols, raw, 2);
     kk_free(raw);
-}
-
-static void write_weights(struct writer *w, const char *path)
-{
-    char *text = json_dumps(w->header, JSON_COMPACT);
-    uint64_t n = strlen(text);
-    FILE *f = fopen(path, "wb");
-    assert_non_null(f);
-    fwrite(&n, 8, 1, f);
-    fwrite(text, 1, n, f);
-    fwrite(w->data.data, 1, w->data.len, f);
-    assert_int_equal(fclose(f), 0);
-    free(text);
 }
 
 /* The directory of a kind, without one tensor if that is named. */
@@ -123,12 +98,12 @@ static const char *make_dir(const struct kind *k, const char *without)
 {
     static char dir[300];
     char path[400], spec[400];
-    struct writer w = {.header = json_object(), .without = without};
+    struct writer w = {.without = without};
     struct kk_err err = {0};
     json_t *config = NULL;
     snprintf(dir, sizeof dir, "%s", kk_test_path("model"));
     mkdir(dir, 0755);
-    kk_buf_init(&w.data, 1 << 22);
+    tensors_init(&w.to);
     snprintf(spec, sizeof spec, "synth:%s:5", k->config);
     KK_ASSERT_OK(kk_model_file_open(spec, &w.from, &err), &err);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
@@ -139,7 +114,7 @@ static const char *make_dir(const struct kind *k, const char *without)
         }
     if (k->arch != GEMMA3) copy(&w, k, "lm_head.weight", "VC");
     snprintf(path, sizeof path, "%s/model.safetensors", dir);
-    write_weights(&w, path);
+    tensors_write(&w.to, path);
     KK_ASSERT_OK(kk_json_load(k->config, 1 << 20, &config, &err), &err);
     if (k->outer) {
         json_object_del(config, "architectures");
@@ -149,8 +124,6 @@ static const char *make_dir(const struct kind *k, const char *without)
     snprintf(path, sizeof path, "%s/config.json", dir);
     assert_int_equal(json_dump_file(config, path, 0), 0);
     json_decref(config);
-    json_decref(w.header);
-    kk_buf_release(&w.data);
     kk_model_file_close(w.from);
     return dir;
 }
