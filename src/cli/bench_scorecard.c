@@ -56,7 +56,7 @@ static int make_documents(struct card *c, int lines, struct kk_err *err)
         struct document *d = &c->doc[i];
         d->ids.n = 0;
         rc = kk_niah_next(&g, &text, &d->sample, err);
-        if (!rc) rc = kk_ids_push(&d->ids, (uint32_t)c->cli->info.bos);
+        if (!rc && c->cli->info.bos >= 0) rc = kk_ids_push(&d->ids, (uint32_t)c->cli->info.bos);
         if (!rc) rc = kk_tok_encode(c->cli->tok, text.data, text.len, 0, &d->ids, err);
         if (!rc && (int64_t)d->ids.n + ANSWER_TOKENS > c->cli->info.ctx)
             rc = kk_fail(err, KK_ERANGE,

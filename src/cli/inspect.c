@@ -37,7 +37,7 @@ static int session_bytes(struct inspect *x, const char *kv, int64_t ctx, int64_t
     struct kk_plan p;
     o.model = x->model;
     o.kv = kv;
-    if (o.kv_window > x->info.window) o.kv_window = x->info.window;
+    if (x->info.window && o.kv_window > x->info.window) o.kv_window = x->info.window;
     int rc = kk_plan_make(&o, ctx, 1, &p, err);
     if (!rc) *out = p.session_kv_bytes;
     return rc;
@@ -110,8 +110,11 @@ static void print_geometry(const struct kk_model_info *i)
     printf("architecture     %s\n", i->architecture);
     printf("parameters       %.2f M, of which %.2f M work on a token\n", (double)i->n_params * 1e-6,
            (double)i->n_active_params * 1e-6);
-    printf("layers           %d: %d sliding (window %d), %d full\n", i->n_layers,
-           i->n_layers - i->n_full_layers, i->window, i->n_full_layers);
+    if (i->window)
+        printf("layers           %d: %d sliding (window %d), %d full\n", i->n_layers,
+               i->n_layers - i->n_full_layers, i->window, i->n_full_layers);
+    else
+        printf("layers           %d, all full\n", i->n_layers);
     printf("width            %d, %d heads, feed-forward %d\n", i->C, i->H, i->F);
     if (i->E) printf("experts          %d of width %d, %d a token\n", i->E, i->expert_F, i->A);
     printf("vocabulary       %d\n", i->V);
@@ -150,6 +153,7 @@ static void print_costs(const struct inspect *x, const struct policy_cost *c)
             if (c->at[k] >= 0) printf(" %15s", kk_cli_bytes(c->at[k]));
         printf(" %15s\n", kk_cli_bytes(c->at_most));
     }
+    if (!x->info.window) puts("no layer slides: native, s5 and full see and keep the same rows");
 }
 
 /* ---- JSON --------------------------------------------------------------------------------- */

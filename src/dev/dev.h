@@ -127,17 +127,19 @@ struct kk_linear_args {
 };
 
 /* Per head: q = rope(rms(q) * q_norm); the stored row of each token is written:
- *   value_only 0: K = rope(rms(k) * k_norm), V = rms(v)         row = K[G*D] then V[G*D]
- *   value_only 1: V = rms(k)                                    row = V[G*D]; ops derive K = rope(V
- * * k_norm) rope: pair r < R rotates elements r and r + D/2 by the angle of `rope[pos][r] = {cos,
- * sin}`; other pairs are left as they are. rms has no weight of its own here. */
+ *   value_only 0: K = rope(rms(k) * k_norm), V = rms(v)     row = K[G*D] then V[G*D]
+ *   value_only 1: V = rms(k)                                row = V[G*D]; ops derive
+ *                                                           K = rope(V * k_norm)
+ * rope: pair r < R rotates elements r and r + D/2 by the angle of rope[pos][r] = {cos, sin}; other
+ * pairs are left as they are. rms has no weight of its own here. q_norm or k_norm NULL: q or k
+ * turns as it is, not normalised (Llama); k_norm is needed where value_only. */
 struct kk_qkv_args {
     int T, H, G, D, R, value_only;
     int raw_value;                /* V = v as it is (Qwen 3); H may be 0: keys and values alone */
     float *q;                     /* [T, H*D] in and out */
     const float *k;               /* [T, G*D] */
     const float *v;               /* [T, G*D]; unused when value_only */
-    const float *q_norm, *k_norm; /* [D] */
+    const float *q_norm, *k_norm; /* [D], or NULL */
     float eps;
     const int32_t *pos; /* [T] */
     const float *rope;  /* [positions, R, 2] */

@@ -353,6 +353,12 @@ const json_t *kk_model_file_config(const struct kk_model_file *mf)
 {
     return mf->config;
 }
+const json_t *kk_model_file_key(const struct kk_model_file *mf, const char *key)
+{
+    const json_t *v = json_object_get(mf->config, key);
+    return v ? v : json_object_get(mf->root, key);
+}
+
 const char *kk_model_file_architecture(const struct kk_model_file *mf)
 {
     return mf->architecture;

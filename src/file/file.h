@@ -66,6 +66,10 @@ void kk_model_file_close(struct kk_model_file *mf);
  * the text model's own). Borrowed until close. */
 const json_t *kk_model_file_config(const struct kk_model_file *mf);
 
+/* config[key], or where the text model's own object has no such key, that of the whole. Borrowed;
+ * NULL if neither has it. */
+const json_t *kk_model_file_key(const struct kk_model_file *mf, const char *key);
+
 /* The top-level "architectures"[0] and the text config's "model_type": never empty, no control
  * characters; borrowed. Whether they are known and agree is the model layer's to say. */
 const char *kk_model_file_architecture(const struct kk_model_file *mf);

@@ -1,188 +1,212 @@
-/* config.json of the Gemma 4 text model -> struct kk_model_config. Defaults are those of the
- * Hugging Face class; what is not implemented is refused by name rather than ignored. */
-#include <math.h>
+/* config.json -> struct kk_model_config: the table of architectures, and what their configs have in
+ * common. An architecture's own keys are read in its file. */
 #include <stdio.h>
 #include <string.h>
 
-#include "base/json.h"
 #include "base/mem.h"
 #include "model/model_int.h"
 
-#define MAX_DIM (1 << 24)
+#define MAX_DIM  (1 << 24)
+#define MAX_MANY 1024 /* layers, heads, head dim */
 
-/* One bounded integer into an int. */
-static int get_int(const json_t *o, const char *key, int64_t min, int64_t max, int64_t fallback,
-                   int *out, struct kk_err *err)
+static const struct kk_arch *const archs[] = {&kk__gemma3, &kk__gemma4, &kk__llama, &kk__qwen3};
+enum { N_ARCHS = sizeof archs / sizeof *archs };
+
+/* ---- single keys -------------------------------------------------------------------------- */
+
+int kk__config_int(const json_t *o, const char *key, int max, int *out, struct kk_err *err)
 {
-    int64_t v = fallback;
-    int rc = kk_json_int(o, key, min, max, fallback < 0, &v, err);
+    int64_t v = *out;
+    int rc = kk_json_int(o, key, 1, max, !*out, &v, err);
     if (!rc) *out = (int)v;
     return rc;
 }
 
-static int refuse_unsupported(const json_t *o, struct kk_err *err)
+int kk__config_name(const json_t *o, const char *key, const char *known, struct kk_err *err)
 {
-    int64_t ple = 256, shared = 0;
-    int bias = 0;
-    const char *act = "gelu_pytorch_tanh";
-    int rc = kk_json_int(o, "hidden_size_per_layer_input", 0, MAX_DIM, 0, &ple, err);
-    if (!rc) rc = kk_json_int(o, "num_kv_shared_layers", 0, 4096, 0, &shared, err);
-    if (!rc) rc = kk_json_bool(o, "attention_bias", 0, &bias, err);
-    if (!rc) rc = kk_json_str(o, "hidden_activation", 0, &act, err);
+    const char *s = known;
+    int rc = kk_json_str(o, key, 0, &s, err);
+    if (rc || !strcmp(s, known)) return rc;
+    return kk_fail(err, KK_EUNSUPPORTED, "%s '%s' is not supported (known: %s)", key, s, known);
+}
+
+int kk__config_off(const json_t *o, const char *key, struct kk_err *err)
+{
+    int on = 0;
+    int rc = kk_json_bool(o, key, 0, &on, err);
+    if (rc || !on) return rc;
+    return kk_fail(err, KK_EUNSUPPORTED, "%s is not supported", key);
+}
+
+/* ---- geometry ----------------------------------------------------------------------------- */
+
+/* KV heads and head dim: the keys, or G and D as kk__config_geometry describes them. */
+static int get_heads(const json_t *o, const struct kk_model_info *i, int *G, int *D,
+                     struct kk_err *err)
+{
+    if (*G < 0) *G = i->H;
+    int from_width = *D < 0;
+    if (from_width) *D = i->C / i->H > 0 ? i->C / i->H : 1;
+    int rc = kk__config_int(o, "num_key_value_heads", i->H, G, err);
+    if (!rc) rc = kk__config_int(o, "head_dim", MAX_MANY, D, err);
     if (rc) return rc;
-    if (ple)
-        return kk_fail(
-            err, KK_EUNSUPPORTED,
-            "per-layer input embeddings (hidden_size_per_layer_input = %lld, as in Gemma 4 "
-            "E2B/E4B) are not supported",
-            (long long)ple);
-    if (shared)
-        return kk_fail(
-            err, KK_EUNSUPPORTED,
-            "shared KV layers (num_kv_shared_layers = %lld, as in Gemma 4 E2B/E4B) are not "
-            "supported",
-            (long long)shared);
-    if (bias) return kk_fail(err, KK_EUNSUPPORTED, "attention_bias is not supported");
-    if (strcmp(act, "gelu_pytorch_tanh"))
-        return kk_fail(err, KK_EUNSUPPORTED, "hidden_activation '%s' is not supported", act);
-    const json_t *bidi = json_object_get(o, "use_bidirectional_attention");
-    if (json_is_string(bidi) && !strcmp(json_string_value(bidi), "all"))
-        return kk_fail(err, KK_EUNSUPPORTED, "bidirectional attention is not supported");
+    const json_t *given = json_object_get(o, "head_dim");
+    if (from_width && (!given || json_is_null(given)) && i->C % i->H)
+        return kk_fail(err, KK_EFORMAT,
+                       "'head_dim' is missing, and hidden_size %d is no multiple of %d heads", i->C,
+                       i->H);
+    return kk__config_check_heads(i->H, *G, *D, err);
+}
+
+int kk__config_check_heads(int H, int G, int D, struct kk_err *err)
+{
+    if (H % G)
+        return kk_fail(err, KK_EFORMAT, "%d attention heads are no multiple of %d KV heads", H, G);
+    if (D % 2 || D > MAX_MANY)
+        return kk_fail(err, KK_EFORMAT, "head dimensions must be even and at most %d, found %d",
+                       MAX_MANY, D);
     return 0;
 }
 
-static int parse_dims(const json_t *o, struct kk_model_config *c, struct kk_err *err)
+int kk__config_geometry(const json_t *o, int G, int D, struct kk_model_config *c,
+                        struct kk_err *err)
 {
     struct kk_model_info *i = &c->info;
-    int window = 512, eq = 0;
-    double cap = 0, eps = 1e-6;
-    int64_t maxpos = 131072;
-    int rc = get_int(o, "vocab_size", 1, MAX_DIM, -1, &i->V, err);
-    if (!rc) rc = get_int(o, "hidden_size", 1, MAX_DIM, -1, &i->C, err);
-    if (!rc) rc = get_int(o, "intermediate_size", 1, MAX_DIM, -1, &i->F, err);
-    if (!rc) rc = get_int(o, "num_hidden_layers", 1, 1024, -1, &i->n_layers, err);
-    if (!rc) rc = get_int(o, "num_attention_heads", 1, 1024, -1, &i->H, err);
-    if (!rc) rc = get_int(o, "sliding_window", 1, MAX_DIM, 512, &window, err);
-    if (!rc) rc = kk_json_int(o, "max_position_embeddings", 1, 1 << 30, 0, &maxpos, err);
-    if (!rc) rc = kk_json_real(o, "final_logit_softcapping", 0, 1e6, 0, &cap, err);
+    double eps = 1e-6;
+    int rc = kk__config_int(o, "vocab_size", MAX_DIM, &i->V, err);
+    if (!rc) rc = kk__config_int(o, "hidden_size", MAX_DIM, &i->C, err);
+    if (!rc) rc = kk__config_int(o, "intermediate_size", MAX_DIM, &i->F, err);
+    if (!rc) rc = kk__config_int(o, "num_hidden_layers", MAX_MANY, &i->n_layers, err);
+    if (!rc) rc = kk__config_int(o, "num_attention_heads", MAX_MANY, &i->H, err);
+    if (!rc) rc = kk_json_int(o, "max_position_embeddings", 1, 1 << 30, 0, &i->max_positions, err);
     if (!rc) rc = kk_json_real(o, "rms_norm_eps", 0, 1, 0, &eps, err);
-    if (!rc) rc = kk_json_bool(o, "enable_moe_block", 0, &c->moe, err);
-    c->tied = 1;
     if (!rc) rc = kk_json_bool(o, "tie_word_embeddings", 0, &c->tied, err);
-    if (!rc) rc = kk_json_bool(o, "attention_k_eq_v", 0, &eq, err);
-    if (!rc && c->moe) {
-        rc = get_int(o, "num_experts", 1, 4096, -1, &i->E, err);
-        if (!rc) rc = get_int(o, "top_k_experts", 1, i->E, -1, &i->A, err);
-        if (!rc) rc = get_int(o, "moe_intermediate_size", 1, MAX_DIM, -1, &i->expert_F, err);
-    }
-    i->window = window;
-    i->max_positions = maxpos;
-    c->softcap = (float)cap;
+    if (!rc) rc = get_heads(o, i, &G, &D, err);
+    if (rc) return rc;
     c->eps = (float)eps;
-    c->act = KK_GELU_TANH;
-    return rc;
-}
-
-/* Read one rope_parameters entry: *R rotary pairs of D/2, theta, factor. */
-static int parse_rope(const json_t *o, const char *kind, int D, double theta_default,
-                      int proportional_default, int *R, double *theta, double *factor,
-                      struct kk_err *err)
-{
-    const json_t *p = json_object_get(json_object_get(o, "rope_parameters"), kind);
-    const char *type = proportional_default ? "proportional" : "default";
-    double part = proportional_default && !p ? 0.25 : 1.0;
-    *theta = theta_default;
-    *factor = 1.0;
-    int rc = kk_json_str(p, "rope_type", 0, &type, err);
-    if (!rc) rc = kk_json_real(p, "rope_theta", 1, 1e12, 0, theta, err);
-    if (!rc) rc = kk_json_real(p, "partial_rotary_factor", 0, 1, 0, &part, err);
-    if (rc) return kk_wrap(err, rc, "rope_parameters.%s", kind);
-    if (!strcmp(type, "default")) {
-        *R = D / 2;
-    } else if (!strcmp(type, "proportional")) {
-        rc = kk_json_real(p, "factor", 1e-6, 1e6, 0, factor, err);
-        if (rc) return kk_wrap(err, rc, "rope_parameters.%s", kind);
-        *R = (int)floor(part * D / 2);
-    } else {
-        return kk_fail(err, KK_EUNSUPPORTED,
-                       "rope type '%s' of %s is not supported (known: default, proportional)", type,
-                       kind);
-    }
-    return 0;
-}
-
-/* layer_types, or the class's default of five sliding to one full. */
-static int layer_is_sliding(const json_t *o, int l, int n, int *sliding, struct kk_err *err)
-{
-    const json_t *types = json_object_get(o, "layer_types");
-    if (!types || json_is_null(types)) {
-        *sliding = l != n - 1 && (l + 1) % 6 != 0;
-        return 0;
-    }
-    if (!json_is_array(types) || json_array_size(types) != (size_t)n)
-        return kk_fail(err, KK_EFORMAT, "'layer_types' must list %d layers", n);
-    const char *s = json_string_value(json_array_get(types, (size_t)l));
-    if (s && !strcmp(s, "sliding_attention")) {
-        *sliding = 1;
-    } else if (s && !strcmp(s, "full_attention")) {
-        *sliding = 0;
-    } else {
-        return kk_fail(err, KK_EUNSUPPORTED,
-                       "layer type '%s' of layer %d is not supported (known: sliding_attention, "
-                       "full_attention)",
-                       s ? s : "?", l);
-    }
-    if (*sliding && l == n - 1)
-        return kk_fail(err, KK_EUNSUPPORTED, "the last layer must be full_attention");
-    return 0;
-}
-
-static int parse_layers(const json_t *o, struct kk_model_config *c, struct kk_err *err)
-{
-    struct kk_model_info *i = &c->info;
-    int G, G_full, eq = 0;
-    int rc = get_int(o, "num_key_value_heads", 1, i->H, -1, &G, err);
-    if (!rc) rc = get_int(o, "head_dim", 2, 1024, -1, &c->D_sliding, err);
-    if (!rc) rc = get_int(o, "global_head_dim", 2, 1024, 512, &c->D_full, err);
-    if (!rc) rc = kk_json_bool(o, "attention_k_eq_v", 0, &eq, err);
-    if (!rc) rc = get_int(o, "num_global_key_value_heads", 1, i->H, G, &G_full, err);
-    if (rc) return rc;
-    if (!eq) G_full = G;
-    if (i->H % G || i->H % G_full)
-        return kk_fail(err, KK_EFORMAT, "%d attention heads are no multiple of %d KV heads", i->H,
-                       i->H % G ? G : G_full);
-    if (c->D_sliding % 2 || c->D_full % 2)
-        return kk_fail(err, KK_EFORMAT, "head dimensions must be even, found %d and %d",
-                       c->D_sliding, c->D_full);
-    double f;
-    rc = parse_rope(o, "sliding_attention", c->D_sliding, 1e4, 0, &c->R_sliding, &c->theta_sliding,
-                    &f, err);
-    if (!rc)
-        rc = parse_rope(o, "full_attention", c->D_full, 1e6, 1, &c->R_full, &c->theta_full,
-                        &c->factor_full, err);
-    if (rc) return rc;
+    i->n_full_layers = i->n_layers;
     c->layer = kk_calloc((size_t)i->n_layers, sizeof *c->layer);
     if (!c->layer) return kk_fail(err, KK_ENOMEM, "out of memory for the config");
-    for (int l = 0; !rc && l < i->n_layers; l++) {
-        struct kk_layer_config *y = &c->layer[l];
-        rc = layer_is_sliding(o, l, i->n_layers, &y->sliding, err);
-        y->D = y->sliding ? c->D_sliding : c->D_full;
-        y->G = y->sliding ? G : G_full;
-        y->R = y->sliding ? c->R_sliding : c->R_full;
-        y->value_only = eq && !y->sliding;
-        i->n_full_layers += !y->sliding;
+    for (int l = 0; l < i->n_layers; l++) c->layer[l] = (struct kk_layer_config){.D = D, .G = G};
+    return 0;
+}
+
+/* ---- sliding layers ----------------------------------------------------------------------- */
+
+static int read_layer_types(const json_t *types, struct kk_model_config *c, struct kk_err *err)
+{
+    int n = c->info.n_layers;
+    if (!json_is_array(types) || json_array_size(types) != (size_t)n)
+        return kk_fail(err, KK_EFORMAT, "'layer_types' must list %d layers", n);
+    for (int l = 0; l < n; l++) {
+        const char *s = json_string_value(json_array_get(types, (size_t)l));
+        c->layer[l].sliding = s && !strcmp(s, "sliding_attention");
+        if (!s || (!c->layer[l].sliding && strcmp(s, "full_attention")))
+            return kk_fail(err, KK_EUNSUPPORTED,
+                           "layer type '%s' of layer %d is not supported (known: "
+                           "sliding_attention, full_attention)",
+                           s ? s : "?", l);
     }
+    return 0;
+}
+
+int kk__config_layer_types(const json_t *o, int window, struct kk_model_config *c,
+                           struct kk_err *err)
+{
+    const json_t *types = json_object_get(o, "layer_types");
+    struct kk_model_info *i = &c->info;
+    int rc = types && !json_is_null(types) ? read_layer_types(types, c, err) : 0;
+    i->n_full_layers = 0;
+    for (int l = 0; l < i->n_layers; l++) i->n_full_layers += !c->layer[l].sliding;
+    if (rc || i->n_full_layers == i->n_layers) return rc;
+    rc = kk__config_int(o, "sliding_window", MAX_DIM, &window, err);
+    i->window = window;
     return rc;
 }
 
-/* eos_token_id: an integer, a list, or absent. */
-static int parse_specials(const json_t *o, struct kk_model_info *i, struct kk_err *err)
+/* ---- rotary embeddings -------------------------------------------------------------------- */
+
+static int read_llama3(const json_t *p, const struct kk_model_info *i, struct kk_rope *r,
+                       struct kk_err *err)
 {
-    i->bos = -1;
-    int rc = kk_json_int(o, "bos_token_id", 0, i->V - 1, 0, &i->bos, err);
+    r->original = (double)i->max_positions;
+    int rc = kk_json_real(p, "factor", 1e-6, 1e6, 1, &r->factor, err);
+    if (!rc) rc = kk_json_real(p, "low_freq_factor", 1e-6, 1e6, 1, &r->low, err);
+    if (!rc) rc = kk_json_real(p, "high_freq_factor", 1e-6, 1e6, 1, &r->high, err);
+    if (!rc) rc = kk_json_real(p, "original_max_position_embeddings", 1, 1e9, 0, &r->original, err);
+    if (!rc && r->high <= r->low)
+        rc = kk_fail(err, KK_EFORMAT, "high_freq_factor %g is not over low_freq_factor %g", r->high,
+                     r->low);
+    return rc;
+}
+
+/* The type under either of its names, and the parameters that it has. */
+static int read_rope(const json_t *p, const struct kk_model_info *i, struct kk_rope *r,
+                     struct kk_err *err)
+{
+    const char *type = "default";
+    double part = 1;
+    int rc = kk_json_str(p, "type", 0, &type, err);
+    if (!rc) rc = kk_json_str(p, "rope_type", 0, &type, err);
+    if (!rc) rc = kk_json_real(p, "rope_theta", 1, 1e12, 0, &r->theta, err);
+    if (!rc) rc = kk_json_real(p, "partial_rotary_factor", 0, 1, 0, &part, err);
     if (rc) return rc;
-    const json_t *e = json_object_get(o, "eos_token_id");
-    size_t n = json_is_array(e) ? json_array_size(e) : e && !json_is_null(e) ? 1 : 0;
+    if (part < 1)
+        return kk_fail(err, KK_EUNSUPPORTED, "partial_rotary_factor %g is not supported", part);
+    if (!strcmp(type, "linear")) return kk_json_real(p, "factor", 1e-6, 1e6, 1, &r->factor, err);
+    if (!strcmp(type, "llama3")) return read_llama3(p, i, r, err);
+    if (!strcmp(type, "default")) return 0;
+    return kk_fail(err, KK_EUNSUPPORTED,
+                   "rope type '%s' is not supported (known: default, linear, llama3)", type);
+}
+
+int kk__config_rope(const json_t *p, const char *where, double theta, int sliding,
+                    struct kk_model_config *c, struct kk_err *err)
+{
+    struct kk_rope *r = &c->rope[sliding];
+    *r = (struct kk_rope){.theta = theta, .factor = 1};
+    if (p && !json_is_null(p) && !json_is_object(p))
+        return kk_fail(err, KK_EFORMAT, "'%s' is not a JSON object", where);
+    int rc = read_rope(p, &c->info, r, err);
+    if (rc) return kk_wrap(err, rc, "%s", where);
+    for (int l = 0; l < c->info.n_layers; l++) {
+        struct kk_layer_config *y = &c->layer[l];
+        if (y->sliding != sliding) continue;
+        r->D = y->D;
+        r->R = y->R = y->D / 2;
+    }
+    return 0;
+}
+
+int kk__config_one_rope(const json_t *o, double theta, struct kk_model_config *c,
+                        struct kk_err *err)
+{
+    const char *where = "rope_scaling";
+    const json_t *p = json_object_get(o, where);
+    if (!p || json_is_null(p)) p = json_object_get(o, where = "rope_parameters");
+    if (json_object_get(p, "full_attention") || json_object_get(p, "sliding_attention"))
+        return kk_fail(err, KK_EUNSUPPORTED,
+                       "%s: one embedding for each kind of layer is not supported", where);
+    int rc = kk_json_real(o, "rope_theta", 1, 1e12, 0, &theta, err);
+    for (int sliding = 0; !rc && sliding < 2; sliding++)
+        rc = kk__config_rope(p, where, theta, sliding, c, err);
+    return rc;
+}
+
+/* ---- the whole ---------------------------------------------------------------------------- */
+
+/* bos_token_id: an id, or null for none; eos_token_id: that, or a list. */
+static int parse_specials(const struct kk_model_file *mf, struct kk_model_info *i,
+                          struct kk_err *err)
+{
+    const json_t *b = kk_model_file_key(mf, "bos_token_id"),
+                 *e = kk_model_file_key(mf, "eos_token_id");
+    if (b) i->bos = json_is_integer(b) ? json_integer_value(b) : -1;
+    if (b && !json_is_null(b) && (i->bos < 0 || i->bos >= i->V))
+        return kk_fail(err, KK_EFORMAT, "'bos_token_id' must be an id below vocab_size %d", i->V);
+    if (!e) return 0;
+    i->n_eos = 0;
+    size_t n = json_is_array(e) ? json_array_size(e) : !json_is_null(e);
     if (n > KK_MAX_EOS)
         return kk_fail(err, KK_EFORMAT, "'eos_token_id' lists %zu ids, at most %d are supported", n,
                        KK_MAX_EOS);
@@ -203,9 +227,9 @@ static void count_params(struct kk_model_config *c)
     for (int l = 0; l < i->n_layers; l++) {
         const struct kk_layer_config *y = &c->layer[l];
         int64_t n = 2 * (int64_t)i->H * y->D * C + (int64_t)(2 - y->value_only) * y->G * y->D * C +
-                    2 * (int64_t)y->D + 4 * C + 3 * (int64_t)i->F * C + 1;
+                    3 * (int64_t)i->F * C + 2 * (int64_t)c->qk_norm * y->D + c->norms * C +
+                    c->others;
         int64_t expert = 3 * (int64_t)i->expert_F * C;
-        if (c->moe) n += 3 * C + C + i->E + (int64_t)i->E * C;
         all += n + i->E * expert;
         active += n + i->A * expert;
     }
@@ -213,31 +237,49 @@ static void count_params(struct kk_model_config *c)
     i->n_active_params = active;
 }
 
+/* The row of an architecture, under its own name or inside a larger model. */
+static const struct kk_arch *find_arch(const char *name, struct kk_err *err)
+{
+    char known[256] = "";
+    size_t n = 0;
+    for (int k = 0; k < N_ARCHS; k++) {
+        const struct kk_arch *a = archs[k];
+        if (!strcmp(name, a->name) || (a->inside && !strcmp(name, a->inside))) return a;
+        n += (size_t)snprintf(known + n, sizeof known - n, "%s%s%s%s", k ? ", " : "", a->name,
+                              a->inside ? ", " : "", a->inside ? a->inside : "");
+    }
+    kk_fail(err, KK_EUNSUPPORTED, "architecture '%s' is not supported (known: %s)", name, known);
+    return NULL;
+}
+
+void kk__config_specials(struct kk_model_config *c, int bos, uint32_t eos)
+{
+    c->info.bos = bos;
+    c->info.eos[0] = eos;
+    c->info.n_eos = 1;
+}
+
 int kk__config_parse(const struct kk_model_file *mf, struct kk_model_config *c, struct kk_err *err)
 {
     const json_t *o = kk_model_file_config(mf);
-    const char *arch = kk_model_file_architecture(mf), *type = kk_model_file_model_type(mf);
+    const char *name = kk_model_file_architecture(mf), *type = kk_model_file_model_type(mf);
     memset(c, 0, sizeof *c);
-    int text = !strcmp(arch, "Gemma4ForCausalLM"),
-        any = !strcmp(arch, "Gemma4ForConditionalGeneration");
-    if (!text && !any)
+    const struct kk_arch *arch = find_arch(name, err);
+    if (!arch) return KK_EUNSUPPORTED;
+    if (strcmp(type, arch->model_type))
         return kk_fail(err, KK_EUNSUPPORTED,
-                       "architecture '%s' is not supported (known: Gemma4ForCausalLM, "
-                       "Gemma4ForConditionalGeneration)",
-                       arch);
-    if (strcmp(type, "gemma4_text"))
-        return kk_fail(err, KK_EUNSUPPORTED,
-                       "architecture '%s' and model_type '%s' do not agree (expected gemma4_text)",
-                       arch, type);
-    int rc = refuse_unsupported(o, err);
-    if (!rc) rc = parse_dims(o, c, err);
-    if (!rc) rc = parse_layers(o, c, err);
-    if (!rc) rc = parse_specials(o, &c->info, err);
+                       "architecture '%s' and model_type '%s' do not agree (expected %s)", name,
+                       type, arch->model_type);
+    c->arch = arch;
+    c->info.architecture = arch->name;
+    c->info.bos = -1;
+    c->embed_scale = 1;
+    int rc = arch->config(o, c, err);
+    if (!rc) rc = parse_specials(mf, &c->info, err);
     if (rc) {
         kk__config_release(c);
         return kk_wrap(err, rc, "config.json");
     }
-    c->info.architecture = "Gemma4ForCausalLM";
     count_params(c);
     return 0;
 }

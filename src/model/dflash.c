@@ -111,7 +111,7 @@ static int parse_scales(struct kk_dflash *d, const json_t *o, struct kk_err *err
     d->embed_scale = (float)in;
     d->output_scale = (float)out;
     d->softcap = (float)cap;
-    d->rope = (struct kk_rope_table){theta, 1.0, d->D, d->D / 2, 0, NULL};
+    d->rope.rope = (struct kk_rope){.D = d->D, .R = d->D / 2, .theta = theta, .factor = 1};
     return 0;
 }
 

@@ -327,12 +327,13 @@ const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *poo
                                          .G = c->G,
                                          .D = c->D,
                                          .R = c->R,
+                                         .raw_value = f->m->config.raw_value,
                                          .k = f->k,
                                          .v = f->v,
                                          .k_norm = f->m->layer[l].k_norm,
                                          .eps = f->m->config.eps,
                                          .pos = f->position + first,
-                                         .rope = f->m->rope_sliding.cs,
+                                         .rope = f->m->rope[1].cs,
                                          .kv_dtype = f->kv_dtype,
                                          .rows = f->rows});
     return f->rows;

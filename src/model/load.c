@@ -57,8 +57,9 @@ static int read_f32(const struct kk_tensor *t, float *dst, struct kk_err *err)
     return 0;
 }
 
-int kk__load_vector(struct kk_loader *ld, const char *name, int64_t n, float scale, float **out,
-                    struct kk_err *err)
+/* (x + plus) * scale of every element */
+static int load_affine(struct kk_loader *ld, const char *name, int64_t n, float plus, float scale,
+                       float **out, struct kk_err *err)
 {
     struct kk_tensor t;
     size_t bytes = (size_t)n * sizeof(float);
@@ -74,12 +75,18 @@ int kk__load_vector(struct kk_loader *ld, const char *name, int64_t n, float sca
     rc = read_f32(&t, host, err);
     if (!rc) rc = kk_dev_alloc(ld->m->dev, account_of(ld), bytes, (void **)out, err);
     if (!rc) {
-        for (int64_t i = 0; i < n; i++) host[i] *= scale;
+        for (int64_t i = 0; i < n; i++) host[i] = (host[i] + plus) * scale;
         ld->m->dev->ops->upload(ld->m->dev, *out, host, bytes);
         progress(ld, &t);
     }
     kk_free(host);
     return rc;
+}
+
+int kk__load_vector(struct kk_loader *ld, const char *name, int64_t n, float scale, float **out,
+                    struct kk_err *err)
+{
+    return load_affine(ld, name, n, 0, scale, out, err);
 }
 
 int kk__load_scalar(struct kk_loader *ld, const char *name, float *out, struct kk_err *err)
@@ -88,6 +95,94 @@ int kk__load_scalar(struct kk_loader *ld, const char *name, float *out, struct k
     int rc = kk_model_file_get(ld->mf, name, 1, (uint64_t[]){1}, &t, err);
     if (rc || ld->plan) return rc;
     return read_f32(&t, out, err);
+}
+
+/* ---- layers ------------------------------------------------------------------------------- */
+
+/* "model.layers.7.<what><tail>" */
+static const char *layer_name(const struct kk_loader *ld, int l, const char *what, const char *tail,
+                              char buf[static 160])
+{
+    snprintf(buf, 160, "%slayers.%d.%s%s", kk__tensor_prefix(ld->mf), l, what, tail);
+    return buf;
+}
+
+int kk__bind_matrix(struct kk_loader *ld, int l, const char *what, int n_mats, int64_t rows,
+                    int64_t cols, struct kk_weight *w, struct kk_err *err)
+{
+    char n[160];
+    return kk__load_matrix(ld, layer_name(ld, l, what, "", n), n_mats, rows, cols, w, err);
+}
+
+int kk__bind_vector(struct kk_loader *ld, int l, const char *what, int64_t count, float scale,
+                    float **out, struct kk_err *err)
+{
+    char n[160];
+    return kk__load_vector(ld, layer_name(ld, l, what, "", n), count, scale, out, err);
+}
+
+int kk__bind_scalar(struct kk_loader *ld, int l, const char *what, float *out, struct kk_err *err)
+{
+    char n[160];
+    return kk__load_scalar(ld, layer_name(ld, l, what, "", n), out, err);
+}
+
+static int bind_norm(struct kk_loader *ld, int l, const char *what, int64_t count, float **out,
+                     struct kk_err *err)
+{
+    char n[160];
+    return load_affine(ld, layer_name(ld, l, what, ".weight", n), count,
+                       ld->m->config.arch->norm_plus, 1, out, err);
+}
+
+int kk__bind_norm(struct kk_loader *ld, int l, const char *what, float **out, struct kk_err *err)
+{
+    return bind_norm(ld, l, what, ld->m->config.info.C, out, err);
+}
+
+int kk__bind_qk_norm(struct kk_loader *ld, int l, struct kk_err *err)
+{
+    const int D = ld->m->config.layer[l].D;
+    struct kk_layer_weights *w = &ld->m->layer[l];
+    LOAD(bind_norm(ld, l, "self_attn.q_norm", D, &w->q_norm, err));
+    return bind_norm(ld, l, "self_attn.k_norm", D, &w->k_norm, err);
+}
+
+int kk__bind_attention(struct kk_loader *ld, int l, struct kk_err *err)
+{
+    const struct kk_layer_config *y = &ld->m->config.layer[l];
+    struct kk_layer_weights *w = &ld->m->layer[l];
+    const int64_t C = ld->m->config.info.C, HD = (int64_t)ld->m->config.info.H * y->D,
+                  GD = (int64_t)y->G * y->D;
+    LOAD(kk__bind_matrix(ld, l, "self_attn.q_proj.weight", 1, HD, C, &w->wq, err));
+    LOAD(kk__bind_matrix(ld, l, "self_attn.k_proj.weight", 1, GD, C, &w->wk, err));
+    if (!y->value_only)
+        LOAD(kk__bind_matrix(ld, l, "self_attn.v_proj.weight", 1, GD, C, &w->wv, err));
+    return kk__bind_matrix(ld, l, "self_attn.o_proj.weight", 1, C, HD, &w->wo, err);
+}
+
+int kk__bind_mlp(struct kk_loader *ld, int l, struct kk_err *err)
+{
+    struct kk_layer_weights *w = &ld->m->layer[l];
+    const int64_t C = ld->m->config.info.C, F = ld->m->config.info.F;
+    LOAD(kk__bind_matrix(ld, l, "mlp.gate_proj.weight", 1, F, C, &w->gate, err));
+    LOAD(kk__bind_matrix(ld, l, "mlp.up_proj.weight", 1, F, C, &w->up, err));
+    return kk__bind_matrix(ld, l, "mlp.down_proj.weight", 1, C, F, &w->down, err);
+}
+
+int kk__bind_model(struct kk_loader *ld, struct kk_err *err)
+{
+    struct kk_model *m = ld->m;
+    const struct kk_model_info *i = &m->config.info;
+    const char *prefix = kk__tensor_prefix(ld->mf);
+    char n[160];
+    snprintf(n, sizeof n, "%sembed_tokens.weight", prefix);
+    LOAD(kk__load_matrix(ld, n, 1, i->V, i->C, &m->embed, err));
+    if (!m->config.tied) LOAD(kk__load_matrix(ld, "lm_head.weight", 1, i->V, i->C, &m->head, err));
+    snprintf(n, sizeof n, "%snorm.weight", prefix);
+    LOAD(load_affine(ld, n, i->C, m->config.arch->norm_plus, 1, &m->final_norm, err));
+    for (int l = 0; l < i->n_layers; l++) LOAD(m->config.arch->bind(ld, l, err));
+    return 0;
 }
 
 /* ---- buffers ------------------------------------------------------------------------------ */
@@ -110,8 +205,9 @@ void kk__buffers_free(struct kk_dev *dev, struct kk_account *acc, const struct k
 
 const char *kk__tensor_prefix(const struct kk_model_file *mf)
 {
-    return kk_model_file_has(mf, "model.language_model.norm.weight") ? "model.language_model."
-                                                                     : "model.";
+    if (kk_model_file_has(mf, "model.language_model.norm.weight")) return "model.language_model.";
+    if (kk_model_file_has(mf, "language_model.model.norm.weight")) return "language_model.model.";
+    return "model.";
 }
 
 int kk__embed_tensor(const struct kk_model_file *mf, const struct kk_model_info *i,

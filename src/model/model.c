@@ -1,4 +1,4 @@
-/* Opening, planning and running a model; the architecture's own part is in gemma4.c. */
+/* Opening, planning and running a model of any architecture. */
 #include "model/model.h"
 
 #include <math.h>
@@ -69,8 +69,7 @@ static size_t plan_buffers(struct kk_model *m)
     size_t total = m->dev->ops->reserve_bytes(m->dev, &d);
     buffer_specs(m, s);
     for (int k = 0; k < N_BUFFERS; k++) total += s[k].bytes;
-    total += kk__rope_bytes(&m->rope_sliding, m->limits.positions);
-    total += kk__rope_bytes(&m->rope_full, m->limits.positions);
+    for (int k = 0; k < 2; k++) total += kk__rope_bytes(&m->rope[k], m->limits.positions);
     return total;
 }
 
@@ -108,12 +107,8 @@ static int new_model(const struct kk_model_file *mf, struct kk_dev *dev,
         kk_free(m);
         return rc;
     }
-    const struct kk_model_config *c = &m->config;
-    m->rope_sliding =
-        (struct kk_rope_table){c->theta_sliding, 1.0, c->D_sliding, c->R_sliding, 0, NULL};
-    m->rope_full =
-        (struct kk_rope_table){c->theta_full, c->factor_full, c->D_full, c->R_full, 0, NULL};
-    m->layer = kk_calloc((size_t)c->info.n_layers, sizeof *m->layer);
+    for (int k = 0; k < 2; k++) m->rope[k].rope = m->config.rope[k];
+    m->layer = kk_calloc((size_t)m->config.info.n_layers, sizeof *m->layer);
     if (!m->layer) {
         kk_model_close(m);
         return kk_fail(err, KK_ENOMEM, "out of memory for a model");
@@ -122,29 +117,28 @@ static int new_model(const struct kk_model_file *mf, struct kk_dev *dev,
     return 0;
 }
 
-/* The embedding scale is sqrt(C) rounded to the type of the embedding
- * (Gemma4TextScaledWordEmbedding). */
-static int set_embed_scale(struct kk_model *m, const struct kk_model_file *mf, struct kk_err *err)
+/* The embedding's scale is a number of the embedding's own type (Gemma3TextScaledWordEmbedding). */
+static int round_embed_scale(struct kk_model *m, const struct kk_model_file *mf, struct kk_err *err)
 {
     struct kk_tensor t;
     int rc = kk__embed_tensor(mf, &m->config.info, &t, err);
     if (rc) return rc;
-    float s = (float)sqrt((double)m->config.info.C);
-    m->config.embed_scale = t.dtype == KK_BF16 ? kk_bf16_to_f32(kk_f32_to_bf16(s)) : s;
+    float *s = &m->config.embed_scale;
+    if (t.dtype == KK_BF16) *s = kk_bf16_to_f32(kk_f32_to_bf16(*s));
     m->config.info.dtype = t.dtype;
     return 0;
 }
 
 static int ensure_positions(struct kk_model *m, int64_t n, struct kk_err *err)
 {
-    int rc = kk__rope_ensure(m->dev, &m->scratch, &m->rope_sliding, n, err);
-    return rc ? rc : kk__rope_ensure(m->dev, &m->scratch, &m->rope_full, n, err);
+    int rc = kk__rope_ensure(m->dev, &m->scratch, &m->rope[0], n, err);
+    return rc ? rc : kk__rope_ensure(m->dev, &m->scratch, &m->rope[1], n, err);
 }
 
 static int plan_weights(struct kk_loader *ld, struct kk_err *err)
 {
     ld->plan = 1;
-    int rc = kk__gemma4_bind(ld, err);
+    int rc = kk__bind_model(ld, err);
     ld->plan = 0;
     return rc;
 }
@@ -171,10 +165,10 @@ int kk_model_open(const struct kk_model_file *mf, struct kk_dev *dev,
     int rc = new_model(mf, dev, limits, &m, err);
     if (rc) return rc;
     struct kk_loader ld = {.mf = mf, .m = m, .progress = progress};
-    rc = set_embed_scale(m, mf, err);
+    rc = round_embed_scale(m, mf, err);
     if (!rc) rc = plan_weights(&ld, err);
     if (!rc) {
-        rc = kk__gemma4_bind(&ld, err);
+        rc = kk__bind_model(&ld, err);
         if (rc == KK_ENOMEM) kk_wrap(err, rc, "loading needs %zu bytes", ld.planned);
     }
     if (!rc) rc = alloc_buffers(m, err);
@@ -213,8 +207,7 @@ void kk_model_close(struct kk_model *m)
     kk_weight_free(m->dev, &m->head);
     kk_dev_free(m->dev, &m->weights, m->final_norm, (size_t)m->config.info.C * sizeof(float));
     free_buffers(m);
-    kk__rope_free(m->dev, &m->scratch, &m->rope_sliding);
-    kk__rope_free(m->dev, &m->scratch, &m->rope_full);
+    for (int k = 0; k < 2; k++) kk__rope_free(m->dev, &m->scratch, &m->rope[k]);
     kk__config_release(&m->config);
     kk_free(m->layer);
     kk_free(m);
@@ -312,7 +305,7 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
                        (size_t)fwd->n_logits * sizeof(int32_t));
     kk_mem_guard_enter("forward");
     d->ops->step_begin(d);
-    kk__gemma4_forward(m, pool, fwd);
+    kk__forward(m, pool, fwd);
     rc = d->ops->step_end(d, err);
     kk_mem_guard_leave();
     return rc;

@@ -2,7 +2,8 @@
  * ops.
  *
  * Owns: config parsing, weights, rotary tables, activation buffers. Refuses to know: sessions,
- * sampling, schedules. One architecture is one file (gemma4.c) and one row of the table in model.c.
+ * sampling, schedules. One architecture is one file (gemma3.c, gemma4.c, llama.c, qwen3.c) and one
+ * row of the table in config.c.
  *
  *     kk_model_open(mf, dev, &limits, NULL, &m, err);
  *     kk_kv_pool_open(dev, kk_model_layout(m, KK_F32), ..., &pool, err);
@@ -22,7 +23,7 @@
 struct kk_model_info {
     const char *architecture; /* "Gemma4ForCausalLM" */
     int n_layers, n_full_layers, C, H, V, F, E, A, expert_F;
-    int32_t window;        /* of sliding layers */
+    int32_t window;        /* of sliding layers; 0: the model has none */
     int64_t max_positions; /* the context the model was made for */
     int64_t n_params, n_active_params;
     enum kk_dtype dtype; /* of the weights */

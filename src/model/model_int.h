@@ -1,8 +1,31 @@
-/* Private to model/: the parsed config, bound weights and buffers of the gemma4 family. */
+/* Private to model/: what an architecture is, the parsed config, bound weights, buffers, and the
+ * stages that architectures share. docs/adr/0006 says why it is cut this way. */
 #ifndef KK_MODEL_MODEL_INT_H
 #define KK_MODEL_MODEL_INT_H
 
+#include "base/json.h"
 #include "model/model.h"
+
+struct kk_loader;
+struct kk_step;
+struct kk_model_config;
+
+/* One architecture: a file of this folder, and a row of the table in config.c. */
+struct kk_arch {
+    const char *name;       /* "Gemma3ForCausalLM" */
+    const char *inside;     /* the larger model that holds it as its text model, or NULL */
+    const char *model_type; /* "gemma3_text" */
+    float norm_plus;        /* added to the weight of every norm as it is loaded */
+    /* config.json into c. What is absent has the default of the Hugging Face class; what is not
+     * implemented is refused by name, never ignored. */
+    int (*config)(const json_t *o, struct kk_model_config *c, struct kk_err *err);
+    /* The names of layer l's tensors. */
+    int (*bind)(struct kk_loader *ld, int l, struct kk_err *err);
+    /* Layer l over the rows of a step: in, h and x = rms(h) * input_norm; out, h and x = rms(h) *
+     * next_norm (NULL after the last layer: x is not wanted). */
+    void (*layer)(const struct kk_step *s, int l, const float *next_norm);
+};
+extern const struct kk_arch kk__gemma3, kk__gemma4, kk__llama, kk__qwen3;
 
 struct kk_layer_config {
     int sliding, value_only;
@@ -10,24 +33,19 @@ struct kk_layer_config {
     int R;    /* rotary pairs */
 };
 
-struct kk_model_config {
-    struct kk_model_info info;
-    int intermediate, moe;
-    float eps, softcap, embed_scale;
-    int tied;
-    double theta_sliding, theta_full, factor_full;
-    int R_sliding, R_full, D_sliding, D_full;
-    enum kk_activation act;
-    struct kk_layer_config *layer; /* [n_layers], owned */
+/* Rotary embedding of one kind of layer: pair r < R of a head turns by position * f(r), where
+ * f(r) = theta^(-2r/D) / factor. Llama 3's scaling (original > 0) divides only the frequencies
+ * whose wavelength is over original / low, leaves those under original / high, and blends in
+ * between. */
+struct kk_rope {
+    int D, R;
+    double theta, factor;
+    double low, high, original;
 };
 
-int kk__config_parse(const struct kk_model_file *mf, struct kk_model_config *c, struct kk_err *err);
-void kk__config_release(struct kk_model_config *c);
-
-/* cos and sin of every position up to `positions`, for one (theta, D, R); grows by doubling. */
+/* cos and sin of every position up to `positions`; grows by doubling. */
 struct kk_rope_table {
-    double theta, factor;
-    int D, R;
+    struct kk_rope rope;
     int64_t positions;
     float *cs; /* device [positions, R, 2] */
 };
@@ -35,6 +53,56 @@ size_t kk__rope_bytes(const struct kk_rope_table *t, int64_t positions); /* of a
 int kk__rope_ensure(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t,
                     int64_t positions, struct kk_err *err);
 void kk__rope_free(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t);
+
+/* What config.json says. rope[sliding] of the layers of that kind; R 0 where there are none. */
+struct kk_model_config {
+    const struct kk_arch *arch;
+    struct kk_model_info info;
+    int moe, tied;
+    int raw_value; /* values are stored as they are projected; else normalised */
+    float eps, softcap;
+    float embed_scale; /* rounded to the type of the embedding when the model is opened */
+    float attn_scale;
+    enum kk_activation act;
+    struct kk_rope rope[2];
+    struct kk_layer_config *layer; /* [n_layers], owned */
+    int qk_norm, norms;            /* vectors of a layer: of D for queries and keys; of C */
+    int64_t others; /* parameters of a layer besides matrices, experts and these vectors */
+};
+
+int kk__config_parse(const struct kk_model_file *mf, struct kk_model_config *c, struct kk_err *err);
+void kk__config_release(struct kk_model_config *c);
+
+/* ---- config.c: what the configs of architectures have in common --------------------------- */
+
+/* o[key] in [1, max]. *out holds the default; 0: the key must be there. */
+int kk__config_int(const json_t *o, const char *key, int max, int *out, struct kk_err *err);
+/* KK_EUNSUPPORTED unless a name is absent or `known`, a flag absent or false. */
+int kk__config_name(const json_t *o, const char *key, const char *known, struct kk_err *err);
+int kk__config_off(const json_t *o, const char *key, struct kk_err *err);
+
+int kk__config_check_heads(int H, int G, int D, struct kk_err *err);
+/* Vocabulary, widths, layers, heads, eps, context, tying. What c holds before are the defaults (0:
+ * the key must be there). Then c->layer is made, each layer full, with G KV heads of D; where those
+ * keys are absent G and D are the defaults, or one of these. */
+enum { KK_REQUIRED = 0, KK_DERIVED = -1 }; /* derived: a KV head for every head, D = C / H */
+int kk__config_geometry(const json_t *o, int G, int D, struct kk_model_config *c,
+                        struct kk_err *err);
+/* Token ids of a config that names none. */
+void kk__config_specials(struct kk_model_config *c, int bos, uint32_t eos);
+/* Which layers slide: those of `layer_types`, or, where it is absent, those already marked. With a
+ * sliding layer the window is `sliding_window` (absent: *window; 0: it must be there). */
+int kk__config_layer_types(const json_t *o, int window, struct kk_model_config *c,
+                           struct kk_err *err);
+/* c->rope[sliding] of the layers of that kind, from the object p (NULL: all defaults) that has the
+ * name `where`: a rope_type of default, linear or llama3. */
+int kk__config_rope(const json_t *p, const char *where, double theta, int sliding,
+                    struct kk_model_config *c, struct kk_err *err);
+/* The same for models with one rotary embedding: rope_scaling or rope_parameters, rope_theta. */
+int kk__config_one_rope(const json_t *o, double theta, struct kk_model_config *c,
+                        struct kk_err *err);
+
+/* ---- weights and buffers ------------------------------------------------------------------ */
 
 struct kk_layer_weights {
     float *input_norm, *post_attn_norm, *pre_ff_norm, *post_ff_norm; /* [C] */
@@ -72,7 +140,7 @@ struct kk_model {
     struct kk_weight embed, head; /* head.data NULL when tied */
     float *final_norm;
     struct kk_layer_weights *layer; /* [n_layers] */
-    struct kk_rope_table rope_sliding, rope_full;
+    struct kk_rope_table rope[2];   /* of full layers, of sliding layers */
     struct kk_buffers buf;
     struct kk_ftheta *restorer; /* borrowed; NULL: no policy here rebuilds rows */
 };
@@ -124,8 +192,42 @@ int kk__embed_tensor(const struct kk_model_file *mf, const struct kk_model_info 
 /* What every tensor's name begins with: a text model inside a larger one has a longer one. */
 const char *kk__tensor_prefix(const struct kk_model_file *mf);
 
-/* gemma4.c */
-int kk__gemma4_bind(struct kk_loader *ld, struct kk_err *err);
-void kk__gemma4_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_forward *fwd);
+/* ---- load.c: tensors of layer l, named layers.L.WHAT ---------------------------------------- */
+
+int kk__bind_matrix(struct kk_loader *ld, int l, const char *what, int n_mats, int64_t rows,
+                    int64_t cols, struct kk_weight *w, struct kk_err *err);
+int kk__bind_vector(struct kk_loader *ld, int l, const char *what, int64_t n, float scale,
+                    float **out, struct kk_err *err);
+int kk__bind_scalar(struct kk_loader *ld, int l, const char *what, float *out, struct kk_err *err);
+/* WHAT.weight, [C] */
+int kk__bind_norm(struct kk_loader *ld, int l, const char *what, float **out, struct kk_err *err);
+/* self_attn.{q,k,v,o}_proj.weight; no v where values are keys */
+int kk__bind_attention(struct kk_loader *ld, int l, struct kk_err *err);
+/* self_attn.{q,k}_norm.weight, [D] */
+int kk__bind_qk_norm(struct kk_loader *ld, int l, struct kk_err *err);
+/* mlp.{gate,up,down}_proj.weight */
+int kk__bind_mlp(struct kk_loader *ld, int l, struct kk_err *err);
+/* Everything: the embedding, the head, the final norm, and each layer by the architecture. */
+int kk__bind_model(struct kk_loader *ld, struct kk_err *err);
+
+/* ---- forward.c: the stages that architectures share --------------------------------------- */
+
+/* What every stage of a step needs. */
+struct kk_step {
+    struct kk_model *m;
+    struct kk_dev *dev;
+    const struct kk_ops *op;
+    struct kk_kv_pool *pool;
+    int T, C;
+};
+
+/* buf.x -> attention output, projected, in buf.a. Q and K are normalised where there are norms. */
+void kk__attention(const struct kk_step *s, int l);
+/* buf.x -> down(act(gate x) * up x) in buf.a */
+void kk__mlp(const struct kk_step *s, int l);
+/* h += buf.a, with post: h += rms(buf.a) * post; then buf.x = rms(h) * next, unless that is NULL */
+void kk__residual(const struct kk_step *s, const float *post, const float *next);
+/* Embedding, layers, taps, logits. */
+void kk__forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_forward *fwd);
 
 #endif

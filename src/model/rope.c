@@ -6,12 +6,19 @@
 #include "base/mem.h"
 #include "model/model_int.h"
 
-/* Su et al. 2021, arXiv:2104.09864; "proportional": pairs r >= R do not turn at all (Gemma 4). */
-static float inv_freq(const struct kk_rope_table *t, int r)
+/* Su et al. 2021, arXiv:2104.09864. Pairs r >= R do not turn at all (Gemma 4's "proportional"). */
+static float inv_freq(const struct kk_rope *t, int r)
 {
-    float e = (float)(2 * r) / (float)t->D;
+    float e = (float)(2 * r) / (float)t->D, factor = (float)t->factor;
     float f = 1.0f / (float)pow(t->theta, (double)e);
-    return t->factor == 1.0 ? f : f / (float)t->factor;
+    if (t->original > 0) { /* Llama 3: long wavelengths alone are stretched */
+        float wave = (float)(2 * 3.14159265358979323846) / f;
+        if (wave < (float)(t->original / t->high)) return f;
+        if (wave > (float)(t->original / t->low)) return f / factor;
+        float mix = ((float)t->original / wave - (float)t->low) / (float)(t->high - t->low);
+        return (1 - mix) * f / factor + mix * f;
+    }
+    return f / factor;
 }
 
 static int64_t table_positions(int64_t have, int64_t want)
@@ -23,27 +30,29 @@ static int64_t table_positions(int64_t have, int64_t want)
 
 size_t kk__rope_bytes(const struct kk_rope_table *t, int64_t positions)
 {
-    return positions < 1 ? 0
-                         : (size_t)table_positions(0, positions) * (size_t)t->R * 2 * sizeof(float);
+    return positions < 1
+               ? 0
+               : (size_t)table_positions(0, positions) * (size_t)t->rope.R * 2 * sizeof(float);
 }
 
 int kk__rope_ensure(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t,
                     int64_t positions, struct kk_err *err)
 {
-    if (positions <= t->positions || t->R == 0) return 0;
+    if (positions <= t->positions || t->rope.R == 0) return 0;
+    const int R = t->rope.R;
     int64_t n = table_positions(t->positions, positions);
-    size_t bytes = (size_t)n * (size_t)t->R * 2 * sizeof(float);
+    size_t bytes = (size_t)n * (size_t)R * 2 * sizeof(float);
     float *host = kk_malloc(bytes), *cs = NULL;
     if (!host)
         return kk_fail(err, KK_ENOMEM, "out of memory for a rotary table of %zu bytes", bytes);
     int rc = kk_dev_alloc(dev, acc, bytes, (void **)&cs, err);
     if (!rc) {
-        for (int r = 0; r < t->R; r++) {
-            float f = inv_freq(t, r);
+        for (int r = 0; r < R; r++) {
+            float f = inv_freq(&t->rope, r);
             for (int64_t p = 0; p < n; p++) {
                 double angle = (double)((float)p * f);
-                host[(p * t->R + r) * 2] = (float)cos(angle);
-                host[(p * t->R + r) * 2 + 1] = (float)sin(angle);
+                host[(p * R + r) * 2] = (float)cos(angle);
+                host[(p * R + r) * 2 + 1] = (float)sin(angle);
             }
         }
         dev->ops->upload(dev, cs, host, bytes);
@@ -57,7 +66,7 @@ int kk__rope_ensure(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_t
 
 void kk__rope_free(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t)
 {
-    kk_dev_free(dev, acc, t->cs, (size_t)t->positions * (size_t)t->R * 2 * sizeof(float));
+    kk_dev_free(dev, acc, t->cs, (size_t)t->positions * (size_t)t->rope.R * 2 * sizeof(float));
     t->cs = NULL;
     t->positions = 0;
 }

@@ -79,7 +79,7 @@ model && printf '\377\377\377\377\377\377\377\377' | dd of="$M/model.safetensors
 model && rm "$M/tokenizer.json" && broken "no tokenizer" "tokenizer.json"
 model && echo '{"model": {"type": "WordPiece"}}' >"$M/tokenizer.json" && broken "unknown tokenizer" "WordPiece"
 model && echo 'junk' >"$M/tokenizer.json" && broken "invalid tokenizer" "not valid JSON"
-model && config architectures '["LlamaForCausalLM"]' && broken "unknown architecture" "LlamaForCausalLM"
+model && config architectures '["MambaForCausalLM"]' && broken "unknown architecture: the known ones" "'MambaForCausalLM' is not supported (known: Gemma3ForCausalLM"
 model && config model_type '"llama"' && broken "unknown model type" "llama"
 model && config hidden_size 512 && broken "wrong shape: the tensor, found, expected" "expected"
 model && config hidden_size 99999999999 && broken "absurd size" "hidden_size"

@@ -92,9 +92,25 @@ run inspect "$TINY" --tensors
 check "inspect --tensors" grep -Eq '^ +model.embed_tokens.weight +bf16 +\[2048, 256\] +1048576$' "$KK_TMP/out"
 run inspect -m "$MINI"
 check "inspect of a synth model" grep -q '^tokenizer        none' "$KK_TMP/out"
-for c in gemma-4-26b-a4b cpu-1b; do
+for c in gemma-4-26b-a4b cpu-1b gemma-3-270m llama-1b qwen3-0.6b; do
     run inspect "synth:bench/configs/$c.json"
     check "inspect of $c, not loaded" [ "$rc" -eq 0 ]
+done
+run inspect "synth:bench/configs/llama-1b.json"
+check "inspect: no layer slides" grep -q 'native, s5 and full see and keep the same rows' "$KK_TMP/out"
+
+# ---- architectures
+echo '[5, 3, 150, 7, 7, 12, 99, 0, 5, 3, 150, 7]' >"$KK_TMP/ids.json"
+for a in gemma3 llama qwen3; do
+    A=synth:tests/data/mini-$a.json
+    run plan -m "$A" --ctx 2048 --sessions 3 --json
+    check "$a: plan" [ "$rc" -eq 0 ]
+    run logits -m "$A" --ids "$KK_TMP/ids.json" -o "$KK_TMP/a.npy"
+    check "$a: logits" [ "$rc" -eq 0 ]
+    run logits -m "$A" --ids "$KK_TMP/ids.json" -o "$KK_TMP/b.npy" --kv full --threads 1 --cpu-isa scalar --prefill-chunk 5
+    check "$a: the same bits in the scalar table, in pieces" cmp "$KK_TMP/a.npy" "$KK_TMP/b.npy"
+    run bench decode -m "$A" --ctx 0,300 --reps 1 --kv s5 --kv-window 16 --json
+    check "$a: bench decode under s5" [ "$rc" -eq 0 ]
 done
 
 # ---- benches

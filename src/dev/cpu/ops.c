@@ -105,7 +105,11 @@ static void write_kv(const struct kk_cpu_kern *k, const struct kk_qkv_args *a, i
     const float *v = (a->value_only ? a->k : a->v) + t * GD + g * D;
     char *v_row = row + (a->value_only ? g * D : GD + g * D) * esz;
     if (!a->value_only) {
-        k->norm(D, a->k + t * GD + g * D, a->k_norm, a->eps, tmp);
+        const float *from = a->k + t * GD + g * D;
+        if (a->k_norm)
+            k->norm(D, from, a->k_norm, a->eps, tmp);
+        else
+            memcpy(tmp, from, (size_t)D * sizeof *tmp);
         k->rope(D, a->R, cs, tmp);
         k->store[a->kv_dtype](D, tmp, row + g * D * esz);
     }
@@ -128,7 +132,7 @@ static void qkv_rows(struct kk_cpu *c, const void *args, int64_t lo, int64_t hi,
         const float *cs = a->rope + (int64_t)a->pos[t] * a->R * 2;
         if (h < a->H) {
             float *q = a->q + (t * a->H + h) * a->D;
-            c->kern->norm(a->D, q, a->q_norm, a->eps, q);
+            if (a->q_norm) c->kern->norm(a->D, q, a->q_norm, a->eps, q);
             c->kern->rope(a->D, a->R, cs, q);
         } else {
             write_kv(c->kern, a, t, h - a->H, cs, tmp);
@@ -138,6 +142,7 @@ static void qkv_rows(struct kk_cpu *c, const void *args, int64_t lo, int64_t hi,
 
 void kk__cpu_qkv(struct kk_dev *dev, const struct kk_qkv_args *a)
 {
+    KK_BUG_ON(a->value_only && !a->k_norm);
     kk__cpu_rows(kk__cpu(dev), (int64_t)a->T * (a->H + a->G), NS(2 * a->D), qkv_rows, a);
 }
 

@@ -394,7 +394,7 @@ static void ref_qkv(const void *p, int t, const float *got, double *want)
     (void)got;
     for (int i = 0; i < HD; i++) want[i] = (double)c->q[(int64_t)t * HD + i];
     for (int h = 0; h < a->H; h++) {
-        rms(D, want + h * D, a->q_norm, (double)a->eps, want + h * D);
+        if (a->q_norm) rms(D, want + h * D, a->q_norm, (double)a->eps, want + h * D);
         rotate(a, t, want + h * D);
     }
     double *k = want + HD, *v = a->value_only ? k : k + GD;
@@ -406,7 +406,7 @@ static void ref_qkv(const void *p, int t, const float *got, double *want)
         }
         if (!a->raw_value) rms(D, v + g * D, NULL, (double)a->eps, v + g * D);
         if (a->value_only) continue;
-        rms(D, k + g * D, a->k_norm, (double)a->eps, k + g * D);
+        if (a->k_norm) rms(D, k + g * D, a->k_norm, (double)a->eps, k + g * D);
         rotate(a, t, k + g * D);
     }
 }
@@ -414,7 +414,7 @@ static void ref_qkv(const void *p, int t, const float *got, double *want)
 static void test_qkv(void **state)
 {
     (void)state;
-    for (int n = 0; n < 24; n++) {
+    for (int n = 0; n < 36; n++) {
         struct qkv_case c;
         int T = between(1, n % 4 ? 10 : 80), D = 2 * between(1, 48), R = between(0, D / 2);
         int G = between(1, 3), H = G * between(n % 5 != 0, 4), bf16 = n % 2, value_only = n / 2 % 2;
@@ -432,8 +432,8 @@ static void test_qkv(void **state)
                                    .raw_value = !value_only && n % 3 == 0,
                                    .k = k,
                                    .v = v,
-                                   .q_norm = q_norm,
-                                   .k_norm = k_norm,
+                                   .q_norm = n % 9 == 4 ? NULL : q_norm,
+                                   .k_norm = !value_only && n % 9 > 6 ? NULL : k_norm,
                                    .eps = 1e-6f,
                                    .pos = pos,
                                    .rope = rope,

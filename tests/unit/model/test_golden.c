@@ -1,5 +1,6 @@
-/* Logits against the Hugging Face class in float32 (tools/golden/gemma4.py): within 1e-4 of the
- * row's scale, and the same argmax everywhere. Folders of tests/golden/gemma4 are the cases. */
+/* Logits against the Hugging Face classes in float32 (tools/golden/gemma4.py, archs.py): within
+ * 1e-4 of the row's scale, and the same argmax everywhere. A folder of
+ * tests/golden/ARCHITECTURE is a case. */
 #include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
@@ -141,8 +142,8 @@ static int run_case(const char *root, const char *name)
     g.V = (size_t)info.vocabulary;
     assert_int_equal(g.logits.len, g.n_rows * g.V * sizeof(float));
     if (kk_session_logits(s, g.ids, g.n, compare_row, &g, &err)) fail_msg("%s: %s", name, err.msg);
-    print_message("             %-16s %4zu tokens  largest difference %.1e of the row's scale\n",
-                  name, g.n, g.worst);
+    print_message("             %-20s %4zu tokens  largest difference %.1e of the row's scale\n",
+                  strstr(g.dir, "golden/") + 7, g.n, g.worst);
     int good = g.worst < tolerance && g.wrong <= allowed;
     if (g.wrong) print_message("             %s: another argmax at %d positions\n", name, g.wrong);
     kk_session_close(s);
@@ -170,7 +171,10 @@ static void run_folder(const char *root, int least)
 static void logits_equal_hugging_face(void **state)
 {
     (void)state;
-    run_folder("tests/golden/gemma4", 12);
+    run_folder("tests/golden/gemma4", 17);
+    run_folder("tests/golden/gemma3", 12);
+    run_folder("tests/golden/llama", 11);
+    run_folder("tests/golden/qwen3", 9);
 }
 
 static void policies_equal_the_oracle(void **state)
