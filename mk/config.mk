@@ -48,9 +48,12 @@ ARCH := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine 2>/dev/null || uname 
 ifeq ($(ARCH)$(filter fuzz,$(SAN)),x86_64)
 KKFLAGS      += -DKK_X86
 ISA_k_avx2   := -mavx2 -mfma -mf16c
+ISA_q_avx2   := $(ISA_k_avx2)
 ISA_k_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
+ISA_q_avx512 := $(ISA_k_avx512)
+ISA_q_vnni   := $(ISA_k_avx512) -mavx512vnni
 else
-ISA_ABSENT   := src/dev/cpu/k_avx2.c src/dev/cpu/k_avx512.c
+ISA_ABSENT   := $(wildcard src/dev/cpu/k_avx*.c src/dev/cpu/q_avx*.c src/dev/cpu/q_vnni.c)
 endif
 
 # For a make run by a recipe: as many jobs as processors, unless the user chose.

@@ -12,8 +12,9 @@
  * Weight panels: outputs in groups of 16, zero-padded to a whole panel.
  *   f32, f16   panel[k][16]            one output a lane
  *   bf16       panel[k / 2][16][2]     pairs of inputs: a 64-byte load holds 2 x 16 weights; odd K
- * is padded with a zero weight (x is read only below K) Panel p of a matrix starts at data + p *
- * kk_panel_bytes(dtype, K); data is 64-byte aligned. */
+ * is padded with a zero weight (x is read only below K)
+ *   block types   quant_int.h
+ * Panel p of a matrix starts at data + p * kk_panel_bytes(dtype, K); data is 64-byte aligned. */
 #ifndef KK_DEV_CPU_KERN_INT_H
 #define KK_DEV_CPU_KERN_INT_H
 
@@ -23,12 +24,14 @@
 #include <string.h>
 
 #include "base/dtype.h"
+#include "dev/cpu/quant_int.h"
 #include "dev/dev.h"
 
 #define KK_LANES 16
 
 static inline size_t kk_panel_bytes(enum kk_dtype t, int64_t K)
 {
+    if (kk_dtype_is_block(t)) return kk_q_panel_bytes(t, K);
     return t == KK_F32 ? (size_t)K * 64 : t == KK_F16 ? (size_t)K * 32 : (size_t)((K + 1) / 2) * 64;
 }
 
@@ -39,6 +42,10 @@ struct kk_cpu_kern {
      * w holds whole panels). By dtype of w. */
     void (*gemm[3])(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
                     float *y, int64_t ldy);
+
+    /* The same for a block type: the chain over the exact weights, kk_dequant's bits. */
+    void (*gemm_block)(enum kk_dtype t, int M, int64_t N, int64_t K, const float *x, int64_t ldx,
+                       const void *w, float *y, int64_t ldy);
 
     /* s[i*lds + j] = scale * lanes(q_i . row_j) over D, i < nq, j < nk. q_i at q + i*ldq; row_j at
      * rows[j], of dtype F32 or BF16. D is even; missing lanes of the last group count as zero. */

@@ -1,0 +1,123 @@
+/* Products with weights of block types, AVX2: vectors of 8 outputs. The body is in q_vec_int.h. */
+#include <immintrin.h>
+
+#include "dev/cpu/quant_int.h"
+
+#define V static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+enum { W = 8 };
+#define QROWS 4
+typedef __m256 qf;
+typedef __m256i qi;
+
+V qf qf_zero(void)
+{
+    return _mm256_setzero_ps();
+}
+V qf qf_set(float a)
+{
+    return _mm256_set1_ps(a);
+}
+V qf qf_mul(qf a, qf b)
+{
+    return _mm256_mul_ps(a, b);
+}
+V qf qf_neg(qf a)
+{
+    return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f));
+}
+V qf qf_fma(qf a, qf b, qf c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+V qf qf_from_int(qi a)
+{
+    return _mm256_cvtepi32_ps(a);
+}
+V qf qf_ld_f16(const char *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+V qf qf_ld_u8(const char *p)
+{
+    return qf_from_int(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+V qf qf_ld_s8(const char *p)
+{
+    return qf_from_int(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+V void qf_st_n(float *p, int64_t n, qf a)
+{
+    float whole[8];
+    if (n >= 8) {
+        _mm256_storeu_ps(p, a);
+        return;
+    }
+    _mm256_storeu_ps(whole, a);
+    for (int i = 0; i < n; i++) p[i] = whole[i];
+}
+V qi qi_ld(const uint8_t *p)
+{
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+V qi qi_set8(char a)
+{
+    return _mm256_set1_epi8(a);
+}
+V qi qi_and(qi a, qi b)
+{
+    return _mm256_and_si256(a, b);
+}
+/* a | (b & c) */
+V qi qi_or_and(qi a, qi b, qi c)
+{
+    return _mm256_or_si256(a, _mm256_and_si256(b, c));
+}
+V qi qi_left(qi a, const int n)
+{
+    return _mm256_slli_epi16(a, n);
+}
+V qi qi_right(qi a, const int n)
+{
+    return _mm256_srli_epi16(a, n);
+}
+V qi qi_sub(qi a, qi b)
+{
+    return _mm256_sub_epi32(a, b);
+}
+V qi qi_zero(void)
+{
+    return _mm256_setzero_si256();
+}
+V qi qi_times(qi a, const int shift)
+{
+    return _mm256_slli_epi32(a, shift);
+}
+V qi qi_set(const int32_t *a)
+{
+    return _mm256_set1_epi32(*a);
+}
+/* Four activations in every lane */
+V qi qi_four(const int8_t *q)
+{
+    int32_t four;
+    memcpy(&four, q, 4);
+    return qi_set(&four);
+}
+
+#define QI(op) _mm256_##op
+/* b with the sign of a (a = -128 too), times |a| as unsigned bytes, in pairs */
+V qi qi_signed_pairs(qi a, qi b)
+{
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
+}
+
+#include "dev/cpu/q_pairs_int.h"
+#include "dev/cpu/q_vec_int.h"
+
+const struct kk_cpu_q8 kk__q8_avx2 = {.isa = "avx2", .quantise = quantise, .gemm = gemm};
