@@ -45,25 +45,6 @@ static void gemm_f16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, c
     gemm(KK_F16, M, N, K, x, ldx, w, y, ldy);
 }
 
-static void gemm_block(enum kk_dtype t, int M, int64_t N, int64_t K, const float *x, int64_t ldx,
-                       const void *w, float *y, int64_t ldy)
-{
-    for (int64_t n = 0; n < N; n += KK_LANES) {
-        const char *panel = (const char *)w + (size_t)(n / KK_LANES) * kk_panel_bytes(t, K);
-        const int lanes = N - n < KK_LANES ? (int)(N - n) : KK_LANES;
-        for (int r = 0; r < M; r++) memset(y + r * ldy + n, 0, (size_t)lanes * sizeof *y);
-        for (int64_t g = 0; g < K / KK_GROUP; g++) {
-            float open[KK_GROUP * KK_LANES];
-            kk_q_weights(t, panel, K, g, open);
-            for (int r = 0; r < M; r++)
-                for (int k = 0; k < KK_GROUP; k++)
-                    for (int i = 0; i < lanes; i++)
-                        y[r * ldy + n + i] = fmaf(x[r * ldx + g * KK_GROUP + k],
-                                                  open[k * KK_LANES + i], y[r * ldy + n + i]);
-        }
-    }
-}
-
 /* ---- sums by lanes ---- */
 
 static float fold(float t[KK_LANES])
@@ -232,7 +213,6 @@ static int64_t argmax(int64_t n, const float *x)
 const struct kk_cpu_kern kk__kern_scalar = {
     .isa = "scalar",
     .gemm = {gemm_f32, gemm_bf16, gemm_f16},
-    .gemm_block = gemm_block,
     .scores = {scores_f32, scores_bf16},
     .derive = {derive_f32, derive_bf16},
     .softmax = softmax,

@@ -43,10 +43,6 @@ struct kk_cpu_kern {
     void (*gemm[3])(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
                     float *y, int64_t ldy);
 
-    /* The same for a block type: the chain over the exact weights, kk_dequant's bits. */
-    void (*gemm_block)(enum kk_dtype t, int M, int64_t N, int64_t K, const float *x, int64_t ldx,
-                       const void *w, float *y, int64_t ldy);
-
     /* s[i*lds + j] = scale * lanes(q_i . row_j) over D, i < nq, j < nk. q_i at q + i*ldq; row_j at
      * rows[j], of dtype F32 or BF16. D is even; missing lanes of the last group count as zero. */
     void (*scores[2])(int nq, int nk, int D, const float *q, int64_t ldq, const void *const *rows,

@@ -9,8 +9,7 @@
 /* ---- gemm ---- */
 
 struct gemm_block {
-    int64_t k0, k1; /* inputs of this call: k0 is even */
-    int resume;     /* acc starts from y */
+    int64_t k0, k1; /* inputs of this call: k0 is even; acc starts from y unless k0 is 0 */
     const float *x;
     int64_t ldx;
     const char *w;
@@ -65,7 +64,7 @@ V void gemm_tile(const enum kk_dtype t, const int rows, const int panels,
     {
         UNROLL for (int p = 0; p < panels; p++)
         {
-            acc[r][p] = b->resume ? v_ld_n(b->y + r * b->ldy + p * 16, b->n - p * 16) : v_zero();
+            acc[r][p] = b->k0 ? v_ld_n(b->y + r * b->ldy + p * 16, b->n - p * 16) : v_zero();
         }
     }
     for (int64_t i = 0; i < pairs; i++, w += step, next += step, x += 2) {
@@ -123,7 +122,6 @@ static void gemm_any(enum kk_dtype t, int M, int64_t N, int64_t K, const float *
     struct gemm_block b = {.ldx = ldx, .panel = kk_panel_bytes(t, K), .ldy = ldy};
     for (b.k0 = 0; b.k0 < K || b.k0 == 0; b.k0 = b.k1) {
         b.k1 = K - b.k0 < kb ? K : b.k0 + kb;
-        b.resume = b.k0 > 0;
         for (int64_t p = 0, step; p < n_panels; p += step) {
             step = gemm_panels[most];
             while (step > n_panels - p) step /= 2;
@@ -157,34 +155,6 @@ static void gemm_f16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, c
                      float *y, int64_t ldy)
 {
     gemm_any(KK_F16, M, N, K, x, ldx, w, y, ldy);
-}
-
-/* Weights of a block type: some groups of a panel at a time become f32, then all rows use them. */
-#define GEMM_GROUPS 8
-
-static void gemm_block(enum kk_dtype t, int M, int64_t N, int64_t K, const float *x, int64_t ldx,
-                       const void *w, float *y, int64_t ldy)
-{
-    float open[GEMM_GROUPS * KK_GROUP * 16] __attribute__((aligned(64)));
-    const int tiles = (M + GEMM_ROWS - 1) / GEMM_ROWS;
-    struct gemm_block b = {
-        .ldx = ldx, .ldy = ldy, .w = (const char *)open, .next = (const char *)open};
-    for (int64_t n = 0; n < N; n += 16) {
-        const char *panel = (const char *)w + (size_t)(n / 16) * kk_panel_bytes(t, K);
-        b.n = N - n;
-        for (int64_t k = 0; k < K; k += b.k1) {
-            b.k1 = K - k < GEMM_GROUPS * KK_GROUP ? K - k : GEMM_GROUPS * KK_GROUP;
-            b.resume = k > 0;
-            for (int64_t g = 0; g < b.k1 / KK_GROUP; g++)
-                kk_q_weights(t, panel, K, k / KK_GROUP + g, open + g * KK_GROUP * 16);
-            for (int i = 0, r = 0, m; i < tiles; i++, r += m) {
-                m = (M - r + tiles - i - 1) / (tiles - i);
-                b.x = x + r * ldx + k;
-                b.y = y + r * ldy + n;
-                gemm_tiles[KK_F32][m][1](&b);
-            }
-        }
-    }
 }
 
 /* ---- attention ---- */
@@ -557,11 +527,11 @@ static int64_t argmax(int64_t n, const float *x)
 
 #define KERN_TABLE(name)                                                                           \
     {                                                                                              \
-        .isa = name, .gemm = {gemm_f32, gemm_bf16, gemm_f16}, .gemm_block = gemm_block,            \
-        .scores = {scores_f32, scores_bf16}, .derive = {derive_f32, derive_bf16},                  \
-        .softmax = softmax, .pv = {pv_f32, pv_bf16}, .merge = merge, .norm = norm, .rope = rope,   \
-        .glu = glu, .softcap = softcap, .add_scale = add_scale, .add = add, .axpy = axpy,          \
-        .store = {store_f32, store_bf16}, .argmax = argmax                                         \
+        .isa = name, .gemm = {gemm_f32, gemm_bf16, gemm_f16}, .scores = {scores_f32, scores_bf16}, \
+        .derive = {derive_f32, derive_bf16}, .softmax = softmax, .pv = {pv_f32, pv_bf16},          \
+        .merge = merge, .norm = norm, .rope = rope, .glu = glu, .softcap = softcap,                \
+        .add_scale = add_scale, .add = add, .axpy = axpy, .store = {store_f32, store_bf16},        \
+        .argmax = argmax                                                                           \
     }
 
 #endif

@@ -27,6 +27,10 @@ V qf qf_mul(qf a, qf b)
 {
     return _mm256_mul_ps(a, b);
 }
+V qf qf_add(qf a, qf b)
+{
+    return _mm256_add_ps(a, b);
+}
 V qf qf_neg(qf a)
 {
     return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f));
@@ -102,6 +106,15 @@ V qi qi_set(const int32_t *a)
 {
     return _mm256_set1_epi32(*a);
 }
+V qi qi_set32(int32_t a)
+{
+    return _mm256_set1_epi32(a);
+}
+/* Byte b of each lane */
+V qi qi_byte(qi a, const int b)
+{
+    return qi_and(_mm256_srli_epi32(a, 8 * b), qi_set32(255));
+}
 /* Four activations in every lane */
 V qi qi_four(const int8_t *q)
 {
@@ -120,4 +133,5 @@ V qi qi_signed_pairs(qi a, qi b)
 #include "dev/cpu/q_pairs_int.h"
 #include "dev/cpu/q_vec_int.h"
 
-const struct kk_cpu_q8 kk__q8_avx2 = {.isa = "avx2", .quantise = quantise, .gemm = gemm};
+const struct kk_cpu_q8 kk__q8_avx2 = {
+    .isa = "avx2", .quantise = quantise, .weights = weights, .gemm = gemm};

@@ -12,4 +12,5 @@ V qi qi_signed_pairs(qi a, qi b)
 #include "dev/cpu/q_pairs_int.h"
 #include "dev/cpu/q_vec_int.h"
 
-const struct kk_cpu_q8 kk__q8_avx512 = {.isa = "avx512", .quantise = quantise, .gemm = gemm};
+const struct kk_cpu_q8 kk__q8_avx512 = {
+    .isa = "avx512", .quantise = quantise, .weights = weights, .gemm = gemm};

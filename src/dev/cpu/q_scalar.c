@@ -1,146 +1,133 @@
-/* Panels of block types, written and read plainly; the oracle of the products with them. */
+/* Panels of block types, written and read one output at a time; the oracle of their products. */
 #include "dev/cpu/quant_int.h"
 
-/* ---- packing ---- */
+/* ---- scales ---- */
 
-static uint32_t four(const struct kk_quant_group *g, int vector)
+static void pack_scales(enum kk_dtype t, char *panel, int64_t g, int l,
+                        const struct kk_quant_group *from)
 {
-    uint32_t u;
-    memcpy(&u, g->code + 4 * vector, 4);
-    return u;
+    char *d = panel + kk_q_scale_at(t, g) + l * 2, *times;
+    memcpy(d, &from->d, 2);
+    if (kk_quant_has_min(t)) memcpy(d + 32, &from->m, 2);
+    if (!kk_quant_is_k(t)) return;
+    times = panel + kk_q_times_at(t, g) + l;
+    times[0] = (char)from->d_times[0];
+    times[16] = (char)(t == KK_Q6_K ? from->d_times[1] : from->m_times);
 }
 
-/* Codes of output l */
-static void pack_codes(int bits, const struct kk_quant_group *g, int l, uint8_t *to)
+static void unpack_scales(enum kk_dtype t, const char *panel, int64_t g, int l,
+                          struct kk_quant_group *to)
 {
-    uint32_t piece[8] = {0}, v;
+    const char *d = panel + kk_q_scale_at(t, g) + l * 2, *times;
+    memcpy(&to->d, d, 2);
+    to->m = 0;
+    if (kk_quant_has_min(t)) memcpy(&to->m, d + 32, 2);
+    to->d_times[0] = to->d_times[1] = to->m_times = 1;
+    if (!kk_quant_is_k(t)) return;
+    times = panel + kk_q_times_at(t, g) + l;
+    if (t == KK_Q6_K)
+        to->d_times[0] = (int8_t)times[0], to->d_times[1] = (int8_t)times[16];
+    else
+        to->d_times[0] = to->d_times[1] = (uint8_t)times[0], to->m_times = (uint8_t)times[16];
+}
+
+/* ---- codes: 4 bytes of every piece are of one output ---- */
+
+static void pack_codes(int bits, const uint8_t *code, char *to)
+{
+    uint32_t piece[8] = {0}, four;
     for (int j = 0; j < 8; j++) {
-        v = four(g, j);
+        memcpy(&four, code + 4 * j, 4);
         if (bits == 8) {
-            piece[j] = v;
+            piece[j] = four;
             continue;
         }
-        piece[j % 4] |= (v & 0x0f0f0f0f) << j / 4 * 4;
-        if (bits == 5) piece[4] |= (v >> 4 & 0x01010101) << j;
-        if (bits == 6) piece[4 + j / 4] |= (v >> 4 & 0x03030303) << j % 4 * 2;
+        piece[j % 4] |= (four & 0x0f0f0f0f) << j / 4 * 4;
+        if (bits == 5) piece[4] |= (four >> 4 & 0x01010101) << j;
+        if (bits == 6) piece[4 + j / 4] |= (four >> 4 & 0x03030303) << j % 4 * 2;
     }
-    for (int i = 0; i < bits; i++) memcpy(to + i * 64 + l * 4, &piece[i], 4);
+    for (int i = 0; i < bits; i++) memcpy(to + i * 64, &piece[i], 4);
 }
 
-void kk_q_pack(enum kk_dtype t, const struct kk_quant_group *from, int64_t K, int64_t g,
-               void *panel)
+static void unpack_codes(int bits, const char *from, uint8_t *code)
 {
-    char *scale = (char *)panel + kk_q_scale_at(t, g), *times = NULL;
-    uint8_t *codes = (uint8_t *)panel + kk_q_scale_bytes(t, K) + (size_t)g * kk_q_code_bytes(t);
-    if (kk_quant_is_k(t)) times = (char *)panel + kk_q_times_at(t, g);
-    for (int l = 0; l < 16; l++) {
-        memcpy(scale + l * 2, &from[l].d, 2);
-        if (kk_quant_has_min(t)) memcpy(scale + 32 + l * 2, &from[l].m, 2);
-        if (times) {
-            times[l] = (char)from[l].d_times[0];
-            times[16 + l] = (char)(t == KK_Q6_K ? from[l].d_times[1] : from[l].m_times);
-        }
-        pack_codes(kk_quant_bits(t), &from[l], l, codes);
+    uint32_t piece[8], four;
+    for (int i = 0; i < bits; i++) memcpy(&piece[i], from + i * 64, 4);
+    for (int j = 0; j < 8; j++) {
+        four = bits == 8 ? piece[j] : piece[j % 4] >> j / 4 * 4 & 0x0f0f0f0f;
+        if (bits == 5) four |= (piece[4] >> j & 0x01010101) << 4;
+        if (bits == 6) four |= (piece[4 + j / 4] >> j % 4 * 2 & 0x03030303) << 4;
+        memcpy(code + 4 * j, &four, 4);
     }
 }
 
-/* ---- reading ---- */
-
-static void open_codes(int bits, const uint8_t *p, uint8_t (*code)[64])
+static size_t code_at(enum kk_dtype t, int64_t K, int64_t g, int l)
 {
-    for (int j = 0; j < 8; j++)
-        for (int i = 0; i < 64; i++) {
-            if (bits == 8) {
-                code[j][i] = p[j * 64 + i];
-                continue;
-            }
-            int c = p[j % 4 * 64 + i] >> j / 4 * 4 & 15;
-            if (bits == 5) c |= (p[256 + i] >> j & 1) << 4;
-            if (bits == 6) c |= (p[256 + j / 4 * 64 + i] >> j % 4 * 2 & 3) << 4;
-            code[j][i] = (uint8_t)c;
-        }
+    return kk_q_scale_bytes(t, K) + (size_t)g * kk_q_code_bytes(t) + (size_t)l * 4;
 }
 
-void kk_q_open(enum kk_dtype t, const void *panel, int64_t K, int64_t g, struct kk_q_group *out)
+void kk_q_pack(enum kk_dtype t, void *panel, int64_t K, int64_t g, int l,
+               const struct kk_quant_group *from)
 {
-    const char *scale = (const char *)panel + kk_q_scale_at(t, g);
-    const uint8_t *times = (const uint8_t *)panel + (kk_quant_is_k(t) ? kk_q_times_at(t, g) : 0);
-    const uint8_t *codes = (const uint8_t *)panel + kk_q_scale_bytes(t, K);
-    for (int l = 0; l < 16; l++) {
-        struct kk_quant_group q = {.d_times = {1, 1}, .m_times = 1};
-        memcpy(&q.d, scale + l * 2, 2);
-        if (kk_quant_has_min(t)) memcpy(&q.m, scale + 32 + l * 2, 2);
-        if (t == KK_Q6_K)
-            q.d_times[0] = (int8_t)times[l], q.d_times[1] = (int8_t)times[16 + l];
-        else if (kk_quant_is_k(t))
-            q.d_times[0] = q.d_times[1] = times[l], q.m_times = times[16 + l];
-        out->scale[0][l] = kk_quant_scale(&q, 0);
-        out->scale[1][l] = kk_quant_scale(&q, 1);
-        out->min[l] = kk_quant_min(t, &q);
-    }
-    open_codes(kk_quant_bits(t), codes + (size_t)g * kk_q_code_bytes(t), out->code);
+    pack_scales(t, panel, g, l, from);
+    pack_codes(kk_quant_bits(t), from->code, (char *)panel + code_at(t, K, g, l));
 }
 
-void kk_q_weights(enum kk_dtype t, const void *panel, int64_t K, int64_t g, float *w)
+void kk_q_unpack(enum kk_dtype t, const void *panel, int64_t K, int64_t g, int l,
+                 struct kk_quant_group *to)
 {
-    const int offset = kk_quant_offset(t), has_min = kk_quant_has_min(t);
-    struct kk_q_group q;
-    kk_q_open(t, panel, K, g, &q);
-    for (int k = 0; k < KK_GROUP; k++)
-        for (int l = 0; l < 16; l++) {
-            float *to = &w[k * 16 + l];
-            *to = q.scale[k / 16][l] * (float)(q.code[k / 4][l * 4 + k % 4] - offset);
-            if (has_min) *to += q.min[l];
-        }
+    unpack_scales(t, panel, g, l, to);
+    unpack_codes(kk_quant_bits(t), (const char *)panel + code_at(t, K, g, l), to->code);
 }
 
 /* ---- the oracle ---- */
 
-enum { ROWS = 8 }; /* that share an opened group */
+static void weights(enum kk_dtype t, const void *panel, int64_t K, int64_t g, float *w)
+{
+    for (int l = 0; l < 16; l++) {
+        struct kk_quant_group group;
+        float row[KK_GROUP];
+        kk_q_unpack(t, panel, K, g, l, &group);
+        kk_quant_values(t, &group, row);
+        for (int k = 0; k < KK_GROUP; k++) w[k * 16 + l] = row[k];
+    }
+}
 
-/* Sum of (code - offset) * q over inputs [first, end) of a group, for output l */
-static float dot(const struct kk_q_group *w, int offset, int l, const int8_t *q, int first, int end)
+/* Sum of (code - offset) * q over inputs [first, end) of a group */
+static float dot(enum kk_dtype t, const struct kk_quant_group *w, const int8_t *q, int first,
+                 int end)
 {
     int32_t sum = 0;
-    for (int k = first; k < end; k++) sum += (w->code[k / 4][l * 4 + k % 4] - offset) * q[k];
+    for (int k = first; k < end; k++) sum += (w->code[k] - kk_quant_offset(t)) * q[k];
     return (float)sum;
 }
 
-/* acc[l] goes one group further */
-static void add_group(enum kk_dtype t, const struct kk_q_group *w, const int8_t *q,
-                      const struct kk_q8_group *x, float *acc)
+/* acc after one more group */
+static float add_group(enum kk_dtype t, const struct kk_quant_group *w, const int8_t *q,
+                       const struct kk_q8_group *x, float acc)
 {
-    const int offset = kk_quant_offset(t), first = t == KK_Q6_K ? 16 : 32;
-    for (int l = 0; l < 16; l++) {
-        acc[l] = fmaf(dot(w, offset, l, q, 0, first), w->scale[0][l] * x->scale, acc[l]);
-        if (first < 32)
-            acc[l] = fmaf(dot(w, offset, l, q, 16, 32), w->scale[1][l] * x->scale, acc[l]);
-        if (kk_quant_has_min(t)) acc[l] = fmaf(w->min[l], x->sum, acc[l]);
-    }
+    const int half = t == KK_Q6_K ? 16 : 32;
+    acc = fmaf(dot(t, w, q, 0, half), kk_quant_scale(w, 0) * x->scale, acc);
+    if (half < 32) acc = fmaf(dot(t, w, q, half, 32), kk_quant_scale(w, 1) * x->scale, acc);
+    return kk_quant_has_min(t) ? fmaf(kk_quant_min(t, w), x->sum, acc) : acc;
 }
 
 static void gemm(enum kk_dtype t, int M, int64_t N, int64_t K, const void *x, size_t stride,
                  const void *w, float *y, int64_t ldy)
 {
-    for (int64_t n = 0; n < N; n += 16) {
-        const char *panel = (const char *)w + (size_t)(n / 16) * kk_q_panel_bytes(t, K);
-        const int lanes = N - n < 16 ? (int)(N - n) : 16;
-        for (int r0 = 0; r0 < M; r0 += ROWS) {
-            const int rows = M - r0 < ROWS ? M - r0 : ROWS;
-            float acc[ROWS][16] = {{0}};
-            for (int64_t g = 0; g < K / KK_GROUP; g++) {
-                struct kk_q_group open;
-                kk_q_open(t, panel, K, g, &open);
-                for (int r = 0; r < rows; r++) {
-                    const char *row = (const char *)x + (size_t)(r0 + r) * stride;
-                    add_group(t, &open, (const int8_t *)row + g * KK_GROUP,
-                              (const struct kk_q8_group *)(row + K) + g, acc[r]);
-                }
-            }
-            for (int r = 0; r < rows; r++)
-                memcpy(y + (r0 + r) * ldy + n, acc[r], (size_t)lanes * sizeof(float));
+    for (int64_t n = 0; n < N; n++) {
+        const char *panel = (const char *)w + (size_t)(n / 16) * kk_q_panel_bytes(t, K), *row = x;
+        for (int r = 0; r < M; r++) y[r * ldy + n] = 0;
+        for (int64_t g = 0; g < K / KK_GROUP; g++, row = x) {
+            struct kk_quant_group group;
+            kk_q_unpack(t, panel, K, g, (int)(n % 16), &group);
+            for (int r = 0; r < M; r++, row += stride)
+                y[r * ldy + n] =
+                    add_group(t, &group, (const int8_t *)row + g * KK_GROUP,
+                              (const struct kk_q8_group *)(row + K) + g, y[r * ldy + n]);
         }
     }
 }
 
-const struct kk_cpu_q8 kk__q8_scalar = {.isa = "scalar", .quantise = kk_q8_quantise, .gemm = gemm};
+const struct kk_cpu_q8 kk__q8_scalar = {
+    .isa = "scalar", .quantise = kk_q8_quantise, .weights = weights, .gemm = gemm};

@@ -30,6 +30,10 @@ V qf qf_mul(qf a, qf b)
 {
     return _mm512_mul_ps(a, b);
 }
+V qf qf_add(qf a, qf b)
+{
+    return _mm512_add_ps(a, b);
+}
 V qf qf_neg(qf a)
 {
     return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f));
@@ -101,6 +105,15 @@ V qi qi_times(qi a, const unsigned shift)
 V qi qi_set(const int32_t *a)
 {
     return _mm512_set1_epi32(*a);
+}
+V qi qi_set32(int32_t a)
+{
+    return _mm512_set1_epi32(a);
+}
+/* Byte b of each lane */
+V qi qi_byte(qi a, const unsigned b)
+{
+    return qi_and(_mm512_srli_epi32(a, 8 * b), qi_set32(255));
 }
 /* Four activations in every lane */
 V qi qi_four(const int8_t *q)

@@ -54,7 +54,7 @@ V void q_scales(const enum kk_dtype t, const char *panel, int64_t g, int l, stru
         s->half[0] = qf_mul(d, qf_ld_s8(times));
         s->half[1] = qf_mul(d, qf_ld_s8(times + 16));
     } else {
-        s->half[0] = qf_mul(d, qf_ld_u8(times));
+        s->half[0] = s->half[1] = qf_mul(d, qf_ld_u8(times));
         s->min = qf_neg(qf_mul(m, qf_ld_u8(times + 16)));
     }
 }
@@ -113,6 +113,27 @@ V void q_tile(const enum kk_dtype t, const int bits, const int shift, const int 
     }
 }
 
+/* w[k * 16 + l], see quant_int.h */
+V void q_weights(const enum kk_dtype t, const int bits, const int offset, const char *panel,
+                 int64_t K, int64_t g, float *out)
+{
+    const uint8_t *p = (const uint8_t *)panel + kk_q_scale_bytes(t, K) + g * bits * 64;
+    for (int l = 0; l < 16; l += W) {
+        struct q_scales s;
+        qi w[8];
+        q_codes(bits, p + l * 4, w);
+        q_scales(t, panel, g, l, &s);
+        UNROLL for (int k = 0; k < KK_GROUP; k++)
+        {
+            qi code = qi_byte(w[k / 4], k % 4);
+            if (offset) code = qi_sub(code, qi_set32(offset));
+            qf v = qf_mul(s.half[k / 16], qf_from_int(code));
+            if (t == KK_Q4_1 || t == KK_Q5_1 || t == KK_Q4_K || t == KK_Q5_K) v = qf_add(v, s.min);
+            qf_st_n(out + k * 16 + l, 16, v);
+        }
+    }
+}
+
 /* ---- tiles of every type and number of rows ---- */
 
 typedef void q_tile_fn(const struct q_tile *b);
@@ -122,6 +143,10 @@ typedef void q_tile_fn(const struct q_tile *b);
         q_tile(KK_##t, bits, shift, r, b);                                                         \
     }
 #define Q_TYPE(t, bits, shift)                                                                     \
+    static void q_##t##_weights(const char *panel, int64_t K, int64_t g, float *out)               \
+    {                                                                                              \
+        q_weights(KK_##t, bits, shift ? 1 << shift : 0, panel, K, g, out);                         \
+    }                                                                                              \
     Q_TILE(t, bits, shift, 1)                                                                      \
     Q_TILE(t, bits, shift, 2)                                                                      \
     Q_TILE(t, bits, shift, 3)                                                                      \
@@ -168,6 +193,21 @@ static void gemm(enum kk_dtype t, int M, int64_t N, int64_t K, const void *x, si
             q_tiles[t][m](&b);
         }
     }
+}
+
+typedef void q_weights_fn(const char *panel, int64_t K, int64_t g, float *out);
+static q_weights_fn *const q_open[] = {[KK_Q4_0] = q_Q4_0_weights,
+                                       q_Q4_1_weights,
+                                       q_Q5_0_weights,
+                                       q_Q5_1_weights,
+                                       q_Q8_0_weights,
+                                       q_Q4_K_weights,
+                                       q_Q5_K_weights,
+                                       q_Q6_K_weights};
+
+static void weights(enum kk_dtype t, const void *panel, int64_t K, int64_t g, float *w)
+{
+    q_open[t](panel, K, g, w);
 }
 
 static void quantise(int64_t K, const float *x, void *row)

@@ -13,4 +13,5 @@ V qi q_dot(const int bits, const int n, const qi *w, const int8_t *q, qi minus, 
 
 #include "dev/cpu/q_vec_int.h"
 
-const struct kk_cpu_q8 kk__q8_vnni = {.isa = "vnni", .quantise = quantise, .gemm = gemm};
+const struct kk_cpu_q8 kk__q8_vnni = {
+    .isa = "vnni", .quantise = quantise, .weights = weights, .gemm = gemm};

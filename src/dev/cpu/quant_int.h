@@ -6,9 +6,9 @@
  *
  *   scales   types of 32     for each group: d[16] f16, [m[16] f16 if there is a minimum]
  *            q4_k, q5_k      for each 256: d[16] f16, m[16] f16, 8 x {d_times[16], m_times[16]} u8
- *            q6_k            for each 256: d[16] f16, 8 x {d_times[2][16]} s8, a half of a group each
- *   codes    for each group, pieces of 64 bytes, 4 for each output: vector j < 8 of a group holds in
- *            byte 4 l + b the code of input 4 j + b for output l (base/quant.h: not signed)
+ *            q6_k            for each 256: d[16] f16, 8 x {d_times[2][16]} s8, by halves
+ *   codes    for each group, pieces of 64 bytes, 4 for each output: byte 4 l + b of vector j < 8 is
+ *            the code of input 4 j + b for output l (base/quant.h: not signed)
  *            4 bits or more  piece i < 4: vector i in the low nibbles, i + 4 in the high ones
  *            5 bits          then a piece: bit 4 of vector j in bit j
  *            6 bits          then two: bits 4, 5 of vector 4 h + i in bits 2 i, 2 i + 1 of piece h
@@ -61,20 +61,11 @@ static inline size_t kk_q_times_at(enum kk_dtype t, int64_t g)
     return kk_q_scale_at(t, g) + (t == KK_Q6_K ? 32 : 64) + (size_t)(g % 8) * 32;
 }
 
-/* Group g of one panel, from the groups of its 16 outputs. */
-void kk_q_pack(enum kk_dtype t, const struct kk_quant_group *from, int64_t K, int64_t g,
-               void *panel);
-
-/* Group g of a panel as numbers: the codes of vector j in code[j]; scale[h][l], min[l] of output l
- * (min only if the type has one). */
-struct kk_q_group {
-    uint8_t code[8][64];
-    float scale[2][16], min[16];
-};
-void kk_q_open(enum kk_dtype t, const void *panel, int64_t K, int64_t g, struct kk_q_group *out);
-
-/* The 32 x 16 weights of group g, the bits of kk_dequant: w[k * 16 + l]. */
-void kk_q_weights(enum kk_dtype t, const void *panel, int64_t K, int64_t g, float *w);
+/* Group g of output l of a panel. Packing writes into zeroed memory. */
+void kk_q_pack(enum kk_dtype t, void *panel, int64_t K, int64_t g, int l,
+               const struct kk_quant_group *from);
+void kk_q_unpack(enum kk_dtype t, const void *panel, int64_t K, int64_t g, int l,
+                 struct kk_quant_group *to);
 
 /* ---- activations: a row is K bytes q and then one kk_q8_group for each group ---- */
 
@@ -128,6 +119,9 @@ struct kk_cpu_q8 {
 
     /* x[K] to a row */
     void (*quantise)(int64_t K, const float *x, void *row);
+
+    /* The 32 x 16 weights of group g of a panel, the bits of kk_dequant: w[k * 16 + l] */
+    void (*weights)(enum kk_dtype t, const void *panel, int64_t K, int64_t g, float *w);
 
     /* y[r*ldy + n], r < M, n < N, as above; row r is at x + r * stride; w holds whole panels */
     void (*gemm)(enum kk_dtype t, int M, int64_t N, int64_t K, const void *x, size_t stride,
