@@ -45,7 +45,8 @@ struct kk_weight {
     struct kk_account *account;
 };
 
-/* Where weight_load reads from: element i of the row-major [n_mats, rows, cols] source. */
+/* Where weight_load reads from: element i of the row-major [n_mats, rows, cols] source. Of a block
+ * type (base/quant.h) it holds blocks, cols is whole blocks, and read() is asked for whole rows. */
 struct kk_weight_src {
     enum kk_dtype dtype;
     int n_mats;
@@ -277,6 +278,7 @@ struct kk_limits {
     int max_active;       /* A, 0 if dense */
     int max_expert_width; /* F of an expert */
     int max_experts;      /* E; 0: at most 1024 */
+    int max_block_cols;   /* inputs of the widest matrix of a block type; 0: none */
 };
 
 struct kk_dev;
@@ -315,6 +317,10 @@ struct kk_ops {
     void (*convert)(struct kk_dev *, const struct kk_convert_args *);
 };
 
+/* How a product with weights of a block type reads its f32 input: rounded to 8 bits with a scale
+ * for every 32 numbers of a row, or as it is (several times slower; for parity with f32). */
+enum kk_block_act { KK_ACT_Q8, KK_ACT_F32 };
+
 struct kk_dev {
     const struct kk_ops *ops;
     char name[96];  /* "cpu avx512, 2 threads" */
@@ -322,7 +328,8 @@ struct kk_dev {
     int n_threads;  /* 0 on a GPU */
     int attn_split; /* S */
     enum kk_dtype act;
-    struct kk_account tables; /* memory of the device itself: scratch and constant tables */
+    enum kk_block_act block_act; /* KK_ACT_Q8 after open; to be changed before reserve */
+    struct kk_account tables;    /* memory of the device itself: scratch and constant tables */
 };
 
 /* isa: "auto" (best the machine has), "scalar", "avx2", "avx512". threads: 0 = all cores this

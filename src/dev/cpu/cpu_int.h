@@ -25,7 +25,8 @@ struct kk_cpu_scratch {
     size_t bytes;
     size_t thread_bytes; /* of each thread's own part: the floats of one op at a time */
     char *threads;
-    float *parts; /* attention: [split][query][part_stride] */
+    size_t panel_at; /* in a thread's part: a panel of a block type as f32 (KK_ACT_F32) */
+    float *parts;    /* attention: [split][query][part_stride] */
     size_t n_parts;
     _Atomic int *pending; /* attention: chunks of a group that are not done */
     int32_t *tiles;       /* attention: first row of each tile, [max_rows + 1] */
@@ -35,11 +36,14 @@ struct kk_cpu_scratch {
     int32_t *starts;  /* moe: [E + 1] where an expert's pairs begin in order */
     int32_t *experts; /* moe: those with rows, ascending */
     int max_experts;
+    char *q8; /* products with block types: the input's rows in 8 bits */
+    size_t q8_bytes;
 };
 
 struct kk_cpu {
     struct kk_dev dev; /* first */
     const struct kk_cpu_kern *kern;
+    const struct kk_cpu_q8 *q8;
     struct kk_pool *pool;
     struct kk_cpu_scratch s;
     struct kk_err latched; /* the first error of the step */
@@ -128,6 +132,30 @@ static inline const void *kk__panel(const struct kk_weight *w, int m, int64_t p)
     return (const char *)w->data + (size_t)m * w->mat_bytes +
            (size_t)p * kk_panel_bytes(w->dtype, w->cols);
 }
+
+/* ---- products ---- */
+
+/* Rows of the input of a product: f32, and in 8 bits where a weight asks for them. */
+struct kk_cpu_x {
+    const float *f;
+    int64_t ld;
+    const char *q; /* NULL: nobody asks */
+    size_t stride;
+};
+
+static inline struct kk_cpu_x kk__x_row(const struct kk_cpu_x *x, int64_t row)
+{
+    return (struct kk_cpu_x){x->f + row * x->ld, x->ld,
+                             x->q ? x->q + (size_t)row * x->stride : NULL, x->stride};
+}
+
+/* x[T, K] as n weights want it; the 8 bits are in the scratch until the next call. */
+struct kk_cpu_x kk__cpu_x(struct kk_cpu *c, int64_t T, int64_t K, const float *x, int n,
+                          const struct kk_weight *const *w);
+
+/* y[r*ldy + n] = rows r < M of x times outputs n < N of the panels of w from `panel` on */
+void kk__cpu_gemm(struct kk_cpu *c, int worker, const struct kk_weight *w, int M, int64_t N,
+                  const struct kk_cpu_x *x, const void *panel, float *y, int64_t ldy);
 
 /* scratch.c */
 int kk__cpu_reserve(struct kk_dev *, const struct kk_limits *, struct kk_account *,

@@ -17,6 +17,10 @@ static int has_avx512(void)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+static int has_vnni(void)
+{
+    return has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
 /* clang 14's builtin does not know it; avx2 answers for the operating system. */
 static int has_f16c(void)
 {
@@ -33,27 +37,31 @@ static int has_scalar(void)
     return 1;
 }
 
+/* Of two with one name, the first that the machine has. */
 static const struct table {
     const struct kk_cpu_kern *kern;
+    const struct kk_cpu_q8 *q8;
     int (*has)(void);
 } tables[] = {
 #ifdef KK_X86
-    {&kk__kern_avx512, has_avx512},
-    {&kk__kern_avx2, has_avx2},
+    {&kk__kern_avx512, &kk__q8_vnni, has_vnni},
+    {&kk__kern_avx512, &kk__q8_avx512, has_avx512},
+    {&kk__kern_avx2, &kk__q8_avx2, has_avx2},
 #endif
-    {&kk__kern_scalar, has_scalar},
+    {&kk__kern_scalar, &kk__q8_scalar, has_scalar},
 };
 enum { N_TABLES = sizeof tables / sizeof *tables };
 
-static int pick(const char *isa, const struct kk_cpu_kern **out, struct kk_err *err)
+static int pick(const char *isa, const struct table **out, struct kk_err *err)
 {
     char list[64] = "";
     for (int i = 0; i < N_TABLES; i++) {
         if (!tables[i].has()) continue;
         if (!strcmp(isa, "auto") || !strcmp(isa, tables[i].kern->isa)) {
-            *out = tables[i].kern;
+            *out = &tables[i];
             return 0;
         }
+        if (i && tables[i].kern == tables[i - 1].kern && tables[i - 1].has()) continue;
         size_t n = strlen(list);
         snprintf(list + n, sizeof list - n, "%s%s", n ? ", " : "", tables[i].kern->isa);
     }
@@ -131,8 +139,8 @@ static const struct kk_ops cpu_ops = {
 
 int kk_dev_open_cpu(const char *isa, int threads, struct kk_dev **out, struct kk_err *err)
 {
-    const struct kk_cpu_kern *kern = NULL;
-    int rc = pick(isa, &kern, err);
+    const struct table *table = NULL;
+    int rc = pick(isa, &table, err);
     if (rc) return rc;
     struct kk_cpu *c = kk_calloc(1, sizeof *c);
     if (!c) return kk_fail(err, KK_ENOMEM, "out of memory for a device");
@@ -141,14 +149,15 @@ int kk_dev_open_cpu(const char *isa, int threads, struct kk_dev **out, struct kk
         kk_free(c);
         return rc;
     }
-    c->kern = kern;
+    c->kern = table->kern;
+    c->q8 = table->q8;
     c->dev.ops = &cpu_ops;
     c->dev.n_threads = kk_pool_threads(c->pool);
     c->dev.attn_split = KK_CPU_SPLIT;
     c->dev.act = KK_F32;
     c->dev.tables.name = "device scratch";
-    snprintf(c->dev.isa, sizeof c->dev.isa, "%s", kern->isa);
-    snprintf(c->dev.name, sizeof c->dev.name, "cpu %s, %d thread%s", kern->isa, c->dev.n_threads,
+    snprintf(c->dev.isa, sizeof c->dev.isa, "%s", c->kern->isa);
+    snprintf(c->dev.name, sizeof c->dev.name, "cpu %s, %d thread%s", c->kern->isa, c->dev.n_threads,
              c->dev.n_threads == 1 ? "" : "s");
     kk_dev_check(&c->dev);
     *out = &c->dev;

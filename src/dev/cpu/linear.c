@@ -1,23 +1,82 @@
 /* Matrix products: linear and the dense gated feed-forward. */
 #include "dev/cpu/cpu_int.h"
 
+/* ---- one product, of any type of weights ---- */
+
+struct quantise_job {
+    const float *x;
+    int64_t K;
+    size_t stride;
+    char *to;
+};
+
+static void quantise_rows(struct kk_cpu *c, const void *arg, int64_t lo, int64_t hi, int worker)
+{
+    const struct quantise_job *j = arg;
+    (void)worker;
+    for (int64_t r = lo; r < hi; r++)
+        c->q8->quantise(j->K, j->x + r * j->K, j->to + (size_t)r * j->stride);
+}
+
+struct kk_cpu_x kk__cpu_x(struct kk_cpu *c, int64_t T, int64_t K, const float *x, int n,
+                          const struct kk_weight *const *w)
+{
+    struct kk_cpu_x in = {.f = x, .ld = K};
+    int wanted = 0;
+    for (int i = 0; i < n; i++) wanted |= kk_dtype_is_block(w[i]->dtype);
+    if (!wanted || c->dev.block_act == KK_ACT_F32) return in;
+    in.q = c->s.q8, in.stride = kk_q8_row_bytes(K);
+    KK_BUG_ON((size_t)T * in.stride > c->s.q8_bytes);
+    struct quantise_job job = {x, K, in.stride, c->s.q8};
+    kk__cpu_rows(c, T, K / 8, quantise_rows, &job);
+    return in;
+}
+
+/* Panel by panel as f32 */
+static void gemm_f32_act(struct kk_cpu *c, int worker, const struct kk_weight *w, int M, int64_t N,
+                         const struct kk_cpu_x *x, const char *panel, float *y, int64_t ldy)
+{
+    float *open = (float *)((char *)kk__cpu_scratch(c, worker) + c->s.panel_at);
+    KK_BUG_ON(w->cols > c->s.limits.max_block_cols);
+    for (int64_t n = 0; n < N; n += KK_LANES, panel += kk_panel_bytes(w->dtype, w->cols)) {
+        for (int64_t g = 0; g < w->cols / KK_GROUP; g++)
+            c->q8->weights(w->dtype, panel, w->cols, g, open + g * KK_GROUP * KK_LANES);
+        c->kern->gemm[KK_F32](M, kk__min64(KK_LANES, N - n), w->cols, x->f, x->ld, open, y + n,
+                              ldy);
+    }
+}
+
+void kk__cpu_gemm(struct kk_cpu *c, int worker, const struct kk_weight *w, int M, int64_t N,
+                  const struct kk_cpu_x *x, const void *panel, float *y, int64_t ldy)
+{
+    if (!kk_dtype_is_block(w->dtype))
+        c->kern->gemm[w->dtype](M, N, w->cols, x->f, x->ld, panel, y, ldy);
+    else if (x->q)
+        c->q8->gemm(w->dtype, M, N, w->cols, x->q, x->stride, panel, y, ldy);
+    else
+        gemm_f32_act(c, worker, w, M, N, x, panel, y, ldy);
+}
+
+/* ---- linear ---- */
+
 struct linear_job {
     struct kk_cpu *c;
     const struct kk_linear_args *a;
+    struct kk_cpu_x x;
     struct kk_grid grid; /* over the panels of all matrices, one after another */
 };
 
 /* Panels [p0, p1) of one matrix, for the rows of the cell */
 static void linear_part(const struct linear_job *job, const struct kk_cell *e, int i, int64_t p0,
-                        int64_t p1)
+                        int64_t p1, int worker)
 {
     const struct kk_linear_args *a = job->a;
     const struct kk_cpu_kern *k = job->c->kern;
     const struct kk_weight *w = a->w[i];
     int64_t N = kk__min64(w->rows, p1 * KK_LANES) - p0 * KK_LANES;
-    const float *x = (const float *)a->x + e->row * w->cols;
+    const struct kk_cpu_x x = kk__x_row(&job->x, e->row);
     float *y = a->y[i] + e->row * w->rows + p0 * KK_LANES;
-    k->gemm[w->dtype](e->rows, N, w->cols, x, w->cols, kk__panel(w, 0, p0), y, w->rows);
+    kk__cpu_gemm(job->c, worker, w, e->rows, N, &x, kk__panel(w, 0, p0), y, w->rows);
     if (a->bias[i])
         for (int r = 0; r < e->rows; r++)
             k->add((int)N, y + r * w->rows, a->bias[i] + p0 * KK_LANES, y + r * w->rows);
@@ -30,11 +89,10 @@ static void linear_item(void *arg, int item, int worker)
     const struct linear_job *job = arg;
     struct kk_cell e = kk__grid_cell(&job->grid, item);
     int64_t at = e.panel, end = e.panel + e.panels, first = 0;
-    (void)worker;
     for (int i = 0; i < job->a->n; i++) {
         int64_t next = first + kk__panels(job->a->w[i]->rows);
         if (at < next && at < end) {
-            linear_part(job, &e, i, at - first, kk__min64(end, next) - first);
+            linear_part(job, &e, i, at - first, kk__min64(end, next) - first, worker);
             at = kk__min64(end, next);
         }
         first = next;
@@ -51,6 +109,7 @@ void kk__cpu_linear(struct kk_dev *dev, const struct kk_linear_args *a)
         panels += kk__panels(a->w[i]->rows);
     }
     if (a->T == 0 || panels == 0) return;
+    job.x = kk__cpu_x(c, a->T, a->w[0]->cols, a->x, a->n, a->w);
     job.grid = kk__cpu_grid(c, a->T, panels, a->w[0]->cols);
     kk__cpu_for(c, kk__grid_items(&job.grid), job.grid.ns, linear_item, &job);
 }
@@ -60,6 +119,7 @@ void kk__cpu_linear(struct kk_dev *dev, const struct kk_linear_args *a)
 struct glu_job {
     struct kk_cpu *c;
     const struct kk_glu_args *a;
+    struct kk_cpu_x x;
     struct kk_grid grid;
 };
 
@@ -69,17 +129,17 @@ static void glu_item(void *arg, int item, int worker)
     const struct kk_glu_args *a = job->a;
     const struct kk_cpu_kern *k = job->c->kern;
     const struct kk_cell e = kk__grid_cell(&job->grid, item);
-    const int64_t C = a->gate->cols, F = a->gate->rows;
+    const int64_t F = a->gate->rows;
     const int64_t most =
         KK_CPU_TILE / (e.rows * KK_LANES) / 4 * 4; /* panels that fit the scratch */
-    const float *x = (const float *)a->x + e.row * C;
+    const struct kk_cpu_x x = kk__x_row(&job->x, e.row);
     float *up = kk__cpu_scratch(job->c, worker);
     for (int64_t p = e.panel, n, N; p < e.panel + e.panels; p += n) {
         n = kk__min64(e.panel + e.panels - p, most);
         N = kk__min64(F - p * KK_LANES, n * KK_LANES);
         float *y = (float *)a->y + e.row * F + p * KK_LANES;
-        k->gemm[a->gate->dtype](e.rows, N, C, x, C, kk__panel(a->gate, 0, p), y, F);
-        k->gemm[a->up->dtype](e.rows, N, C, x, C, kk__panel(a->up, 0, p), up, N);
+        kk__cpu_gemm(job->c, worker, a->gate, e.rows, N, &x, kk__panel(a->gate, 0, p), y, F);
+        kk__cpu_gemm(job->c, worker, a->up, e.rows, N, &x, kk__panel(a->up, 0, p), up, N);
         for (int r = 0; r < e.rows; r++) k->glu((int)N, a->act, y + r * F, up + r * N, y + r * F);
     }
 }
@@ -90,6 +150,8 @@ void kk__cpu_glu(struct kk_dev *dev, const struct kk_glu_args *a)
     struct glu_job job = {.c = c, .a = a};
     KK_BUG_ON(a->gate->rows != a->up->rows || a->gate->cols != a->up->cols);
     if (a->T == 0) return;
+    job.x = kk__cpu_x(c, a->T, a->gate->cols, a->x, 2,
+                      (const struct kk_weight *const[]){a->gate, a->up});
     job.grid = kk__cpu_grid(c, a->T, kk__panels(a->gate->rows), 2 * a->gate->cols);
     kk__cpu_for(c, kk__grid_items(&job.grid), job.grid.ns, glu_item, &job);
 }

@@ -9,6 +9,7 @@
 struct route_job {
     struct kk_cpu *c;
     const struct kk_route_args *a;
+    struct kk_cpu_x x;
     struct kk_grid grid;
     float *logits; /* [T, ld] */
     int ld;        /* E rounded up to lanes */
@@ -20,10 +21,9 @@ static void route_product(void *arg, int item, int worker)
     const struct kk_weight *w = j->a->w;
     struct kk_cell e = kk__grid_cell(&j->grid, item);
     int64_t N = kk__min64(w->rows - e.panel * KK_LANES, e.panels * KK_LANES);
-    (void)worker;
-    j->c->kern->gemm[w->dtype](e.rows, N, w->cols, (const float *)j->a->x + e.row * w->cols,
-                               w->cols, kk__panel(w, 0, e.panel),
-                               j->logits + (int64_t)e.row * j->ld + e.panel * KK_LANES, j->ld);
+    const struct kk_cpu_x x = kk__x_row(&j->x, e.row);
+    kk__cpu_gemm(j->c, worker, w, e.rows, N, &x, kk__panel(w, 0, e.panel),
+                 j->logits + (int64_t)e.row * j->ld + e.panel * KK_LANES, j->ld);
 }
 
 static void route_rows(struct kk_cpu *c, const void *arg, int64_t lo, int64_t hi, int worker)
@@ -53,6 +53,7 @@ void kk__cpu_route(struct kk_dev *dev, const struct kk_route_args *a)
     struct route_job j = {.c = c, .a = a, .logits = c->s.pairs, .ld = (a->E + 15) & ~15};
     KK_BUG_ON(a->w->rows != a->E || a->A > a->E || (size_t)a->T * (size_t)j.ld > c->s.n_pairs);
     if (a->T == 0) return;
+    j.x = kk__cpu_x(c, a->T, a->w->cols, a->x, 1, &a->w);
     j.grid = kk__cpu_grid(c, a->T, kk__panels(a->E), a->w->cols);
     kk__cpu_for(c, kk__grid_items(&j.grid), j.grid.ns, route_product, &j);
     kk__cpu_rows(c, a->T, (int64_t)a->E * (a->A + 16) / 8, route_rows, &j);
@@ -63,6 +64,7 @@ void kk__cpu_route(struct kk_dev *dev, const struct kk_route_args *a)
 struct moe_job {
     struct kk_cpu *c;
     const struct kk_moe_args *a;
+    struct kk_cpu_x x; /* of the up phase [T, C], then of the down phase [T*A, F] */
     int C, F;
     int n_experts;          /* with rows */
     int64_t chunk, n_parts; /* panels of an item; items of an expert, or of the output */
@@ -93,34 +95,40 @@ static int group_by_expert(struct moe_job *j)
 }
 
 /* The inputs of pairs [p, p + n): in place if their rows follow each other, else gathered. */
-static const float *gather(const struct moe_job *j, int p, int n, float *buf)
+static struct kk_cpu_x gather(const struct moe_job *j, int p, int n, float *buf)
 {
     const int32_t *order = j->c->s.order;
-    const float *x = j->a->x;
     const int A = j->a->A, first = order[p] / A;
+    struct kk_cpu_x x = kk__x_row(&j->x, first);
     int i = 1;
     while (i < n && order[p + i] / A == first + i) i++;
-    if (i == n) return x + (int64_t)first * j->C;
-    for (i = 0; i < n; i++)
-        memcpy(buf + (int64_t)i * j->C, x + (int64_t)(order[p + i] / A) * j->C,
-               (size_t)j->C * sizeof *x);
-    return buf;
+    if (i == n) return x;
+    const size_t bytes = x.q ? x.stride : (size_t)j->C * sizeof(float);
+    for (i = 0; i < n; i++) {
+        const struct kk_cpu_x row = kk__x_row(&j->x, order[p + i] / A);
+        memcpy((char *)buf + (size_t)i * bytes, x.q ? row.q : (const char *)row.f, bytes);
+    }
+    if (x.q)
+        x.q = (const char *)buf;
+    else
+        x.f = buf;
+    return x;
 }
 
 /* Activations of outputs [n0, n0 + N) of F for pairs [p, p + rows), whose inputs are x. The up
  * matrix begins at output F, which need not begin a panel: `skip` outputs before it are computed
  * and not used. */
 static void gate_up(const struct moe_job *j, int e, int p, int rows, int64_t n0, int64_t N,
-                    const float *x, float *up)
+                    const struct kk_cpu_x *x, float *up, int worker)
 {
-    const struct kk_cpu_kern *k = j->c->kern;
+    struct kk_cpu *c = j->c;
     const struct kk_weight *w = j->a->gate_up;
     const int64_t F = j->F, skip = (F + n0) % KK_LANES, ld = N + skip;
     float *y = j->c->s.pairs + p * F + n0;
-    k->gemm[w->dtype](rows, N, j->C, x, j->C, kk__panel(w, e, n0 / KK_LANES), y, F);
-    k->gemm[w->dtype](rows, ld, j->C, x, j->C, kk__panel(w, e, (F + n0) / KK_LANES), up, ld);
+    kk__cpu_gemm(c, worker, w, rows, N, x, kk__panel(w, e, n0 / KK_LANES), y, F);
+    kk__cpu_gemm(c, worker, w, rows, ld, x, kk__panel(w, e, (F + n0) / KK_LANES), up, ld);
     for (int r = 0; r < rows; r++)
-        k->glu((int)N, j->a->act, y + r * F, up + skip + r * ld, y + r * F);
+        c->kern->glu((int)N, j->a->act, y + r * F, up + skip + r * ld, y + r * F);
 }
 
 /* Item: some panels of F of one expert, all its rows */
@@ -134,15 +142,15 @@ static void moe_up_item(void *arg, int item, int worker)
     float *up = kk__cpu_scratch(j->c, worker), *buf = up + KK_CPU_TILE;
     for (int p = s->starts[e], rows; p < end; p += rows) {
         rows = end - p < KK_CPU_MOE_ROWS ? end - p : KK_CPU_MOE_ROWS;
-        const float *x = gather(j, p, rows, buf);
+        const struct kk_cpu_x x = gather(j, p, rows, buf);
         const int64_t most = (KK_CPU_TILE / rows - KK_LANES) / KK_LANES * KK_LANES;
         for (int64_t n0 = lo; n0 < hi; n0 += most)
-            gate_up(j, e, p, rows, n0, kk__min64(most, hi - n0), x, up);
+            gate_up(j, e, p, rows, n0, kk__min64(most, hi - n0), &x, up, worker);
     }
 }
 
 /* Outputs [n0, n0 + N) of C: experts ascending, each row's sum in that order */
-static void moe_down(const struct moe_job *j, int64_t n0, int64_t N, float *tile)
+static void moe_down(const struct moe_job *j, int64_t n0, int64_t N, float *tile, int worker)
 {
     const struct kk_cpu_kern *k = j->c->kern;
     const struct kk_moe_args *a = j->a;
@@ -155,8 +163,8 @@ static void moe_down(const struct moe_job *j, int64_t n0, int64_t N, float *tile
         const int e = s->experts[i], end = s->starts[e + 1];
         for (int p = s->starts[e], rows; p < end; p += rows) {
             rows = end - p < most ? end - p : most;
-            k->gemm[w->dtype](rows, N, j->F, s->pairs + (int64_t)p * j->F, j->F,
-                              kk__panel(w, e, n0 / KK_LANES), tile, N);
+            const struct kk_cpu_x x = kk__x_row(&j->x, p);
+            kk__cpu_gemm(j->c, worker, w, rows, N, &x, kk__panel(w, e, n0 / KK_LANES), tile, N);
             for (int r = 0; r < rows; r++) {
                 const int pair = s->order[p + r];
                 k->axpy((int)N, a->weight[pair], tile + r * N,
@@ -172,7 +180,8 @@ static void moe_down_item(void *arg, int item, int worker)
     const int64_t lo = item * j->chunk * KK_LANES;
     const int64_t hi = kk__min64(lo + j->chunk * KK_LANES, j->C), most = 1024;
     float *tile = kk__cpu_scratch(j->c, worker);
-    for (int64_t n0 = lo; n0 < hi; n0 += most) moe_down(j, n0, kk__min64(most, hi - n0), tile);
+    for (int64_t n0 = lo; n0 < hi; n0 += most)
+        moe_down(j, n0, kk__min64(most, hi - n0), tile, worker);
 }
 
 /* Cuts `panels` into about `parts` chunks of whole fours. */
@@ -195,8 +204,10 @@ void kk__cpu_moe(struct kk_dev *dev, const struct kk_moe_args *a)
     if (a->T == 0 || group_by_expert(&j)) return;
     const int64_t ns = weights * (6 * j.n_experts + pairs) / 64;
     const int64_t items = threads == 1 ? 1 : kk__min64(4 * threads, ns / 2000);
+    j.x = kk__cpu_x(c, a->T, j.C, a->x, 1, &a->gate_up);
     cut(&j, kk__panels(j.F), items / j.n_experts);
     kk__cpu_for(c, j.n_experts * (int)j.n_parts, 2 * ns, moe_up_item, &j);
+    j.x = kk__cpu_x(c, pairs, j.F, c->s.pairs, 1, &a->down);
     cut(&j, kk__panels(j.C), items);
     kk__cpu_for(c, (int)j.n_parts, ns, moe_down_item, &j);
 }

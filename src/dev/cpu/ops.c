@@ -7,13 +7,26 @@
 
 /* ---- embed ---- */
 
+static void embed_blocks(const struct kk_weight *w, int64_t n, float scale, float *h)
+{
+    for (int64_t g = 0; g < w->cols / KK_GROUP; g++, h += KK_GROUP) {
+        struct kk_quant_group group;
+        kk_q_unpack(w->dtype, kk__panel(w, 0, n / KK_LANES), w->cols, g, (int)(n % KK_LANES),
+                    &group);
+        kk_quant_values(w->dtype, &group, h);
+        for (int k = 0; k < KK_GROUP; k++) h[k] *= scale;
+    }
+}
+
 /* Row n of a packed matrix, times scale */
 static void embed_row(const struct kk_weight *w, int64_t n, float scale, float *h)
 {
     const void *panel = kk__panel(w, 0, n / KK_LANES);
     const int64_t lane = n % KK_LANES;
     const uint16_t *half = panel;
-    if (w->dtype == KK_F32)
+    if (kk_dtype_is_block(w->dtype))
+        embed_blocks(w, n, scale, h);
+    else if (w->dtype == KK_F32)
         for (int64_t k = 0; k < w->cols; k++)
             h[k] = ((const float *)panel)[k * KK_LANES + lane] * scale;
     else if (w->dtype == KK_F16)

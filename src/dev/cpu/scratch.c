@@ -24,6 +24,15 @@ static size_t thread_bytes(const struct kk_limits *l)
     return round64(max3(attn + 256, rows, (KK_CPU_TILE + moe) * sizeof(float) + 128));
 }
 
+/* Rows in 8 bits, of the widest input and of the pairs of experts */
+static size_t q8_bytes(const struct kk_limits *l)
+{
+    const size_t T = (size_t)l->max_rows, pairs = T * (size_t)l->max_active;
+    if (!l->max_block_cols) return 0;
+    return max3(T * kk_q8_row_bytes(l->max_block_cols),
+                pairs * kk_q8_row_bytes(l->max_expert_width), 0);
+}
+
 /* The next region of `bytes`; base NULL counts only. */
 static void *cut(char *base, size_t *at, size_t bytes)
 {
@@ -33,15 +42,18 @@ static void *cut(char *base, size_t *at, size_t bytes)
 }
 
 /* Cuts base (or NULL) for these limits; returns the bytes it takes. */
-static size_t layout(struct kk_cpu_scratch *s, int n_threads, const struct kk_limits *l, char *base)
+static size_t layout(struct kk_cpu_scratch *s, const struct kk_dev *dev, const struct kk_limits *l,
+                     char *base)
 {
-    size_t at = 0, n = (size_t)n_threads, T = (size_t)l->max_rows;
+    size_t at = 0, n = (size_t)dev->n_threads, T = (size_t)l->max_rows;
     size_t pairs = T * (size_t)l->max_active, D = (size_t)l->max_head_dim + 32;
     const size_t Q = KK_CPU_QUERIES;
     size_t E = !l->max_active ? 0 : l->max_experts ? (size_t)l->max_experts : KK_CPU_EXPERTS;
     s->limits = *l;
     s->max_experts = (int)E;
-    s->thread_bytes = thread_bytes(l);
+    s->panel_at = s->thread_bytes = thread_bytes(l);
+    if (dev->block_act == KK_ACT_F32) s->thread_bytes += (size_t)l->max_block_cols * 64;
+    s->q8_bytes = dev->block_act == KK_ACT_F32 ? 0 : q8_bytes(l);
     s->n_parts = max3(KK_CPU_PARTS, 8 * n * Q * D, 0);
     s->n_pairs = max3(pairs * (size_t)l->max_expert_width, T * ((E + 15) & ~(size_t)15), 0);
     s->threads = cut(base, &at, n * s->thread_bytes);
@@ -52,13 +64,14 @@ static size_t layout(struct kk_cpu_scratch *s, int n_threads, const struct kk_li
     s->order = cut(base, &at, pairs * sizeof *s->order);
     s->starts = cut(base, &at, (E + 1) * sizeof *s->starts);
     s->experts = cut(base, &at, E * sizeof *s->experts);
+    s->q8 = cut(base, &at, s->q8_bytes);
     return at;
 }
 
 size_t kk__cpu_reserve_bytes(const struct kk_dev *dev, const struct kk_limits *l)
 {
     struct kk_cpu_scratch s;
-    return layout(&s, dev->n_threads, l, NULL);
+    return layout(&s, dev, l, NULL);
 }
 
 static void widen(int *a, int b)
@@ -75,6 +88,7 @@ static struct kk_limits widest(struct kk_limits a, const struct kk_limits *b)
     widen(&a.max_active, b->max_active);
     widen(&a.max_expert_width, b->max_expert_width);
     widen(&a.max_experts, b->max_experts);
+    widen(&a.max_block_cols, b->max_block_cols);
     return a;
 }
 
@@ -89,7 +103,7 @@ int kk__cpu_reserve(struct kk_dev *dev, const struct kk_limits *want, struct kk_
     if (rc) return rc;
     if (c->s.base) kk_dev_free(dev, c->s.account, c->s.base, c->s.bytes);
     c->s = (struct kk_cpu_scratch){.account = acc, .base = base, .bytes = bytes};
-    layout(&c->s, dev->n_threads, &l, base);
+    layout(&c->s, dev, &l, base);
     return 0;
 }
 

@@ -91,6 +91,24 @@ static void pack_bf16(const char *src, int n, int64_t K, uint16_t *dst)
             memcpy(&dst[(K / 2 * KK_LANES + i) * 2], src + (size_t)(i * K + K - 1) * 2, 2);
 }
 
+/* n rows of blocks */
+static void pack_blocks(enum kk_dtype t, const char *src, int n, int64_t K, void *dst)
+{
+    const int groups = (int)kk_dtype_block(t) / KK_GROUP;
+    for (int l = 0; l < n; l++)
+        for (int64_t g = 0; g < K / KK_GROUP; g++) {
+            struct kk_quant_group group;
+            kk_quant_take(t, src, (int)(g % groups), &group);
+            kk_q_pack(t, dst, K, g, l, &group);
+            if (g % groups == groups - 1) src += kk_dtype_block_bytes(t);
+        }
+}
+
+static size_t stored_bytes(enum kk_dtype t, uint64_t n)
+{
+    return (size_t)(n / kk_dtype_block(t) * kk_dtype_block_bytes(t));
+}
+
 /* One panel: 16 outputs, or what is left of them; the memory is zero already. */
 static void pack(void *arg, int item, int worker)
 {
@@ -103,13 +121,15 @@ static void pack(void *arg, int item, int worker)
     void *dst = (void *)kk__panel(job->w, m, p);
     const char *from = s->data;
     if (from) {
-        from += first * kk_dtype_bytes(s->dtype);
+        from += stored_bytes(s->dtype, first);
     } else {
         char *buf = job->buffers + (size_t)worker * job->buffer_bytes;
         s->read(s->ctx, first, (uint64_t)n * (uint64_t)s->cols, buf);
         from = buf;
     }
-    if (s->dtype == KK_F32)
+    if (kk_dtype_is_block(s->dtype))
+        pack_blocks(s->dtype, from, n, s->cols, dst);
+    else if (s->dtype == KK_F32)
         pack_f32(from, n, s->cols, dst);
     else if (s->dtype == KK_F16)
         pack_f16(from, n, s->cols, dst);
@@ -131,8 +151,11 @@ int kk__cpu_weight_load(struct kk_dev *dev, const struct kk_weight_src *src, str
     if (job.panels * src->n_mats > INT32_MAX)
         return kk_fail(err, KK_ERANGE, "a weight of %d x %lld x %lld is too big", src->n_mats,
                        (long long)src->rows, (long long)src->cols);
+    if (src->cols % kk_dtype_block(src->dtype))
+        return kk_fail(err, KK_EFORMAT, "%lld inputs are not whole blocks of %s, which hold %u",
+                       (long long)src->cols, kk_dtype_name(src->dtype), kk_dtype_block(src->dtype));
     if (!src->data) {
-        job.buffer_bytes = (size_t)src->cols * KK_LANES * kk_dtype_bytes(src->dtype);
+        job.buffer_bytes = stored_bytes(src->dtype, (uint64_t)src->cols * KK_LANES);
         job.buffers = kk_array((size_t)dev->n_threads, job.buffer_bytes);
         if (!job.buffers)
             return kk_fail(err, KK_ENOMEM, "out of memory: %zu bytes to read weights",

@@ -18,6 +18,7 @@ static struct kk_test_rng rng;
 
 static struct kk_dev *devs[9]; /* the first is scalar, one thread: the oracle */
 static int n_devs;
+static enum kk_block_act block_act; /* of all of them */
 static struct kk_account scratch_account = {.name = "scratch"};
 
 static const struct kk_limits dev_limits = {.max_rows = 80,
@@ -25,7 +26,8 @@ static const struct kk_limits dev_limits = {.max_rows = 80,
                                             .max_head_dim = 96,
                                             .max_active = 8,
                                             .max_expert_width = 160,
-                                            .max_experts = 24};
+                                            .max_experts = 24,
+                                            .max_block_cols = 256};
 
 static int open_devs(void **state)
 {
@@ -39,6 +41,7 @@ static int open_devs(void **state)
             if (rc == KK_EUNSUPPORTED) continue;
             KK_ASSERT_OK(rc, &err);
             struct kk_dev *d = devs[n_devs++];
+            d->block_act = block_act;
             KK_ASSERT_OK(d->ops->reserve(d, &dev_limits, &scratch_account, &err), &err);
         }
     return 0;
@@ -47,7 +50,7 @@ static int open_devs(void **state)
 static int close_devs(void **state)
 {
     (void)state;
-    for (int i = 0; i < n_devs; i++) kk_dev_close(devs[i]);
+    while (n_devs) kk_dev_close(devs[--n_devs]);
     return atomic_load(&scratch_account.bytes) != 0;
 }
 
