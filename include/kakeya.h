@@ -38,10 +38,12 @@ struct kk_session;
 typedef void kk_progress_cb(void *arg, const char *what, uint64_t done, uint64_t total);
 
 struct kk_engine_options {
-    const char *model;       /* snapshot directory, or "synth:CONFIG.json[:SEED]" */
-    const char *cpu_isa;     /* "auto", "scalar", "avx2", "avx512" */
-    int threads;             /* 0: all cores this process may use */
-    const char *kv;          /* "full", "native", "s5", "restored", "sinkwin" */
+    const char *model;   /* snapshot directory, or "synth:CONFIG.json[:SEED]" */
+    const char *cpu_isa; /* "auto", "scalar", "avx2", "avx512" */
+    const char *act;     /* input of products with quantised weights: "q8" (8 bits with a scale for
+                        every 32 numbers), "f32" (several times slower), "auto" (q8) */
+    int threads;         /* 0: all cores this process may use */
+    const char *kv;      /* "full", "native", "s5", "restored", "sinkwin" */
     int kv_sinks, kv_window; /* of s5, restored and sinkwin */
     int64_t kv_device; /* most device bytes of a session's KV; 0: no cap. Blocks page to the host */
     int64_t kv_host;   /* most host bytes of paged KV of all sessions; 0: no cap */

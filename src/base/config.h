@@ -52,6 +52,7 @@ enum kk_option_id {
     KK_OPT_MODEL,
     KK_OPT_THREADS,
     KK_OPT_CPU_ISA,
+    KK_OPT_ACT,
     KK_OPT_PREFILL_CHUNK,
     KK_OPT_KV,
     KK_OPT_KV_TYPE,

@@ -48,6 +48,7 @@ int kk_cli_options(struct kk_cli *cli, struct kk_engine_options *o, struct kk_er
     if (kk_config_has(c, KK_OPT_THREADS)) {
         o->threads = (int)kk_config_int(c, KK_OPT_THREADS);
         o->cpu_isa = kk_config_text(c, KK_OPT_CPU_ISA);
+        o->act = kk_config_text(c, KK_OPT_ACT);
         o->prefill_chunk = (int)kk_config_int(c, KK_OPT_PREFILL_CHUNK);
         o->kv = kk_config_text(c, KK_OPT_KV);
         o->kv_type = kk_config_text(c, KK_OPT_KV_TYPE);

@@ -15,6 +15,7 @@ enum {
 struct kk_engine_options kk_engine_defaults(void)
 {
     return (struct kk_engine_options){.cpu_isa = "auto",
+                                      .act = "auto",
                                       .kv = "native",
                                       .kv_sinks = 4,
                                       .kv_window = 64,
@@ -45,6 +46,18 @@ static void setup_release(struct setup *s)
     kk_dev_close(s->dev);
     kk_model_file_close(s->mf);
     *s = (struct setup){0};
+}
+
+static int choose_block_act(const struct kk_engine_options *o, struct kk_dev *dev,
+                            struct kk_err *err)
+{
+    if (!strcmp(o->act, "f32")) {
+        dev->block_act = KK_ACT_F32;
+    } else if (strcmp(o->act, "q8") && strcmp(o->act, "auto")) {
+        return kk_fail(err, KK_EINVAL, "unknown type '%s' of activations (known: auto, q8, f32)",
+                       o->act);
+    }
+    return 0;
 }
 
 static int choose_kv_type(const struct kk_engine_options *o, const struct setup *s,
@@ -120,6 +133,7 @@ static int setup_make(const struct kk_engine_options *o, struct setup *s, struct
     if (!rc) rc = kk_model_file_open(o->model, &s->mf, err);
     if (!rc) rc = kk_model_describe(s->mf, &s->info, err);
     if (!rc) rc = kk_dev_open_cpu(o->cpu_isa, o->threads, &s->dev, err);
+    if (!rc) rc = choose_block_act(o, s->dev, err);
     if (!rc) rc = choose_kv_type(o, s, &kv_type, err);
     if (!rc) rc = kk_model_kv_layout(s->mf, kv_type, &s->layout, err);
     if (!rc) rc = choose_limits(o, s, err);
@@ -286,7 +300,8 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
         .weight_bytes = weights,
         .scratch_bytes = kk_model_scratch_bytes(e->model),
         .kv_staging_bytes = kk_kv_staging_bytes(e->pool),
-        .step_weight_bytes = i->n_active_params * (int64_t)kk_dtype_bytes(i->dtype),
+        .step_weight_bytes =
+            i->n_active_params / kk_dtype_block(i->dtype) * kk_dtype_block_bytes(i->dtype),
     };
 }
 

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/quant.h"
 #include "model/model_int.h"
 
 static void read_tensor(const void *ctx, uint64_t first, uint64_t n, void *dst)
@@ -31,6 +32,8 @@ int kk__load_matrix(struct kk_loader *ld, const char *name, int n_mats, int64_t 
     int rc = kk_model_file_get(ld->mf, name, rank, shape3 + (3 - rank), &t, err);
     if (rc) return rc;
     struct kk_weight_src src = {t.dtype, n_mats, rows, cols, t.data, &t, read_tensor};
+    if (kk_dtype_is_block(t.dtype) && cols > ld->m->max_block_cols)
+        ld->m->max_block_cols = (int)cols;
     if (ld->plan) {
         ld->planned += ld->m->dev->ops->weight_bytes(ld->m->dev, &src);
         ld->total += t.count * kk_dtype_bytes(t.dtype);

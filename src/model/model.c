@@ -56,7 +56,8 @@ static struct kk_limits device_limits(const struct kk_model *m)
                               l->max_rows > l->max_logit_rows ? l->max_rows : l->max_logit_rows,
                           .max_model_width = i->C,
                           .max_active = i->A,
-                          .max_expert_width = i->expert_F};
+                          .max_expert_width = i->expert_F,
+                          .max_block_cols = m->max_block_cols};
     for (int k = 0; k < i->n_layers; k++)
         if (m->config.layer[k].D > d.max_head_dim) d.max_head_dim = m->config.layer[k].D;
     return d;

@@ -136,6 +136,7 @@ struct kk_model {
     struct kk_model_config config;
     struct kk_model_limits limits;
     struct kk_dev *dev;
+    int max_block_cols; /* inputs of the widest matrix of a block type, 0: none; the loader's */
     struct kk_account weights, scratch;
     struct kk_weight embed, head; /* head.data NULL when tied */
     float *final_norm;

@@ -186,6 +186,7 @@ static void test_defaults_agree(void **state)
     KK_ASSERT_OK(load(&c, KK_CMD_RUN, &err, 0, NULL), &err);
     assert_int_equal(kk_config_int(&c, KK_OPT_THREADS), o.threads);
     assert_string_equal(kk_config_text(&c, KK_OPT_CPU_ISA), o.cpu_isa);
+    assert_string_equal(kk_config_text(&c, KK_OPT_ACT), o.act);
     assert_string_equal(kk_config_text(&c, KK_OPT_KV), o.kv);
     assert_string_equal(kk_config_text(&c, KK_OPT_KV_TYPE), o.kv_type);
     assert_int_equal(kk_config_int(&c, KK_OPT_KV_SINKS), o.kv_sinks);
