@@ -93,10 +93,8 @@ static inline void *kk_kv_row(const struct kk_kv_seq *s, int32_t j, size_t row_b
     return kk_kv_slot(s, j, row_bytes);
 }
 
-/* ---- op arguments
- * --------------------------------------------------------------------------------- `act` buffers
- * hold the input of a matrix product in the device's activation type (struct kk_dev.act: f32 on the
- * CPU, bf16 on CUDA). Everything else is f32 or int32. All pointers are device pointers. */
+/* ---- op arguments: all pointers are device pointers. `act` buffers hold the input of a matrix
+ * product in the device's activation type (struct kk_dev.act); all else is f32 or int32. ---- */
 
 /* h[T, C] = table[ids] * scale */
 struct kk_embed_args {
@@ -158,8 +156,7 @@ struct kk_attn_args {
     int T, B, H, G, D, R, value_only;
     const float *q;     /* [T, H*D] */
     const int32_t *pos; /* [T] */
-    const int32_t
-        *seq; /* [T] index into seqs; the rows of one sequence are consecutive and ascending */
+    const int32_t *seq; /* [T] index into seqs; a sequence's rows are consecutive, ascending */
     const struct kk_kv_seq *seqs; /* [B] */
     struct kk_mask mask;
     float scale;
@@ -168,8 +165,7 @@ struct kk_attn_args {
     enum kk_dtype kv_dtype;
     int32_t first_split, end_split; /* end_split = KK_NO_BOUND: to the end */
     int first, last;
-    /* rows [rebuilt_first, ..) rebuilt for this call, for masks with exact_near; one sequence a
-     * call */
+    /* rows [rebuilt_first, ..) rebuilt for this call (exact_near); one sequence a call */
     const void *rebuilt;
     int32_t rebuilt_first;
     float *state;
@@ -283,8 +279,7 @@ struct kk_limits {
 
 struct kk_dev;
 
-/* The vtable. Every slot is required; kk_dev_check (called at open) refuses a device with a hole.
- */
+/* The vtable. Every slot is required: kk_dev_check, called at open, refuses a hole. */
 struct kk_ops {
     /* memory: 0-filled device memory, NULL when out of it */
     void *(*alloc)(struct kk_dev *, size_t bytes);
