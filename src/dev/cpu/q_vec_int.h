@@ -80,6 +80,9 @@ V qf q_group(const enum kk_dtype t, const int bits, const int shift, const qi *w
     return acc;
 }
 
+/* Bytes: with one row, more than doubles what is read a second here; farther is slower. */
+#define Q_AHEAD 384
+
 struct q_tile {
     int64_t K, ldy, n; /* outputs left from y on */
     const char *x, *panel;
@@ -100,6 +103,8 @@ V void q_tile(const enum kk_dtype t, const int bits, const int shift, const int 
         for (int64_t g = 0; g < K / KK_GROUP; g++, p += bits * 64, x += KK_GROUP) {
             struct q_scales s;
             qi w[8];
+            UNROLL for (int i = 0; i < bits; i++)
+                _mm_prefetch((const char *)p + i * 64 + Q_AHEAD, _MM_HINT_T0);
             q_codes(bits, p, w);
             q_scales(t, b->panel, g, l, &s);
             UNROLL for (int r = 0; r < rows; r++)
