@@ -2,10 +2,10 @@
  *
  *   bench/quant [auto|avx512|avx2|scalar] [threads] [words of the lines wanted]
  *
- * A line: rows, microseconds, GB/s of weights as stored in the file and the share of the read
- * bandwidth that is measured in the same run; GOP/s (a multiply and an add are two) and the share of
- * the rate of the widest integer dot product here; time over that of one row. The matrices of a
- * line are walked through in turn, so that none stays in a cache. Each is the best of samples. */
+ * A line: rows; time; GB/s of weights as stored in the file, and the share of the read bandwidth
+ * that is measured in the same run; GOP/s (a multiply and an add are two), and the share of the rate
+ * of the widest 8-bit product here; time over that of one row. The matrices of a line are walked
+ * through in turn, so that none stays in a cache. */
 #include <immintrin.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -222,7 +222,7 @@ int main(int argc, char **argv)
     static const int shapes[][2] = {
         {640, 2048}, {2048, 640}, {640, 262144}, {576, 1536}, {576, 49152}};
     struct kk_err err;
-    const int threads = argc > 2 ? atoi(argv[2]) : 0;
+    const int threads = argc > 2 ? (int)strtol(argv[2], NULL, 10) : 0;
     if (kk_dev_open_cpu(argc > 1 ? argv[1] : "auto", threads, &dev, &err)) die(&err);
     const struct kk_limits limits = {
         .max_rows = ROWS_MOST, .max_model_width = 640, .max_head_dim = 64, .max_block_cols = 2048};
