@@ -3,7 +3,7 @@
  *   bench/quant [auto|avx512|avx2|scalar] [threads] [words of the lines wanted]
  *
  * A line: rows; time; GB/s of weights as stored in the file, and the share of the read bandwidth
- * that is measured in the same run; GOP/s (a multiply and an add are two), and the share of the rate
+ * that is measured in the same run; GOP/s (a multiply and an add: two), and the share of the rate
  * of the widest 8-bit product here; time over that of one row. The matrices of a line are walked
  * through in turn, so that none stays in a cache. */
 #include <immintrin.h>
