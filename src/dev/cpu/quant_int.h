@@ -1,5 +1,5 @@
 /* Weights of block types on the CPU: how a panel of them is laid out, and rows of activations in 8
- * bits (docs/adr/0006).
+ * bits (docs/adr/0008).
  *
  * A group is 32 inputs, [32 g, 32 g + 32); K is whole groups, of K types whole blocks of 256. A
  * panel of 16 outputs is its scales and then its codes, both from a multiple of 64 bytes on:
