@@ -13,13 +13,14 @@ endif
 config := $(or $(SAN),$(if $(DEBUG),debug,release))
 B      := build/$(config)
 PKGS   := jansson libutf8proc libpcre2-8 sqlite3
-CLI_PKGS := libedit
+CLI_PKGS := libedit grpc libprotobuf-c libevent libevent_pthreads
 
 # $(call once,NAME,command): the output of a command, run when NAME is first used, and only then.
 once = $(eval $1 := $(shell $2))$($1)
 PKG_CFLAGS = $(call once,PKG_CFLAGS,pkg-config --cflags $(PKGS) $(CLI_PKGS))
 PKG_LIBS   = $(call once,PKG_LIBS,pkg-config --libs $(PKGS))
-CLI_LIBS   = $(call once,CLI_LIBS,pkg-config --libs $(CLI_PKGS))
+# pkg-config names eighty libraries for grpc: the two that C calls are enough.
+CLI_LIBS   = $(call once,CLI_LIBS,pkg-config --libs $(filter-out grpc,$(CLI_PKGS))) -lgrpc -lgpr
 
 # -DKK_MEM_GUARD: allocating inside a decode step aborts (base/mem.h).
 OPT_release := -O3 -g

@@ -1,14 +1,31 @@
-# How files are made. Sources are found by wildcard; src/cli is the program, the rest the library.
-LIB_SRC := $(filter-out src/cli/% $(ISA_ABSENT),$(wildcard src/*/*.c src/*/*/*.c))
-CLI_SRC := $(wildcard src/cli/*.c)
-LIB_OBJ := $(LIB_SRC:%.c=$B/%.o)
-CLI_OBJ := $(CLI_SRC:%.c=$B/%.o)
+# How files are made. Sources are found by wildcard; src/cli is the program, src/serve its transports,
+# the rest the library.
+LIB_SRC   := $(filter-out src/cli/% src/serve/% $(ISA_ABSENT),$(wildcard src/*/*.c src/*/*/*.c))
+SERVE_SRC := $(wildcard src/serve/*.c)
+CLI_SRC   := $(wildcard src/cli/*.c)
+PROTO     := kakeya/v1/runtime grpc/health/v1/health
+PROTO_H   := $(PROTO:%=$B/gen/%.pb-c.h)
+LIB_OBJ   := $(LIB_SRC:%.c=$B/%.o)
+SERVE_OBJ := $(SERVE_SRC:%.c=$B/%.o)
+PROTO_OBJ := $(PROTO:%=$B/gen/%.pb-c.o)
+CLI_OBJ   := $(CLI_SRC:%.c=$B/%.o)
 
-$B/kakeya: $(CLI_OBJ) $B/libkakeya.a
+$B/kakeya: $(CLI_OBJ) $B/libserve.a $B/libkakeya.a
 	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $^ $(CLI_LIBS) $(LIBS)
 
 $B/libkakeya.a: $(LIB_OBJ) $B/sources
 	rm -f $@ && ar rcs $@ $(LIB_OBJ)
+
+$B/libserve.a: $(SERVE_OBJ) $(PROTO_OBJ) $B/sources
+	rm -f $@ && ar rcs $@ $(SERVE_OBJ) $(PROTO_OBJ)
+
+# Messages, from their .proto. What protoc-c writes is not held to our warnings.
+$B/gen/%.pb-c.c $B/gen/%.pb-c.h: proto/%.proto tools/protoc-gen-c-optional
+	@mkdir -p $(@D)
+	protoc --plugin=protoc-gen-c=tools/protoc-gen-c-optional -Iproto --c_out=$B/gen $<
+$(PROTO_OBJ): %.o: %.c $B/flags
+	$(CC) $(CFLAGS) $(GUARD_FLAGS) -I$B/gen -c -o $@ $<
+$(SERVE_OBJ): | $(PROTO_H)
 
 # Bench programs: one file each over the library's insides.
 $B/bench/%: $B/bench/%.o $B/libkakeya.a
@@ -17,7 +34,7 @@ $B/bench/%: $B/bench/%.o $B/libkakeya.a
 # A removed file leaves the archive.
 $B/sources: FORCE
 	@mkdir -p $(@D)
-	@echo '$(sort $(LIB_SRC) $(CLI_SRC))' >$@.new
+	@echo '$(sort $(LIB_SRC) $(SERVE_SRC) $(CLI_SRC))' >$@.new
 	@cmp -s $@.new $@ && rm -f $@.new || mv -f $@.new $@
 
 $B/%.o: %.c $B/flags | $B/gen/kk_build.h
@@ -28,7 +45,7 @@ $B/%.o: %.c $B/flags | $B/gen/kk_build.h
 $B/flags: FORCE
 	@mkdir -p $(@D)
 	@command -v pkg-config >/dev/null && pkg-config --exists $(PKGS) $(CLI_PKGS) || \
-	    { echo "make: $(PKGS) $(CLI_PKGS) not found through pkg-config: 'make deps' installs them" >&2; exit 1; }
+	    { echo "make: one of $(PKGS) $(CLI_PKGS) not found through pkg-config: 'make deps' installs them" >&2; exit 1; }
 	@printf '%s\n' '$(CC) $(KKFLAGS) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) $(CLI_LIBS) $(LIBS)' \
 	    '$(foreach f,k_avx2 k_avx512 q_avx2 q_avx512 q_vnni,$f: $(ISA_$f))' >$@.new
 	@cmp -s $@.new $@ && rm -f $@.new || mv -f $@.new $@
@@ -44,7 +61,7 @@ $B/gen/kk_build.h: FORCE
 	     KK_CFLAGS '$(CFLAGS)' >$@.new
 	@cmp -s $@.new $@ && rm -f $@.new || mv -f $@.new $@
 
--include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d)
+-include $(LIB_OBJ:.o=.d) $(SERVE_OBJ:.o=.d) $(CLI_OBJ:.o=.d)
 FORCE:
 .PHONY: FORCE
 .DELETE_ON_ERROR:

@@ -12,7 +12,7 @@ TESTS    := $(TEST_SRC:%.c=$B/%)
 T        ?=
 
 $(TEST_OBJ) $(SUP_OBJ): EXTRA_FLAGS := -Itests -Itests/support
-$(TESTS): $B/%: $B/%.o $(SUP_OBJ) $B/libcli.a $B/libkakeya.a
+$(TESTS): $B/%: $B/%.o $(SUP_OBJ) $B/libcli.a $B/libserve.a $B/libkakeya.a
 	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(CLI_LIBS) $(LIBS)
 
 $B/libcli.a: $(filter-out %/main.o,$(CLI_OBJ)) $B/sources

@@ -7,6 +7,7 @@ set -u
 
 installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 library() { pkg-config --exists "$1" 2>/dev/null; }
+has_grpcio() { /usr/bin/python3 -c 'import grpc, google.protobuf'; }
 compiles() { echo '#include <stdio.h>' | "${CC:-gcc}" -E - >/dev/null 2>&1; }
 
 fuzzes() {
@@ -33,12 +34,19 @@ for what in "$@"; do
         need libpcre2-dev library libpcre2-8
         need libsqlite3-dev library sqlite3
         need libedit-dev library libedit
+        need libgrpc-dev library grpc
+        need libprotobuf-c-dev library libprotobuf-c
+        need protobuf-compiler command -v protoc
+        need protobuf-c-compiler command -v protoc-gen-c
+        need libevent-dev library libevent_pthreads
         ;;
     check)
         need python3 command -v python3
         need libcmocka-dev library cmocka
         need clang-14 command -v clang-14
         need libclang-rt-14-dev fuzzes
+        need python3-grpcio has_grpcio
+        need openssl command -v openssl
         ;;
     *)
         echo "deps: '$what' is unknown: build or check" >&2
