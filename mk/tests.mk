@@ -11,9 +11,13 @@ SUP_OBJ  := $(SUP_SRC:%.c=$B/%.o)
 TESTS    := $(TEST_SRC:%.c=$B/%)
 T        ?=
 
-$(TEST_OBJ) $(SUP_OBJ): EXTRA_FLAGS := -Itests -Itests/support
+FAKE_OBJ := $B/tests/support/serve/fake_runtime.o
+
+$(TEST_OBJ) $(SUP_OBJ) $(FAKE_OBJ): EXTRA_FLAGS := -Itests -Itests/support
+# What serves is tested on a runtime without a model.
+$(filter $B/tests/unit/serve/%,$(TESTS)): $(FAKE_OBJ)
 $(TESTS): $B/%: $B/%.o $(SUP_OBJ) $B/libcli.a $B/libserve.a $B/libkakeya.a
-	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(CLI_LIBS) $(LIBS)
+	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(CLI_LIBS) $(LIBS)
 
 $B/libcli.a: $(filter-out %/main.o,$(CLI_OBJ)) $B/sources
 	rm -f $@ && ar rcs $@ $(filter %.o,$^)
@@ -37,6 +41,6 @@ check:
 	@tools/deps.sh build check
 	@MAKE='$(MAKE)' python3 tests/run.py --check
 
--include $(TEST_OBJ:.o=.d) $(SUP_OBJ:.o=.d)
-.SECONDARY: $(TEST_OBJ) $(SUP_OBJ)
+-include $(TEST_OBJ:.o=.d) $(SUP_OBJ:.o=.d) $(FAKE_OBJ:.o=.d)
+.SECONDARY: $(TEST_OBJ) $(SUP_OBJ) $(FAKE_OBJ)
 .PHONY: tests test soak lint check
