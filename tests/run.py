@@ -66,7 +66,7 @@ def run_one(name, argv, config, count):
     """Run one test from the repository root; returns (name, Count, seconds, output, note)."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("KAKEYA_", "MAKE", "MFLAGS"))}
     env.update(KK_CONFIG=config, KK_BIN=os.path.abspath(f"build/{config}/kakeya"),
-               UBSAN_OPTIONS="print_stacktrace=1", TSAN_OPTIONS="halt_on_error=1", LC_ALL="C.UTF-8")
+               UBSAN_OPTIONS="print_stacktrace=1", TSAN_OPTIONS="halt_on_error=1 suppressions=tests/tsan.supp", LC_ALL="C.UTF-8")
     start = time.time()
     note = ""
     with tempfile.TemporaryDirectory(prefix="kk-test-") as scratch:

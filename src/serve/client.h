@@ -6,8 +6,8 @@
  *     kk_client_cancel(call);  kk_client_release(call);
  *
  * Events are those of the server's runtime, from the loop's threads: a Generate's tokens one by
- * one, then DONE, exactly once, with code and msg (the status's name and what the server said). What a
- * sink returns is not looked at; it may start calls and release its own. */
+ * one, then DONE, exactly once, with code and msg (the status's name and what the server said).
+ * What a sink returns is not looked at; it may start calls and release its own. */
 #ifndef KK_SERVE_CLIENT_H
 #define KK_SERVE_CLIENT_H
 
