@@ -229,6 +229,7 @@ static size_t write_info(const struct kk_event *ev, unsigned char out[KK_WIRE_RE
     m.kv_host_bytes = (uint64_t)i->kv_host_bytes;
     m.resident_rows = (uint64_t)i->resident_rows;
     m.dropped_token_count = (uint64_t)i->dropped;
+    m.kv_shared_bytes = (uint64_t)i->kv_shared_bytes;
     return pack(&m.base, out);
 }
 
@@ -410,6 +411,7 @@ static void read_info(const Kakeya__V1__GetSessionInfoResponse *m, struct kk_eve
     ev->info.kv_host_bytes = (int64_t)m->kv_host_bytes;
     ev->info.resident_rows = (int64_t)m->resident_rows;
     ev->info.dropped = (int64_t)m->dropped_token_count;
+    ev->info.kv_shared_bytes = (int64_t)m->kv_shared_bytes;
 }
 
 static void read_session(const char *id, struct kk_wire_reply *out)

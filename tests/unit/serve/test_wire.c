@@ -123,7 +123,8 @@ static void test_replies(void **state)
                           .idle_s = 3,
                           .inv1_violations = UINT64_MAX,
                           .inv2_violations = UINT64_MAX};
-    ev.info = (struct kk_session_info){1, 2, 3, 1LL << 60, 1LL << 60, 1LL << 60, 1LL << 60, 9};
+    ev.info =
+        (struct kk_session_info){1, 2, 3, 1LL << 60, 1LL << 60, 1LL << 60, 1LL << 60, 1LL << 60, 9};
     (void)state;
     for (int k = 0; k < KK_WIRE_KINDS; k++) {
         enum kk_request_kind kind = (enum kk_request_kind)k;
