@@ -12,12 +12,13 @@
 enum { CONFIG_FILE_MAX = 1 << 20, HELP_COLUMN = 30, HELP_WIDTH = 96 };
 
 /* Commands that run a model, and those that read text. */
-#define BENCHES   (KK_CMD_NIAH | KK_CMD_DECODE | KK_CMD_SPEC | KK_CMD_SCORECARD)
+#define BENCHES   (KK_CMD_NIAH | KK_CMD_DECODE | KK_CMD_SPEC | KK_CMD_SCORECARD | KK_CMD_AGENTS)
 #define SAMPLES   (KK_CMD_RUN | KK_CMD_CHAT)
-#define RUNS      (SAMPLES | KK_CMD_LOGITS | BENCHES)
+#define SERVES    (KK_CMD_SERVE | KK_CMD_AGENTS)
+#define RUNS      (SAMPLES | KK_CMD_LOGITS | KK_CMD_SERVE | BENCHES)
 #define SIZES     (RUNS | KK_CMD_PLAN)
 #define TEXT      (KK_CMD_RUN | KK_CMD_TOKENIZE)
-#define GENERATES (SAMPLES | BENCHES)
+#define GENERATES (SAMPLES | KK_CMD_SERVE | BENCHES)
 #define BIG       9e15 /* an integer that a double holds exactly */
 
 #define MODEL    "Model"
@@ -25,6 +26,8 @@ enum { CONFIG_FILE_MAX = 1 << 20, HELP_COLUMN = 30, HELP_WIDTH = 96 };
 #define DRAFT    "Speculation (changes speed, never tokens)"
 #define INPUT    "Input"
 #define SAMPLING "Generation"
+#define SERVER   "Server"
+#define HELD     "Sessions"
 #define BENCH    "Measurement"
 #define OUTPUT   "Output"
 #define OTHER    "Other"
@@ -109,12 +112,54 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_REPEAT_LAST_N] = {"repeat-last-n", 0, KK_OPT_INT, 0, SAMPLES, 0, 16777216, "64",
         "N", SAMPLING,
         "how many earlier tokens that concerns; 0: all"},
-    [KK_OPT_SEED] = {"seed", 0, KK_OPT_INT, 0, GENERATES, 0, BIG, NULL, "N", SAMPLING,
-        "same seed, same result (unset: drawn and told; benches: 0)"},
+    [KK_OPT_SEED] = {"seed", 0, KK_OPT_INT, 0, GENERATES & ~KK_CMD_SERVE, 0, BIG, NULL, "N",
+        SAMPLING, "same seed, same result (unset: drawn and told; benches: 0)"},
     [KK_OPT_STOP] = {"stop", 0, KK_OPT_STRINGS, 0, SAMPLES, 0, 0, NULL, "TEXT", SAMPLING,
         "stop before this text; may be given more than once"},
     [KK_OPT_IGNORE_EOS] = {"ignore-eos", 0, KK_OPT_BOOL, 0, SAMPLES, 0, 0, "no", NULL, SAMPLING,
         "go on after an end-of-sequence token"},
+
+    [KK_OPT_GRPC] = {"grpc", 0, KK_OPT_STRING, 0, KK_CMD_SERVE, 0, 0, "127.0.0.1:50051",
+        "HOST:PORT", SERVER,
+        "where calls are answered; port 0: one that is free"},
+    [KK_OPT_METRICS] = {"metrics", 0, KK_OPT_STRING, 0, KK_CMD_SERVE, 0, 0, NULL, "HOST:PORT",
+        SERVER,
+        "where /metrics (Prometheus), /healthz and /readyz are; unset: nowhere"},
+    [KK_OPT_AUTH_TOKEN_FILE] = {"auth-token-file", 0, KK_OPT_STRING, 0, KK_CMD_SERVE, 0, 0, NULL,
+        "FILE", SERVER,
+        "bearer tokens, one a line: who has none is refused (health checks are not)"},
+    [KK_OPT_TLS_CERT] = {"tls-cert", 0, KK_OPT_STRING, 0, KK_CMD_SERVE, 0, 0, NULL, "FILE", SERVER,
+        "certificate (PEM): answer over TLS alone"},
+    [KK_OPT_TLS_KEY] = {"tls-key", 0, KK_OPT_STRING, 0, KK_CMD_SERVE, 0, 0, NULL, "FILE", SERVER,
+        "its key (PEM)"},
+    [KK_OPT_MAX_MESSAGE] = {"max-message", 0, KK_OPT_SIZE, 0, KK_CMD_SERVE, 0, 0, "4MiB", "BYTES",
+        SERVER, "most bytes of a request"},
+    [KK_OPT_GRACE] = {"grace", 0, KK_OPT_REAL, 0, KK_CMD_SERVE, 0, 86400, "5", "SECONDS", SERVER,
+        "how long calls may go on after SIGTERM or SIGINT; a second signal ends at once"},
+    [KK_OPT_MAX_CALLS] = {"max-calls", 0, KK_OPT_INT, 0, SERVES, 1, 1e6, "4096", "N", SERVER,
+        "calls that run or wait; more are refused"},
+    [KK_OPT_MAX_BATCH] = {"max-batch", 0, KK_OPT_INT, 0, SERVES, 1, 4096, "16", "N", SERVER,
+        "sessions that one step of the model serves together"},
+    [KK_OPT_STEP_ROWS] = {"step-rows", 0, KK_OPT_INT, 0, SERVES, 1, 65536, "512", "N", SERVER,
+        "tokens of one step, read and written ones together"},
+
+    [KK_OPT_CAPACITY] = {"capacity", 0, KK_OPT_INT, 0, SERVES, 0, 1e6, "0", "N", HELD,
+        "most sessions; 0: as many as the bytes allow"},
+    [KK_OPT_IDLE_TTL] = {"idle-ttl", 0, KK_OPT_REAL, 0, SERVES, 0, 1e9, "1800", "SECONDS", HELD,
+        "a session idle for so long is closed; 0: never"},
+    [KK_OPT_EVICT_IDLE] = {"evict-idle", 0, KK_OPT_BOOL, 0, SERVES, 0, 0, "no", NULL, HELD,
+        "close the longest idle session for a new one, rather than refuse it"},
+    [KK_OPT_KV_TOTAL] = {"kv-total", 0, KK_OPT_SIZE, 0, SERVES, 0, 0, "0", "BYTES", HELD,
+        "most device memory of all sessions' rows; idle sessions are moved out; 0: no cap"},
+    [KK_OPT_IDLE_HOST] = {"idle-host", 0, KK_OPT_SIZE, 0, SERVES, 0, 0, "0", "BYTES", HELD,
+        "most host memory of sessions that were moved out; 0: none are kept there"},
+    [KK_OPT_IDLE_DISK] = {"idle-disk", 0, KK_OPT_SIZE, 0, SERVES, 0, 0, "0", "BYTES", HELD,
+        "most bytes of them under --state; 0: no cap"},
+    [KK_OPT_STATE] = {"state", 0, KK_OPT_STRING, 0, KK_CMD_SERVE, 0, 0, NULL, "DIR", HELD,
+        "keep sessions here: they outlive the process, however it ends"},
+    [KK_OPT_JOURNAL_FULL] = {"journal-full", 0, KK_OPT_BOOL, 0, KK_CMD_SERVE, 0, 0, "no", NULL,
+        HELD,
+        "tokens are safe from a power failure too, not just from the process's end"},
 
     [KK_OPT_SESSIONS] = {"sessions", 0, KK_OPT_INT, 0, KK_CMD_PLAN, 1, 1e6, "1", "N", BENCH,
         "sessions held at the same time"},
@@ -136,6 +181,22 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         "N", BENCH,
         "repetitions; the median counts"},
 
+    [KK_OPT_LEVELS] = {"levels", 0, KK_OPT_LIST, 0, KK_CMD_AGENTS, 1, 65536,
+        "1,2,4,8,16,32,64,128,256", "N,..", BENCH,
+        "agents at the same time, one run for each"},
+    [KK_OPT_CONTEXT_LEN] = {"context-len", 0, KK_OPT_INT, 0, KK_CMD_AGENTS, 1, 1e9, "8", "N",
+        BENCH, "tokens that each agent appends"},
+    [KK_OPT_GEN] = {"gen", 0, KK_OPT_INT, 0, KK_CMD_AGENTS, 1, 1e9, "4", "N", BENCH,
+        "tokens that each agent then asks for"},
+    [KK_OPT_CONNECT] = {"connect", 0, KK_OPT_STRING, 0, KK_CMD_AGENTS, 0, 0, NULL, "HOST:PORT",
+        BENCH, "measure a server that runs already, rather than start one"},
+    [KK_OPT_TLS_CA] = {"tls-ca", 0, KK_OPT_STRING, 0, KK_CMD_AGENTS, 0, 0, NULL, "FILE", BENCH,
+        "with --connect: who signed its certificate (PEM)"},
+    [KK_OPT_TOKEN_FILE] = {"token-file", 0, KK_OPT_STRING, 0, KK_CMD_AGENTS, 0, 0, NULL, "FILE",
+        BENCH, "with --connect: a bearer token"},
+    [KK_OPT_LABEL] = {"label", 0, KK_OPT_STRING, 0, KK_CMD_AGENTS, 0, 0, NULL, "TEXT", BENCH,
+        "a name for the report"},
+
     [KK_OPT_TENSORS] = {"tensors", 0, KK_OPT_BOOL, 0, KK_CMD_INSPECT, 0, 0, "no", NULL, OUTPUT,
         "list every tensor"},
     [KK_OPT_PRINT_IDS] = {"ids", 0, KK_OPT_BOOL, 0, KK_CMD_RUN, 0, 0, "no", NULL, OUTPUT,
@@ -145,8 +206,8 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_JSON] = {"json", 0, KK_OPT_REPORT, 0, KK_CMD_ALL, 0, 0, NULL, "FILE", OUTPUT,
         "JSON instead of text, or beside it in FILE"},
 
-    [KK_OPT_SVG] = {"svg", 0, KK_OPT_REPORT, 1, KK_CMD_SCORECARD, 0, 0, NULL, "FILE", OUTPUT,
-        "a picture of the report"},
+    [KK_OPT_SVG] = {"svg", 0, KK_OPT_REPORT, 1, KK_CMD_SCORECARD | KK_CMD_AGENTS, 0, 0, NULL,
+        "FILE", OUTPUT, "a picture of the report"},
 
     [KK_OPT_CONFIG] = {"config", 0, KK_OPT_STRING, 0, KK_CMD_ALL, 0, 0, NULL, "FILE", OTHER,
         "read options from lines \"name = value\""},
@@ -164,8 +225,8 @@ const struct kk_option *kk_option_at(enum kk_option_id id)
 
 const char *kk_option_group(int i)
 {
-    static const char *const groups[] = {MODEL, INPUT, SAMPLING, BENCH,
-                                         CACHE, DRAFT, OUTPUT,   OTHER};
+    static const char *const groups[] = {MODEL, INPUT, SERVER, HELD,   SAMPLING,
+                                         BENCH, CACHE, DRAFT,  OUTPUT, OTHER};
     return i < (int)(sizeof groups / sizeof *groups) ? groups[i] : NULL;
 }
 

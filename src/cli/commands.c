@@ -5,6 +5,8 @@
 static const struct kk_cli_command commands[] = {
     {"run", KK_CMD_RUN, kk_cli_run, "-m MODEL -p TEXT | -f FILE", "continue a text"},
     {"chat", KK_CMD_CHAT, kk_cli_chat, "-m MODEL [--system TEXT]", "talk with a model"},
+    {"serve", KK_CMD_SERVE, kk_cli_serve, "-m MODEL [--grpc HOST:PORT] [--metrics HOST:PORT]",
+     "hold sessions for clients, over gRPC"},
     {"inspect", KK_CMD_INSPECT, kk_cli_inspect, "MODEL", "what a model is made of"},
     {"tokenize", KK_CMD_TOKENIZE, kk_cli_tokenize, "-m MODEL -p TEXT | -f FILE | --decode IDS",
      "text to token ids, and back"},
@@ -21,6 +23,8 @@ static const struct kk_cli_command commands[] = {
     {"bench scorecard", KK_CMD_SCORECARD, kk_cli_bench_scorecard,
      "-m MODEL [--draft DIR] [--f-theta DIR] [--kv-device BYTES]",
      "bytes, recall, speed and identity of every KV policy, side by side"},
+    {"bench agents", KK_CMD_AGENTS, kk_cli_bench_agents, "-m MODEL [--levels 1,16,256]",
+     "many agents at once, each with a session of its own, against a server"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 

@@ -59,6 +59,7 @@ int kk_cli_options(struct kk_cli *cli, struct kk_engine_options *o, struct kk_er
         o->kv_staging = (int)kk_config_int(c, KK_OPT_KV_STAGING);
         o->f_theta = kk_config_text(c, KK_OPT_F_THETA);
     }
+    if (kk_config_has(c, KK_OPT_MAX_BATCH)) o->max_batch = (int)kk_config_int(c, KK_OPT_MAX_BATCH);
     o->ctx = kk_config_int(c, KK_OPT_CTX);
     if (kk_config_has(c, KK_OPT_DRAFT)) {
         o->draft = kk_config_text(c, KK_OPT_DRAFT);

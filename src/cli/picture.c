@@ -163,3 +163,104 @@ int kk_scorecard_picture(const json_t *report, struct kk_buf *svg)
     if (!rc) rc = text(svg, 16, height - 10, "font-size=\"10\" fill=\"#718096\"", s);
     return rc ? rc : kk_buf_puts(svg, "</svg>\n");
 }
+
+/* ---- agents -------------------------------------------------------------------------------- */
+
+enum { COLUMN = 176, COLUMN_BAR = 84, ROW = 26, AGENTS_HEAD = 92 };
+
+/* A column of bars: one field of a level, and a second one that is drawn lighter below it. */
+static const struct {
+    const char *title, *object, *field, *lighter; /* object: NULL: the level itself */
+    double scale;
+    const char *format;
+} columns[] = {
+    {"first token s, p50 / p99", "ttft_s", "p50", "p99", 1, "%.2f / %.2f"},
+    {"between tokens ms, p50 / max", "inter_token_s", "p50", "max", 1e3, "%.1f / %.0f"},
+    {"tokens a second, all agents", NULL, "tokens_per_s", NULL, 1, "%.0f"},
+    {"KV of a session MB, device / host", NULL, "per_session_kv_bytes", "kv_host_bytes", 1e-6,
+     "%.2f / %.2f"},
+    {"server's memory MB", NULL, "server_rss_mb", NULL, 1, "%.0f"},
+};
+enum { N_COLUMNS = sizeof columns / sizeof *columns };
+
+static double cell(const json_t *level, int column, int lighter)
+{
+    const char *field = lighter ? columns[column].lighter : columns[column].field;
+    const json_t *o =
+        columns[column].object ? json_object_get(level, columns[column].object) : level;
+    return field ? number(o, field) * columns[column].scale : 0;
+}
+
+static int draw_cell(struct kk_buf *b, const json_t *level, int k, double y, double top)
+{
+    char s[64];
+    double v[2] = {cell(level, k, 0), cell(level, k, 1)}, x = LEFT + k * (double)COLUMN;
+    int rc = 0, two = columns[k].lighter != NULL;
+    double height = two ? (ROW - 8) / 2.0 : ROW - 8;
+    for (int i = 0; !rc && i <= two; i++)
+        rc = rect(b, x, y + i * height, v[i] / top * COLUMN_BAR, height, i ? "#90cdf4" : "#2b6cb0");
+        /* the format is one of the table's */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+    snprintf(s, sizeof s, columns[k].format, v[0], v[1]);
+#pragma GCC diagnostic pop
+    return rc ? rc
+              : text(b, x + (v[0] > v[1] ? v[0] : v[1]) / top * COLUMN_BAR + 4, y + 13,
+                     "font-size=\"11\" fill=\"#4a5568\"", s);
+}
+
+static int draw_column(struct kk_buf *b, const json_t *levels, int k)
+{
+    double top = 0;
+    size_t i;
+    const json_t *level;
+    json_array_foreach(levels, i, level)
+    {
+        for (int l = 0; l < 2; l++)
+            if (cell(level, k, l) > top) top = cell(level, k, l);
+    }
+    int rc = text(b, LEFT + k * (double)COLUMN, AGENTS_HEAD - 12,
+                  "font-size=\"10\" fill=\"#4a5568\"", columns[k].title);
+    json_array_foreach(levels, i, level)
+    {
+        if (!rc) rc = draw_cell(b, level, k, AGENTS_HEAD + (double)i * ROW, top > 0 ? top : 1);
+    }
+    return rc;
+}
+
+int kk_agents_picture(const json_t *report, struct kk_buf *svg)
+{
+    const json_t *levels = json_object_get(report, "results"), *level;
+    const json_t *config = json_object_get(report, "config");
+    const char *model = json_string_value(json_object_get(report, "model"));
+    double height = AGENTS_HEAD + ROW * (double)json_array_size(levels) + FOOT;
+    char s[200];
+    size_t i;
+    int rc = kk_buf_printf(
+        svg,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %.0f\" width=\"%d\" "
+        "height=\"%.0f\" font-family=\"Helvetica, Arial, sans-serif\" font-size=\"12\" "
+        "fill=\"#1a202c\">\n<rect width=\"100%%\" height=\"100%%\" fill=\"#ffffff\"/>\n",
+        WIDTH, height, WIDTH, height);
+    snprintf(s, sizeof s, "Agents at the same time: %.60s, %.0f tokens of context, %.0f generated",
+             model ? model : "a server", number(config, "context_len"),
+             number(config, "gen_tokens"));
+    if (!rc) rc = text(svg, 16, 24, "font-size=\"15\" font-weight=\"bold\"", s);
+    if (!rc)
+        rc = text(svg, 16, 46, "fill=\"#4a5568\"",
+                  "dark: the first of two values; light: the second");
+    for (int k = 0; !rc && k < N_COLUMNS; k++) rc = draw_column(svg, levels, k);
+    json_array_foreach(levels, i, level)
+    {
+        double n = number(level, "agents"), y = AGENTS_HEAD + (double)i * ROW + 13;
+        int bad = number(level, "generate_ok") < n;
+        snprintf(s, sizeof s, bad ? "%.0f (%.0f failed)" : "%.0f", n,
+                 n - number(level, "generate_ok"));
+        if (!rc)
+            rc = text(svg, LEFT - 8, y,
+                      bad ? "text-anchor=\"end\" fill=\"#c53030\"" : "text-anchor=\"end\"", s);
+    }
+    snprintf(s, sizeof s, "kakeya %.40s", json_string_value(json_object_get(report, "commit")));
+    if (!rc) rc = text(svg, 16, height - 10, "font-size=\"10\" fill=\"#718096\"", s);
+    return rc ? rc : kk_buf_puts(svg, "</svg>\n");
+}

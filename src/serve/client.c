@@ -326,7 +326,7 @@ int kk_client_call(struct kk_client *client, const struct kk_request *r, double 
     int rc = kk_wire_write_request(r, &request, err);
     if (!rc && !(c = kk_calloc(1, sizeof *c))) rc = kk_fail(err, KK_ENOMEM, "out of memory");
     if (rc) goto out;
-    c->refs = 1;
+    c->refs = 2; /* the caller's, and ours: its sink may have released it before start is done */
     c->client = client;
     c->kind = r->kind;
     c->sink = r->sink;
@@ -343,6 +343,7 @@ int kk_client_call(struct kk_client *client, const struct kk_request *r, double 
                                        client->loop->cq, path, NULL, deadline(timeout_s), NULL);
     *out = c; /* before the first event */
     start(c, &request);
+    kk_client_release(c);
 out:
     kk_buf_release(&request);
     return rc;
