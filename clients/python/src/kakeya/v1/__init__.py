@@ -1,0 +1,1 @@
+"""The messages of proto/kakeya/v1/runtime.proto."""
