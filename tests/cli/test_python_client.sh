@@ -1,5 +1,6 @@
 #!/bin/bash
-# The Python client against a live server; its messages are those of the .proto.
+# The Python client against a live server; its messages are those of the .proto. Sessions that nobody
+# closes. kk-test: soak
 . tests/cli_lib.sh
 python=
 for p in /usr/bin/python3 python3; do
@@ -19,16 +20,29 @@ else
     skip "its messages are made from proto/" "made by protoc 3.21"
 fi
 
-"$KK_BIN" serve -m models/tiny --threads 2 --grpc 127.0.0.1:0 --capacity 24 --json="$KK_TMP/ready" \
-    >/dev/null 2>"$KK_TMP/talk" </dev/null &
-pid=$!
-for _ in $(seq 600); do
-    [ -s "$KK_TMP/ready" ] && break
-    kill -0 "$pid" || break
-    sleep .1
-done
-PYTHONPATH=clients/python/src PYTHONDONTWRITEBYTECODE=1 timeout 250 "$python" clients/python/tests/live.py \
-    "$(json address "$KK_TMP/ready")" || KK_FAILED=1
+# start ARGS...: a server; leaves $pid, and its ready report in $KK_TMP/ready.
+start() {
+    rm -f "$KK_TMP/ready"
+    "$KK_BIN" serve -m models/tiny --threads 2 --grpc 127.0.0.1:0 --json="$KK_TMP/ready" "$@" \
+        >/dev/null 2>"$KK_TMP/talk" </dev/null &
+    pid=$!
+    for _ in $(seq 600); do
+        [ -s "$KK_TMP/ready" ] && break
+        kill -0 "$pid" || break
+        sleep .1
+    done
+}
+with_client() { PYTHONPATH=clients/python/src PYTHONDONTWRITEBYTECODE=1 timeout 250 "$python" "$@"; }
+
+start --capacity 24
+with_client clients/python/tests/live.py "$(json address "$KK_TMP/ready")" || KK_FAILED=1
 kill -TERM "$pid"
 check "the server is in order" wait "$pid"
+
+start --capacity 20000 --idle-ttl 1 --metrics 127.0.0.1:0
+with_client clients/python/tests/abandon.py "$(json address "$KK_TMP/ready")" \
+    "$(json metrics "$KK_TMP/ready")" "$([ -n "${KK_SOAK:-}" ] && echo 10000 || echo 300)" >"$KK_TMP/abandon" 2>&1 || KK_FAILED=1
+cat "$KK_TMP/abandon"
+kill -TERM "$pid"
+check "the server is in order after it" wait "$pid"
 done_testing
