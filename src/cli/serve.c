@@ -66,6 +66,22 @@ static void bound_address(char *out, size_t cap, const char *asked, int port)
 
 /* ---- opening ------------------------------------------------------------------------------- */
 
+/* Addresses and files first: what is wrong with them is told before a model loads. */
+static int open_server(struct serving *s, struct kk_err *err)
+{
+    const struct kk_config *c = &s->cli->cfg;
+    const struct kk_server_options o = server_options(c);
+    const char *metrics = kk_config_text(c, KK_OPT_METRICS);
+    int rc = kk_server_open(&o, &s->server, err);
+    if (!rc && metrics) rc = kk_metrics_http_open(metrics, &s->metrics, err);
+    if (rc) return rc;
+    bound_address(s->address, sizeof s->address, o.address, kk_server_port(s->server));
+    if (metrics)
+        bound_address(s->metrics_address, sizeof s->metrics_address, metrics,
+                      kk_metrics_http_port(s->metrics));
+    return 0;
+}
+
 static int open_runtime(struct serving *s, struct kk_err *err)
 {
     struct kk_cli *cli = s->cli;
@@ -78,20 +94,12 @@ static int open_runtime(struct serving *s, struct kk_err *err)
     return rc;
 }
 
-static int open_server(struct serving *s, struct kk_err *err)
+static int start(struct serving *s, struct kk_err *err)
 {
-    const struct kk_config *c = &s->cli->cfg;
-    const struct kk_server_options o = server_options(c);
-    const char *metrics = kk_config_text(c, KK_OPT_METRICS);
-    int rc = kk_rpc_open(s->rt, kk_config_text(c, KK_OPT_MODEL), &s->rpc, err);
-    if (!rc) rc = kk_server_open(s->rpc, &o, &s->server, err);
-    if (!rc && metrics) rc = kk_metrics_http_open(s->rpc, metrics, &s->metrics, err);
-    if (rc) return rc;
-    bound_address(s->address, sizeof s->address, o.address, kk_server_port(s->server));
-    if (metrics)
-        bound_address(s->metrics_address, sizeof s->metrics_address, metrics,
-                      kk_metrics_http_port(s->metrics));
-    return 0;
+    int rc = kk_rpc_open(s->rt, kk_config_text(&s->cli->cfg, KK_OPT_MODEL), &s->rpc, err);
+    if (!rc) rc = kk_server_start(s->server, s->rpc, err);
+    if (!rc && s->metrics) rc = kk_metrics_http_start(s->metrics, s->rpc, err);
+    return rc;
 }
 
 static void close_all(struct serving *s)
@@ -181,11 +189,14 @@ static void serve_until_signal(struct serving *s)
 int kk_cli_serve(struct kk_cli *cli, struct kk_err *err)
 {
     struct serving s = {.cli = cli, .o = runtime_options(&cli->cfg)};
+    const char *model;
     int rc = kk_cli_no_words(cli, err);
+    if (!rc) rc = kk_cli_model(cli, &model, err);
     if (rc) return rc;
     catch_signals();
-    rc = open_runtime(&s, err);
-    if (!rc) rc = open_server(&s, err);
+    rc = open_server(&s, err);
+    if (!rc) rc = open_runtime(&s, err);
+    if (!rc) rc = start(&s, err);
     serving = !rc;
     if (!rc) rc = tell_ready(&s, err);
     if (!rc) serve_until_signal(&s);

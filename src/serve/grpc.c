@@ -75,16 +75,21 @@ void kk_server_post(struct kk_server *s, struct kk_grpc_call *c)
 
 /* ---- threads ------------------------------------------------------------------------------- */
 
+static void run_tag(grpc_event ev)
+{
+    struct kk_tag *tag = ev.tag;
+    if (ev.type != GRPC_OP_COMPLETE) return;
+    KK_TAKE_OVER(tag);
+    tag->fn(tag->arg, ev.success);
+}
+
 static void *poll_queue(void *arg)
 {
     struct kk_server *s = arg;
     for (;;) {
         grpc_event ev = grpc_completion_queue_next(s->cq, gpr_inf_future(GPR_CLOCK_REALTIME), NULL);
         if (ev.type == GRPC_QUEUE_SHUTDOWN) return NULL;
-        if (ev.type != GRPC_OP_COMPLETE) continue;
-        struct kk_tag *tag = ev.tag;
-        KK_TAKE_OVER(tag);
-        tag->fn(tag->arg, ev.success);
+        run_tag(ev);
     }
 }
 
@@ -235,10 +240,9 @@ static void on_shut(void *arg, int ok)
     pthread_mutex_unlock(&s->lock);
 }
 
-static int prepare(struct kk_server *s, struct kk_rpc *rpc, const struct kk_server_options *o)
+static int prepare(struct kk_server *s, const struct kk_server_options *o)
 {
     pthread_condattr_t monotonic;
-    s->rpc = rpc;
     s->request_ns = (uint64_t)(o->request_s * 1e9);
     s->outbox_end = &s->outbox;
     s->on_shut = (struct kk_tag){on_shut, s};
@@ -248,7 +252,7 @@ static int prepare(struct kk_server *s, struct kk_rpc *rpc, const struct kk_serv
     pthread_cond_init(&s->work, &monotonic);
     pthread_cond_init(&s->change, &monotonic);
     pthread_condattr_destroy(&monotonic);
-    log_line = o->log;
+    s->log = o->log;
     gpr_set_log_function(on_log);
     gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
     grpc_init();
@@ -259,8 +263,7 @@ static int prepare(struct kk_server *s, struct kk_rpc *rpc, const struct kk_serv
     return 0;
 }
 
-int kk_server_open(struct kk_rpc *rpc, const struct kk_server_options *o, struct kk_server **out,
-                   struct kk_err *err)
+int kk_server_open(const struct kk_server_options *o, struct kk_server **out, struct kk_err *err)
 {
     struct kk_err none;
     struct kk_server *s = kk_calloc(1, sizeof *s);
@@ -270,19 +273,27 @@ int kk_server_open(struct kk_rpc *rpc, const struct kk_server_options *o, struct
         kk_free(s);
         return kk_fail(err, KK_EINVAL, "messages of %zu bytes: 1 KiB to 2 GiB", o->max_message);
     }
-    int rc = prepare(s, rpc, o);
+    int rc = prepare(s, o);
     if (rc) kk_fail(err, rc, "out of memory for a server");
     if (!rc && o->token_file) rc = kk_auth_load(&s->auth, o->token_file, err);
     if (!rc) rc = listen_on(s, o, err);
-    if (!rc) grpc_server_start(s->server);
-    for (int i = 0; !rc && i < SLOTS; i++)
-        if (kk_grpc_call_request(s)) rc = kk_fail(err, KK_ENOMEM, "out of memory for a server");
-    if (!rc) rc = start_threads(s, err);
     if (rc)
         kk_server_close(s);
     else
         *out = s;
     return rc;
+}
+
+int kk_server_start(struct kk_server *s, struct kk_rpc *rpc, struct kk_err *err)
+{
+    int rc = start_threads(s, err);
+    if (rc) return rc;
+    s->rpc = rpc;
+    log_line = s->log; /* not before: why there is no server is ours to say, in one line */
+    grpc_server_start(s->server);
+    for (int i = 0; i < SLOTS; i++)
+        if (kk_grpc_call_request(s)) return kk_fail(err, KK_ENOMEM, "out of memory for a server");
+    return 0;
 }
 
 int kk_server_port(const struct kk_server *s)
@@ -317,7 +328,7 @@ void kk_server_drain(struct kk_server *s, double seconds)
     pthread_mutex_lock(&s->lock);
     int before = s->draining;
     s->draining = 1;
-    if (!before) kk_rpc_set_ready(s->rpc, 0);
+    if (!before && s->rpc) kk_rpc_set_ready(s->rpc, 0);
     for (struct kk_grpc_call *c = s->live; c && !before; c = c->next)
         if (kk_grpc_call_end_watch(c)) post_locked(s, c);
     pthread_mutex_unlock(&s->lock);
@@ -340,12 +351,26 @@ static void stop_threads(struct kk_server *s)
     if (s->has_writer) pthread_join(s->writer, NULL);
 }
 
+/* The core wants to be shut even if it was never started, and says so through the queue. */
+static void shut_unstarted(struct kk_server *s)
+{
+    KK_HAND_OVER(&s->on_shut);
+    grpc_server_shutdown_and_notify(s->server, s->cq, &s->on_shut);
+    while (!wait_shut(s, 0)) {
+        gpr_timespec soon =
+            gpr_time_add(gpr_now(GPR_CLOCK_REALTIME), gpr_time_from_millis(10, GPR_TIMESPAN));
+        run_tag(grpc_completion_queue_next(s->cq, soon, NULL));
+    }
+}
+
 void kk_server_close(struct kk_server *s)
 {
     if (!s) return;
-    if (s->n_pollers) {
+    if (s->rpc) {
         kk_server_drain(s, 0);
         stop_threads(s);
+    } else if (s->port > 0) {
+        shut_unstarted(s);
     }
     if (s->server) grpc_server_destroy(s->server);
     if (s->cq) grpc_completion_queue_shutdown(s->cq);

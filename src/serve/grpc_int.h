@@ -86,6 +86,7 @@ struct kk_server {
     struct kk_rpc *rpc;
     struct kk_auth auth;
     uint64_t request_ns;
+    void (*log)(const char *line);
     grpc_server *server;
     grpc_completion_queue *cq;
     int port;

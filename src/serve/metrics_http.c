@@ -194,23 +194,26 @@ static int prepare(struct kk_metrics_http *m)
     return 0;
 }
 
-int kk_metrics_http_open(struct kk_rpc *rpc, const char *address, struct kk_metrics_http **out,
-                         struct kk_err *err)
+int kk_metrics_http_open(const char *address, struct kk_metrics_http **out, struct kk_err *err)
 {
     struct kk_metrics_http *m = kk_calloc(1, sizeof *m);
     if (!m) return kk_fail(err, KK_ENOMEM, "out of memory for the page of metrics");
-    m->rpc = rpc;
     int rc = prepare(m);
     if (rc) kk_fail(err, rc, "out of memory for the page of metrics");
     if (!rc) rc = bind_to(m, address, err);
-    if (!rc && pthread_create(&m->thread, NULL, loop, m))
-        rc = kk_fail(err, KK_EEXHAUSTED, "cannot start a thread");
-    if (rc) {
+    if (rc)
         kk_metrics_http_close(m);
-        return rc;
-    }
+    else
+        *out = m;
+    return rc;
+}
+
+int kk_metrics_http_start(struct kk_metrics_http *m, struct kk_rpc *rpc, struct kk_err *err)
+{
+    m->rpc = rpc;
+    if (pthread_create(&m->thread, NULL, loop, m))
+        return kk_fail(err, KK_EEXHAUSTED, "cannot start a thread");
     m->running = 1;
-    *out = m;
     return 0;
 }
 

@@ -1,7 +1,8 @@
 /* The server: kakeya.v1.RuntimeService and gRPC's health service over HTTP/2, and the page of
  * metrics over HTTP/1.1.
  *
- *     kk_server_open(rpc, &o, &server, &err);            listens, answers from its own threads
+ *     kk_server_open(&o, &server, &err);                 has the address; clients wait
+ *     kk_server_start(server, rpc, &err);                answers, from its own threads
  *     kk_server_drain(server, seconds);                  no new calls; running ones may end
  *     kk_server_close(server);                           before the runtime is closed
  *
@@ -29,9 +30,11 @@ struct kk_server_options {
 /* 127.0.0.1:50051, no TLS, no tokens, 4 MiB, 30 s, no log. */
 struct kk_server_options kk_server_defaults(void);
 
-/* rpc is borrowed. KK_EINVAL (options, files), KK_EIO (the address cannot be had). */
-int kk_server_open(struct kk_rpc *rpc, const struct kk_server_options *o, struct kk_server **out,
-                   struct kk_err *err);
+/* Everything that can be wrong with the options is found here, before a model is loaded:
+ * KK_EINVAL (addresses, files), KK_EIO (the address cannot be had). */
+int kk_server_open(const struct kk_server_options *o, struct kk_server **out, struct kk_err *err);
+/* Once. rpc is borrowed until close. */
+int kk_server_start(struct kk_server *s, struct kk_rpc *rpc, struct kk_err *err);
 int kk_server_port(const struct kk_server *s); /* the one bound */
 
 /* Stop listening; calls may end within `seconds`, what then still runs is cancelled. Health says
@@ -45,8 +48,8 @@ struct kk_metrics_http;
 
 /* GET /metrics, /healthz (the process answers) and /readyz (200, or 503 once it drains), from one
  * thread of its own. */
-int kk_metrics_http_open(struct kk_rpc *rpc, const char *address, struct kk_metrics_http **out,
-                         struct kk_err *err);
+int kk_metrics_http_open(const char *address, struct kk_metrics_http **out, struct kk_err *err);
+int kk_metrics_http_start(struct kk_metrics_http *m, struct kk_rpc *rpc, struct kk_err *err);
 int kk_metrics_http_port(const struct kk_metrics_http *m);
 void kk_metrics_http_close(struct kk_metrics_http *m); /* NULL is fine */
 

@@ -132,6 +132,7 @@ check "the table" grep -Eq '^ +6 +0 ' "$KK_TMP/out"
 
 # ---- what is refused
 refuses "no model" 2 "no model given" serve
+refuses "no model there" 1 "model directory 'models/nope' does not exist" serve -m models/nope --grpc 127.0.0.1:0
 refuses "no port" 1 "'nowhere' is no HOST:PORT" serve -m "$TINY" --grpc nowhere
 refuses "a certificate without its key" 1 "needs both" serve -m "$TINY" --grpc 127.0.0.1:0 --tls-cert README.md
 refuses "no PEM" 1 "README.md: not a PEM file" serve -m "$TINY" --grpc 127.0.0.1:0 --tls-cert README.md --tls-key README.md

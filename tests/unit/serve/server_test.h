@@ -32,7 +32,8 @@ static void rig_open(struct rig *g, int capacity, const struct kk_server_options
     memset(g, 0, sizeof *g);
     assert_int_equal(kk_fake_open(capacity, &g->rt), 0);
     KK_ASSERT_OK(kk_rpc_open(g->rt, "fake", &g->rpc, &err), &err);
-    KK_ASSERT_OK(kk_server_open(g->rpc, &so, &g->server, &err), &err);
+    KK_ASSERT_OK(kk_server_open(&so, &g->server, &err), &err);
+    KK_ASSERT_OK(kk_server_start(g->server, g->rpc, &err), &err);
     snprintf(g->address, sizeof g->address, "127.0.0.1:%d", kk_server_port(g->server));
     g->to = (struct kk_client_options){.address = g->address};
     KK_ASSERT_OK(kk_client_loop_open(&g->loop, &err), &err);

@@ -71,7 +71,8 @@ static void test_page(void **state)
     char id[KK_SESSION_ID_MAX], none[KK_SESSION_ID_MAX], address[40];
     (void)state;
     rig_open(&g, 8, NULL);
-    KK_ASSERT_OK(kk_metrics_http_open(g.rpc, "127.0.0.1:0", &m, &err), &err);
+    KK_ASSERT_OK(kk_metrics_http_open("127.0.0.1:0", &m, &err), &err);
+    KK_ASSERT_OK(kk_metrics_http_start(m, g.rpc, &err), &err);
     http_port = kk_metrics_http_port(m);
     make_session(g.client, id);
     struct kk_request r = generate_request(id, 20);
@@ -106,9 +107,9 @@ static void test_page(void **state)
     assert_non_null(strstr(get("/healthz"), "200 OK"));
 
     snprintf(address, sizeof address, "127.0.0.1:%d", http_port);
-    KK_ASSERT_FAILS(kk_metrics_http_open(g.rpc, address, &second, &err), KK_EIO, &err,
+    KK_ASSERT_FAILS(kk_metrics_http_open(address, &second, &err), KK_EIO, &err,
                     "cannot listen on 127.0.0.1");
-    KK_ASSERT_FAILS(kk_metrics_http_open(g.rpc, "x", &second, &err), KK_EINVAL, &err, "HOST:PORT");
+    KK_ASSERT_FAILS(kk_metrics_http_open("x", &second, &err), KK_EINVAL, &err, "HOST:PORT");
     kk_metrics_http_close(m);
     rig_close(&g);
 }
@@ -124,7 +125,8 @@ static void test_hostile(void **state)
     int idle[150], slow;
     (void)state;
     rig_open(&g, 8, NULL);
-    KK_ASSERT_OK(kk_metrics_http_open(g.rpc, "127.0.0.1:0", &m, &err), &err);
+    KK_ASSERT_OK(kk_metrics_http_open("127.0.0.1:0", &m, &err), &err);
+    KK_ASSERT_OK(kk_metrics_http_start(m, g.rpc, &err), &err);
     http_port = kk_metrics_http_port(m);
     for (int i = 0; i < 40; i++) {
         char junk[400];
