@@ -20,7 +20,7 @@ once = $(eval $1 := $(shell $2))$($1)
 PKG_CFLAGS = $(call once,PKG_CFLAGS,pkg-config --cflags $(PKGS) $(CLI_PKGS))
 PKG_LIBS   = $(call once,PKG_LIBS,pkg-config --libs $(PKGS))
 # pkg-config names eighty libraries for grpc: the two that C calls are enough.
-CLI_LIBS   = $(call once,CLI_LIBS,pkg-config --libs $(filter-out grpc,$(CLI_PKGS))) -lgrpc -lgpr
+CLI_LIBS   = $(call once,CLI_LIBS,pkg-config --libs $(filter-out grpc,$(CLI_PKGS)); echo -lgrpc -lgpr)
 
 # -DKK_MEM_GUARD: allocating inside a decode step aborts (base/mem.h).
 OPT_release := -O3 -g
