@@ -1,7 +1,7 @@
-/* kakeya bench agents: n agents at once, each over a connection of its own: create a session,
- * append its context in pieces, generate, hold until all have come so far, ask what the session
- * takes, close. The server is a child of this process (its memory is its own), or one that runs
- * already.
+/* kakeya bench agents: n agents at once, each over a connection of its own: create a session and
+ * append its context in pieces; when all have, generate, all together; when all have, ask what the
+ * session takes; close. The server is a child of this process (its memory is its own), or one that
+ * runs already.
  *
  * Bytes are the server's own counters, of the sessions while all are held. A prompt is a random
  * sequence of 64 tokens, another one for each agent: nothing is shared. */
@@ -134,7 +134,10 @@ static void go_on(struct agent *a, const struct kk_event *ev)
         break;
     case APPEND:
         a->append_s = s;
-        if (a->appended == a->b->context) a->stage = GENERATE;
+        if (a->appended == a->b->context) {
+            arrive(a, HELD);
+            return;
+        }
         break;
     case GENERATE:
         a->generate_s = s;
@@ -271,10 +274,11 @@ static void add_bytes(const struct bench *b, int n, json_t *r)
     json_object_set_new(r, "all_kv_host_bytes", json_integer(host));
 }
 
-static json_t *level_report(const struct bench *b, int n, double wall_s, double rss_mb)
+static json_t *level_report(const struct bench *b, int n, double read_s, double wall_s,
+                            double rss_mb)
 {
     int created = 0, generated = 0;
-    int64_t tokens = 0;
+    int64_t tokens = 0, appended = 0;
     double *x = kk_array((size_t)n, sizeof *x);
     double span = (double)(b->last_token_ns - b->first_ask_ns) * 1e-9;
     json_t *r = json_object();
@@ -283,6 +287,7 @@ static json_t *level_report(const struct bench *b, int n, double wall_s, double 
         created += b->agents[i].created;
         generated += b->agents[i].generated;
         tokens += b->agents[i].tokens;
+        appended += b->agents[i].appended;
     }
     json_object_set_new(r, "level", json_integer(n));
     json_object_set_new(r, "agents", json_integer(n));
@@ -299,6 +304,7 @@ static json_t *level_report(const struct bench *b, int n, double wall_s, double 
     json_object_set_new(r, "inter_token_s", gaps(b, n));
     json_object_set_new(r, "tokens", json_integer(tokens));
     json_object_set_new(r, "tokens_per_s", json_real(kk_cli_rate((double)tokens, span)));
+    json_object_set_new(r, "append_tokens_per_s", json_real(kk_cli_rate((double)appended, read_s)));
     add_bytes(b, n, r);
     json_object_set_new(r, "server_rss_mb", rss_mb > 0 ? json_real(rss_mb) : json_null());
     json_object_set_new(r, "wall_s", json_real(wall_s));
@@ -343,9 +349,11 @@ static int run_level(struct bench *b, int n, json_t **out, struct kk_err *err)
         b->first_ask_ns = b->last_token_ns = 0;
         uint64_t t0 = kk_now_ns();
         all(b, n, CREATE);
+        double read_s = kk_seconds_since(t0);
+        all(b, n, GENERATE);
         double wall_s = kk_seconds_since(t0), rss_mb = kk_child_memory_mb(&b->server, "VmRSS");
         all(b, n, INFO);
-        *out = level_report(b, n, wall_s, rss_mb);
+        *out = level_report(b, n, read_s, wall_s, rss_mb);
         all(b, n, CLOSE);
     }
     release_agents(b, n);
