@@ -148,7 +148,7 @@ static void child(const char *state, int little_memory)
     struct kk_engine *e = open_engine(SESSIONS);
     o.state = state;
     if (little_memory) { /* so that sessions go to disk and back all the time */
-        o.kv_bytes = 2 * kk_kv_bytes_at(e->pool, 600);
+        o.kv_bytes = kk_kv_bytes_at(e->pool, PROMPT + TOKENS + 100);
         o.kv_host = kk_kv_bytes_at(e->pool, 300);
     }
     if (kk_runtime_open(e, &o, &rt, &err)) {
