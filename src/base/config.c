@@ -12,7 +12,8 @@
 enum { CONFIG_FILE_MAX = 1 << 20, HELP_COLUMN = 30, HELP_WIDTH = 96 };
 
 /* Commands that run a model, and those that read text. */
-#define BENCHES   (KK_CMD_NIAH | KK_CMD_DECODE | KK_CMD_SPEC | KK_CMD_SCORECARD | KK_CMD_AGENTS)
+#define BENCHES                                                                                    \
+    (KK_CMD_NIAH | KK_CMD_DECODE | KK_CMD_SPEC | KK_CMD_SCORECARD | KK_CMD_AGENTS | KK_CMD_BATCH)
 #define SAMPLES   (KK_CMD_RUN | KK_CMD_CHAT)
 #define SERVES    (KK_CMD_SERVE | KK_CMD_AGENTS)
 #define RUNS      (SAMPLES | KK_CMD_LOGITS | KK_CMD_SERVE | BENCHES)
@@ -164,8 +165,8 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_SESSIONS] = {"sessions", 0, KK_OPT_INT, 0, KK_CMD_PLAN, 1, 1e6, "1", "N", BENCH,
         "sessions held at the same time"},
     [KK_OPT_LINES] = {"lines", 0, KK_OPT_LIST, 0,
-        KK_CMD_NIAH | KK_CMD_SCORECARD, 10, 9999999, "60,160,320", "N,..", BENCH,
-        "lines of padding in a document, one rung for each"},
+        KK_CMD_NIAH | KK_CMD_SCORECARD | KK_CMD_BATCH, 10, 9999999, "60,160,320", "N,..", BENCH,
+        "lines of padding in a document, one rung for each (bench batch: the first)"},
     [KK_OPT_SAMPLES] = {"samples", 0, KK_OPT_INT, 0,
         KK_CMD_NIAH | KK_CMD_SCORECARD | KK_CMD_SPEC, 1, 100000, "8", "N", BENCH,
         "documents of each rung"},
@@ -184,6 +185,8 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_LEVELS] = {"levels", 0, KK_OPT_LIST, 0, KK_CMD_AGENTS, 1, 65536,
         "1,2,4,8,16,32,64,128,256", "N,..", BENCH,
         "agents at the same time, one run for each"},
+    [KK_OPT_BATCH_LEVELS] = {"levels", 0, KK_OPT_LIST, 0, KK_CMD_BATCH, 1, 4096,
+        "1,2,4,8,16,32,64", "N,..", BENCH, "sessions in a step, one run for each"},
     [KK_OPT_CONTEXT_LEN] = {"context-len", 0, KK_OPT_INT, 0, KK_CMD_AGENTS, 1, 1e9, "8", "N",
         BENCH, "tokens that each agent appends"},
     [KK_OPT_GEN] = {"gen", 0, KK_OPT_INT, 0, KK_CMD_AGENTS, 1, 1e9, "4", "N", BENCH,

@@ -35,7 +35,8 @@ enum kk_command {
     KK_CMD_CHAT = 512,
     KK_CMD_SERVE = 1024,
     KK_CMD_AGENTS = 2048,
-    KK_CMD_ALL = 4095
+    KK_CMD_BATCH = 4096,
+    KK_CMD_ALL = 8191
 };
 
 enum kk_option_type {
@@ -111,6 +112,7 @@ enum kk_option_id {
     KK_OPT_DEPTHS,
     KK_OPT_REPS,
     KK_OPT_LEVELS,
+    KK_OPT_BATCH_LEVELS,
     KK_OPT_CONTEXT_LEN,
     KK_OPT_GEN,
     KK_OPT_CONNECT,

@@ -16,6 +16,8 @@ static const struct kk_cli_command commands[] = {
      "bytes a model and its sessions take, before loading it"},
     {"bench niah", KK_CMD_NIAH, kk_cli_bench_niah, "-m MODEL [--lines 60,160,320]",
      "recall of a fact hidden in long documents"},
+    {"bench batch", KK_CMD_BATCH, kk_cli_bench_batch, "-m MODEL [--levels 1,8,64]",
+     "many sessions a step against one after the other"},
     {"bench decode", KK_CMD_DECODE, kk_cli_bench_decode, "-m MODEL [--ctx 0,3072,6144]",
      "tokens a second, reading and writing, by context"},
     {"bench spec", KK_CMD_SPEC, kk_cli_bench_spec, "-m MODEL --draft DIR|ngram [--replay A]",

@@ -454,7 +454,9 @@ int kk__paging_open(struct kk_runtime *rt, struct kk_err *err)
                                         .keep = known,
                                         .on_done = on_written,
                                         .arg = rt};
-    rt->n_files = kk_now_ns(); /* other than those of an earlier life */
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now); /* names other than those of an earlier life */
+    rt->n_files = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
     return rt->o.state ? kk_spool_open(&so, &rt->spool, err) : 0;
 }
 

@@ -392,7 +392,8 @@ static void release(struct kk_runtime *rt)
     kk__prefixes_close(rt);
     kk__paging_close(rt);
     kk__residents_release(rt);
-    kk_journal_close(rt->journal, NULL);
+    struct kk_err err = {0};
+    if (kk_journal_close(rt->journal, &err)) fprintf(stderr, "kakeya: state: %s\n", err.msg);
     pthread_cond_destroy(&rt->more);
     pthread_mutex_destroy(&rt->lock);
     kk_free(rt->bucket);

@@ -1,0 +1,20 @@
+#!/bin/bash
+# Many sessions in a step: each says what it says alone, and knows its own document only.
+. tests/cli_lib.sh
+
+run bench batch -m models/tiny --levels 1,6 --lines 60 --threads 2 --json
+check "bench batch: identical, every session recalls its own code" python3 -c 'import json, sys
+d = json.load(open(sys.argv[1]))
+assert [l["sessions"] for l in d["levels"]] == [1, 6]
+assert all(l["byte_identical"] is True and l["recall"] == 1.0 for l in d["levels"]), d
+assert all(l["alone_tok_s"] > 0 and l["together_tok_s"] > 0 for l in d["levels"])
+' "$KK_TMP/out"
+run bench batch -m synth:tests/data/mini.json --levels 3 --json
+check "a model without a tokenizer: no recall" python3 -c 'import json, sys
+d = json.load(open(sys.argv[1]))
+assert d["levels"][0]["byte_identical"] is True and d["levels"][0]["recall"] is None
+' "$KK_TMP/out"
+run bench batch -m models/tiny --levels 0
+check "no sessions: refused" [ "$rc" -eq 2 ]
+
+done_testing
