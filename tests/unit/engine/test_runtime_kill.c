@@ -198,7 +198,7 @@ static void killed_at_any_moment(void **state)
     (void)state;
     struct kk_test_rng r = kk_test_rng("runtime kill");
     const char *soak = getenv("KK_SOAK"), *dir = kk_test_path("killed");
-    const double limit = soak ? atof(soak) : 4;
+    const double limit = soak ? strtod(soak, NULL) : 4;
     uint64_t t0 = kk_now_ns();
     int kills = 0;
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
