@@ -118,7 +118,7 @@ int main(int argc, char **argv)
         return 2;
     }
     int64_t cap = strtoll(argv[2], NULL, 10), longest = strtoll(argv[3], NULL, 10);
-    int threads = argc > 4 ? atoi(argv[4]) : 0;
+    int threads = argc > 4 ? (int)strtol(argv[4], NULL, 10) : 0;
     json_t *report = json_pack("{s:s, s:s, s:I, s:s, s:s}", "bench", "tier", "model", argv[1],
                                "cap", (json_int_t)cap, "kv", "s5", "commit", KK_COMMIT);
     int rc = run(argv[1], cap, longest, threads, report, &err);

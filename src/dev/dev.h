@@ -73,7 +73,7 @@ struct kk_mask {
  *   j <  committed: stored in slot(j) = ring == 0 ? j : j < sinks ? j : sinks + (j - sinks) % ring;
  *                   slot s is at blocks[s / block_rows] + (s % block_rows) * row_bytes;
  *   j >= committed: a row of the running step, at step + (j - committed) * row_bytes.
- * A block that is NULL is in host memory, at host[its index], where no op but attention finds it. */
+ * A block that is NULL is in host memory, at host[its index]: no op but attention finds it. */
 struct kk_kv_seq {
     void *const *blocks;
     void *const *host; /* NULL: every block is on the device */

@@ -2,10 +2,10 @@
  *
  * A layer that keeps every row is *paged* when a session has a device cap: of its blocks, the first
  * `resident` - 1 stay on the device, the newest (tail) one is written in the last device slot, and
- * the others are in host memory, and come back through the pool's staging ring. With a core to spare
- * a copy thread brings them: attention walks the blocks in ascending order in pieces, and those of a
- * piece are copied while the piece before is computed. Without one, attention takes them itself:
- * each of its threads copies a block into a slot of its own and reads it there. */
+ * the others are in host memory, and come back through the pool's staging ring. With a core to
+ * spare a copy thread brings them: attention walks the blocks in ascending order in pieces, and
+ * those of a piece are copied while the piece before is computed. Without one, attention takes them
+ * itself: each of its threads copies a block into a slot of its own and reads it there. */
 #ifndef KK_KV_KV_INT_H
 #define KK_KV_KV_INT_H
 

@@ -170,8 +170,8 @@ static void mixed_pointers(const struct attn_job *job, const struct group *g, st
     row_pointers(g->seq, to, s.hi - to, rb, off, out + (to - s.lo));
 }
 
-/* The part of KV head g of a host block's rows, into this thread's slot of the staging ring: a split
- * is within one block, and host blocks are full. */
+/* What KV head g reads of a host block's rows, into this thread's slot of the staging ring. A split
+ * is within one block; host blocks are full. */
 static struct kk_kv_seq stage_split(const struct attn_job *job, const struct group *g, int32_t base,
                                     struct work *w)
 {
