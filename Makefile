@@ -32,7 +32,7 @@ models:
 deps:
 	@tools/deps.sh build check
 
-bench: $B/bench/kern $B/bench/quant $B/bench/journal
+bench: $B/bench/kern $B/bench/quant $B/bench/journal $B/bench/tier
 
 format:
 	clang-format -i $$(git ls-files "*.c" "*.h")

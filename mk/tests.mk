@@ -22,7 +22,7 @@ $(TESTS): $B/%: $B/%.o $(SUP_OBJ) $B/libcli.a $B/libserve.a $B/libkakeya.a
 $B/libcli.a: $(filter-out %/main.o,$(CLI_OBJ)) $B/sources
 	rm -f $@ && ar rcs $@ $(filter %.o,$^)
 
-tests: $(TESTS) $(if $(CLI_SRC),$B/kakeya)
+tests: $(TESTS) $(if $(CLI_SRC),$B/kakeya) $B/bench/tier
 
 test: tests
 	@python3 tests/run.py --config $(config) $(T)

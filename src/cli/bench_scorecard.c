@@ -240,22 +240,28 @@ static void print_arm(const struct arm *a, int fused)
     fflush(stdout);
 }
 
+/* An arm that cannot run is null, with the reason beside it. */
+static int skip_arm(struct card *c, const char *name, const char *why, json_t *arms,
+                    json_t *reasons)
+{
+    json_object_set_new(arms, name, json_null());
+    json_object_set_new(reasons, name, json_string(why));
+    if (kk_cli_wants_text(c->cli)) printf("%-9s not run: %s\n", name, why);
+    c->done += c->n_docs * (1 + (strcmp(c->base.draft, "none") != 0));
+    return 0;
+}
+
 static int run_arm(struct card *c, const char *name, json_t *arms, json_t *reasons,
                    struct kk_err *err)
 {
     struct arm a = {.name = name, .identical = 1};
     int fused = strcmp(c->base.draft, "none") != 0;
     const char *why = arm_options(c, &a);
-    if (why) {
-        json_object_set_new(arms, name, json_null());
-        json_object_set_new(reasons, name, json_string(why));
-        if (kk_cli_wants_text(c->cli)) printf("%-9s not run: %s\n", name, why);
-        c->done += c->n_docs * (1 + fused);
-        return 0;
-    }
+    if (why) return skip_arm(c, name, why, arms, reasons);
     int rc = run_engine(c, &a, 0, err);
     if (!rc && fused) rc = run_engine(c, &a, 1, err);
     kk_progress_clear(&c->cli->progress);
+    if (rc == KK_EUNSUPPORTED) return skip_arm(c, name, err->msg, arms, reasons);
     if (rc) return kk_wrap(err, rc, "arm '%s'", name);
     if (kk_cli_wants_text(c->cli)) print_arm(&a, fused);
     json_object_set_new(arms, name, arm_json(c, &a));
@@ -292,6 +298,7 @@ static int open_card(struct card *c, struct kk_err *err)
     if (!rc) rc = kk_cli_open_tok(c->cli, err);
     if (!rc) rc = kk_cli_options(c->cli, &c->base, err);
     if (rc) return rc;
+    if (!kk_config_given(&c->cli->cfg, KK_OPT_DRAFT)) c->base.draft = "ngram";
     plain = c->base; /* an engine for its facts alone */
     plain.kv = "native";
     plain.kv_device = 0;

@@ -72,9 +72,11 @@ struct kk_mask {
 /* One sequence's rows of one layer, as an op sees them. Row j (an absolute position) is
  *   j <  committed: stored in slot(j) = ring == 0 ? j : j < sinks ? j : sinks + (j - sinks) % ring;
  *                   slot s is at blocks[s / block_rows] + (s % block_rows) * row_bytes;
- *   j >= committed: a row of the running step, at step + (j - committed) * row_bytes. */
+ *   j >= committed: a row of the running step, at step + (j - committed) * row_bytes.
+ * A block that is NULL is in host memory, at host[its index]: no op but attention finds it. */
 struct kk_kv_seq {
     void *const *blocks;
+    void *const *host; /* NULL: every block is on the device */
     void *step;
     int32_t committed, n_step;
     int32_t block_rows;
@@ -151,7 +153,8 @@ struct kk_qkv_args {
  * within a split maximum, weights and sums start from zero; splits are merged in ascending order in
  * f32. A split with no visible key is skipped. One call covers splits [first_split, end_split): a
  * host tier feeds rows piece by piece. `state` [T, H, D + 2] carries the running merge between
- * calls: a call with first set starts it, one with last set writes o. */
+ * calls: a call with first set starts it, one with last set writes o. Blocks in host memory come in
+ * through `staging`, a split for each thread, as they are read. */
 struct kk_attn_args {
     int T, B, H, G, D, R, value_only;
     const float *q;     /* [T, H*D] */
@@ -168,6 +171,7 @@ struct kk_attn_args {
     /* rows [rebuilt_first, ..) rebuilt for this call (exact_near); one sequence a call */
     const void *rebuilt;
     int32_t rebuilt_first;
+    void *staging; /* [n_threads, S rows]; used where a sequence has host blocks */
     float *state;
     void *o; /* act */
 };

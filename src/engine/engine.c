@@ -134,6 +134,7 @@ static int setup_make(const struct kk_engine_options *o, struct setup *s, struct
     if (!rc) rc = kk_model_describe(s->mf, &s->info, err);
     if (!rc) rc = kk_dev_open_cpu(o->cpu_isa, o->threads, &s->dev, err);
     if (!rc) rc = choose_block_act(o, s->dev, err);
+    if (!rc) s->kv.staging_blocks = kk_kv_staging_blocks(s->dev, o->kv_staging);
     if (!rc) rc = choose_kv_type(o, s, &kv_type, err);
     if (!rc) rc = kk_model_kv_layout(s->mf, kv_type, &s->layout, err);
     if (!rc) rc = choose_limits(o, s, err);

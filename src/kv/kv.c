@@ -271,6 +271,7 @@ static void describe(const struct kk_kv *kv, int l, struct kk_kv_seq *s)
 {
     const struct kk_kv_rule *r = &kv->pool->rule[l];
     s->blocks = kv->layer[l].blocks;
+    s->host = kk__tier_inline(kv->pool) && kk__kv_is_paged(kv->pool, l) ? kv->layer[l].host : NULL;
     s->step = NULL;
     s->committed = (int32_t)kv->rows;
     s->n_step = 0;
@@ -466,6 +467,7 @@ struct kk_kv_view kk_kv_layer(const struct kk_kv_pool *p, int l)
         .seqs = p->seqs + first,
         .mask = p->rule[l].mask,
         .row_bytes = p->rule[l].row_bytes,
+        .staging = kk__kv_is_paged(p, l) ? p->stage.memory : NULL,
     };
 }
 

@@ -84,6 +84,9 @@ struct kk_kv_limits {
     int max_hold_rows;  /* T of a KK_STEP_HOLD */
 };
 
+/* Slots of the staging ring for `asked`: at least one for each thread that may copy. */
+int kk_kv_staging_blocks(const struct kk_dev *dev, int asked);
+
 /* Bytes of the pool itself (staging), likewise. */
 size_t kk_kv_plan_staging(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
                           const struct kk_kv_rule *rule, const struct kk_kv_limits *limits);
@@ -143,6 +146,7 @@ struct kk_kv_view {
     const struct kk_kv_seq *seqs; /* [B] */
     struct kk_mask mask;
     size_t row_bytes;
+    void *staging; /* for attention to blocks in host memory; NULL: there are none */
 };
 
 /* Reserve n[b] new rows for each of B sessions (each session at most once; n >= 1). Allocates
@@ -171,9 +175,10 @@ struct kk_kv_view kk_kv_layer(const struct kk_kv_pool *pool, int layer);
 /* Attention over a layer goes in pieces: rows [t0, t0 + T) of the step against splits [first_split,
  * end_split), in this order. Where nothing is paged there is one piece with everything:
  *     for (p = kk_kv_first_piece(pool, l); p.T; p = kk_kv_next_piece(pool, l)) attend to p
- * A piece's host blocks are in the staging ring until the next piece is asked for. Layers are
- * walked in ascending order, each once a step; kk_kv_prefetch starts the copies before the first
- * needs them. */
+ * With a thread that copies, a piece's host blocks are in the staging ring until the next piece is
+ * asked for; layers are walked in ascending order, each once a step, and kk_kv_prefetch starts the
+ * copies before the first needs them. Without one (every core computes) there is one piece, and
+ * attention itself brings host blocks in through the ring. */
 struct kk_kv_piece {
     int t0, T; /* T 0: the end */
     int32_t first_split, end_split;

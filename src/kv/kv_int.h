@@ -2,9 +2,10 @@
  *
  * A layer that keeps every row is *paged* when a session has a device cap: of its blocks, the first
  * `resident` - 1 stay on the device, the newest (tail) one is written in the last device slot, and
- * the others are in host memory. Attention walks the blocks in ascending order in pieces; host
- * blocks of a piece are copied into the pool's staging ring by the copy thread while the piece
- * before is computed. */
+ * the others are in host memory, and come back through the pool's staging ring. With a core to
+ * spare a copy thread brings them: attention walks the blocks in ascending order in pieces, and
+ * those of a piece are copied while the piece before is computed. Without one, attention takes them
+ * itself: each of its threads copies a block into a slot of its own and reads it there. */
 #ifndef KK_KV_KV_INT_H
 #define KK_KV_KV_INT_H
 
@@ -42,9 +43,8 @@ struct kk_kv {
     int broken;
 };
 
-/* The staging ring: slots for host blocks on their way to attention. Copies are asked for in the
- * order of the walk and done in that order by one thread (by the engine's own, where every core
- * computes already); request i uses slot i % n_slots. */
+/* The staging ring: slots for host blocks on their way to attention. With a copy thread, copies are
+ * asked for in the order of the walk and done in that order; request i uses slot i % n_slots. */
 struct stage {
     int n_slots; /* 0: no tier */
     size_t slot_bytes;
@@ -109,6 +109,11 @@ struct kk_kv_pool {
 static inline int kk__kv_is_paged(const struct kk_kv_pool *p, int l)
 {
     return p->resident > 0 && !p->rule[l].ring;
+}
+/* 1 if attention brings host blocks in by itself. */
+static inline int kk__tier_inline(const struct kk_kv_pool *p)
+{
+    return !p->stage.started;
 }
 static inline size_t kk__kv_block_bytes(const struct kk_kv_rule *r)
 {

@@ -27,6 +27,12 @@ static size_t widest_block(const struct kk_kv_layout *layout, const struct kk_kv
     return widest;
 }
 
+int kk_kv_staging_blocks(const struct kk_dev *dev, int asked)
+{
+    int copying = dev->n_threads < kk_cores() ? 0 : dev->n_threads;
+    return asked < 2 || asked > copying ? asked : copying;
+}
+
 size_t kk__tier_ring_bytes(const struct kk_kv_layout *layout, const struct kk_kv_rule *rule,
                            int slots)
 {
@@ -85,27 +91,10 @@ static void *copy_main(void *arg)
     return NULL;
 }
 
-/* The same on the engine thread, by an op that all compute threads share. */
-static void copy_here(struct kk_kv_pool *p)
-{
-    struct stage *s = &p->stage;
-    int64_t i = atomic_load(&s->done) % s->n_slots;
-    void *src = (void *)(size_t)s->request[i].src;
-    const struct kk_kv_seq rows = {.blocks = &src, .block_rows = KK_KV_BLOCK_ROWS};
-    p->dev->ops->fetch(p->dev,
-                       &(struct kk_fetch_args){.seq = &rows,
-                                               .n = KK_KV_BLOCK_ROWS,
-                                               .row_bytes = s->request[i].bytes / KK_KV_BLOCK_ROWS,
-                                               .dst = s->memory + (size_t)i * s->slot_bytes});
-    atomic_fetch_add(&s->done, 1);
-}
-
-/* Wait until the first `n` requests ever made are in their slots. Without a core for the copy
- * thread the engine's own thread copies, when the rows are needed. */
+/* Wait until the first `n` requests ever made are in their slots. */
 static void wait_done(struct kk_kv_pool *p, int64_t n)
 {
     struct stage *s = &p->stage;
-    while (!s->started && atomic_load(&s->done) < n) copy_here(p);
     for (int i = 0; i < SPIN; i++) {
         if (atomic_load(&s->done) >= n) return;
         cpu_relax();
@@ -140,7 +129,7 @@ int kk__tier_open(struct kk_kv_pool *p, int staging_blocks, struct kk_err *err)
                           (void **)&s->memory, err);
     if (rc) return rc;
     s->n_slots = staging_blocks;
-    if (p->dev->n_threads >= kk_cores()) return 0; /* every core computes: see wait_done */
+    if (p->dev->n_threads >= kk_cores()) return 0; /* every core computes */
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->more, NULL);
     pthread_cond_init(&s->finished, NULL);
@@ -389,7 +378,7 @@ static int settle_walk(const struct kk_kv_pool *p, struct walk *w)
 static void pump(struct kk_kv_pool *p)
 {
     struct stage *s = &p->stage;
-    if (!s->n_slots) return;
+    if (!s->started) return;
     while (s->asked - s->released < s->n_slots && settle_walk(p, &p->ask)) {
         struct layer_rows *y = &p->step_kv[p->ask.b]->layer[p->ask.l];
         int64_t i = s->asked++ % s->n_slots;
@@ -422,7 +411,7 @@ void kk__tier_begin(struct kk_kv_pool *p)
 
 void kk__tier_drain(struct kk_kv_pool *p)
 {
-    if (!p->stage.n_slots) return;
+    if (!p->stage.started) return;
     wait_done(p, p->stage.asked);
     release(p, p->stage.asked - p->stage.released);
 }
@@ -470,7 +459,7 @@ static struct kk_kv_piece piece(struct kk_kv_pool *p, int l)
 
 struct kk_kv_piece kk_kv_first_piece(struct kk_kv_pool *p, int l)
 {
-    if (!kk__kv_is_paged(p, l))
+    if (!kk__kv_is_paged(p, l) || kk__tier_inline(p))
         return (struct kk_kv_piece){.T = p->T, .end_split = KK_NO_BOUND, .first = 1, .last = 1};
     p->read = (struct walk){.l = l};
     return piece(p, l);
@@ -478,7 +467,7 @@ struct kk_kv_piece kk_kv_first_piece(struct kk_kv_pool *p, int l)
 
 struct kk_kv_piece kk_kv_next_piece(struct kk_kv_pool *p, int l)
 {
-    if (!kk__kv_is_paged(p, l)) return (struct kk_kv_piece){0};
+    if (!kk__kv_is_paged(p, l) || kk__tier_inline(p)) return (struct kk_kv_piece){0};
     if (p->piece_blocks > 0) {
         release(p, p->piece_blocks);
         p->piece_blocks = 0;

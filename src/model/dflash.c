@@ -378,7 +378,7 @@ static void layer_forward(struct kk_dflash *d, struct kk_kv_pool *pool, int l,
             .pos = kk_kv_step_pos(pool), .seq = kk_kv_step_seq(pool), .seqs = kv.seqs,
             .mask = w->mask, .scale = (float)(1.0 / sqrt((double)d->D)),
             .kv_dtype = kk_kv_dtype(pool), .first_split = p.first_split, .end_split = p.end_split,
-            .first = p.first, .last = p.last, .state = d->state, .o = d->o});
+            .first = p.first, .last = p.last, .staging = kv.staging, .state = d->state, .o = d->o});
     d->dev->ops->linear(d->dev, &(struct kk_linear_args){
         .T = T, .n = 1, .x = d->o, .w = {&w->wo}, .y = {d->a}});
     d->dev->ops->residual(d->dev, &(struct kk_residual_args){

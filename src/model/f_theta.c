@@ -72,6 +72,11 @@ static int parse(struct kk_ftheta *f, const json_t *o, struct kk_err *err)
     int64_t rank = 0, C = 0;
     double eps = 1e-6;
     int rc = kk_json_str(o, "format", 1, &format, err);
+    if (!rc && json_is_false(json_object_get(o, "causal")))
+        return kk_fail(err, KK_EUNSUPPORTED,
+                       "this map reads the drafter's keys and values over a whole prompt, tokens "
+                       "after a row included: with it tokens would depend on how a history was cut "
+                       "into appends, so no session can use it");
     if (!rc && strcmp(format, "kakeya-f-theta-1"))
         return kk_fail(
             err, KK_EUNSUPPORTED,

@@ -64,7 +64,7 @@ void kk__attention(const struct kk_step *s, int l)
         .B = kk_kv_step_B(s->pool), .H = H, .G = y->G, .D = y->D, .R = y->R,
         .value_only = y->value_only, .seqs = kv.seqs, .mask = kv.mask,
         .scale = c->attn_scale, .k_norm = w->k_norm, .rope = rope,
-        .kv_dtype = kk_kv_dtype(s->pool)};
+        .kv_dtype = kk_kv_dtype(s->pool), .staging = kv.staging};
     if (kv.mask.exact_near)
         attend_restored(s, l, &a);
     else

@@ -40,6 +40,7 @@ struct work {
     float *q, *p, *part, *keys;
     const void **rows, **key_rows;
     const float **cs;
+    void *slot; /* of the staging ring, for a split in host memory */
 };
 
 struct span {
@@ -169,20 +170,45 @@ static void mixed_pointers(const struct attn_job *job, const struct group *g, st
     row_pointers(g->seq, to, s.hi - to, rb, off, out + (to - s.lo));
 }
 
+/* What KV head g reads of a host block's rows, into this thread's slot of the staging ring. A split
+ * is within one block; host blocks are full. */
+static struct kk_kv_seq stage_split(const struct attn_job *job, const struct group *g, int32_t base,
+                                    struct work *w)
+{
+    const struct kk_attn_args *a = job->a;
+    const size_t rb = (size_t)job->row_bytes, head = (size_t)a->D * kk_dtype_bytes(a->kv_dtype);
+    const char *from =
+        (char *)g->seq->host[base / g->seq->block_rows] + (size_t)(base % g->seq->block_rows) * rb;
+    if (a->G == 1) {
+        memcpy(w->slot, from, S * rb);
+    } else {
+        for (size_t at = (size_t)g->g * head; at < S * rb; at += (size_t)a->G * head)
+            memcpy((char *)w->slot + at, from + at, head);
+    }
+    return (struct kk_kv_seq){.blocks = &w->slot, .committed = S, .block_rows = S};
+}
+
+static int in_host_memory(const struct kk_kv_seq *s, int32_t j)
+{
+    return s->host && j < s->committed && !s->blocks[j / s->block_rows];
+}
+
 /* Keys of the split: addresses of values in w->rows, of keys in w->key_rows; returns their type. */
-static enum kk_dtype load_keys(const struct attn_job *job, const struct group *g,
+static enum kk_dtype load_keys(const struct attn_job *job, const struct group *g, int32_t base,
                                const struct span span[2], struct work *w)
 {
     const struct kk_attn_args *a = job->a;
     const size_t head = (size_t)g->g * (size_t)a->D * kk_dtype_bytes(a->kv_dtype);
     const size_t half = (size_t)a->G * (size_t)a->D * kk_dtype_bytes(a->kv_dtype);
+    const int staged = in_host_memory(g->seq, base);
+    const struct kk_kv_seq seq = staged ? stage_split(job, g, base, w) : *g->seq;
     int n = 0;
     for (int i = 0; i < 2; i++) {
-        int32_t len = span[i].hi - span[i].lo;
+        int32_t len = span[i].hi - span[i].lo, lo = span[i].lo - (staged ? base : 0);
         if (a->mask.exact_near)
             mixed_pointers(job, g, span[i], head, w->key_rows + n);
         else
-            row_pointers(g->seq, span[i].lo, len, (size_t)job->row_bytes, head, w->key_rows + n);
+            row_pointers(&seq, lo, len, (size_t)job->row_bytes, head, w->key_rows + n);
         for (int32_t j = 0; a->value_only && j < len; j++)
             w->cs[n + j] = a->rope + (int64_t)(span[i].lo + j) * a->R * 2;
         n += len;
@@ -214,7 +240,7 @@ static void do_split(const struct attn_job *job, const struct group *g, int32_t 
     const int at0 = span[0].lo - base, at1 = span[1].lo - base;
     const int lo = (n0 ? at0 : at1) & ~15, hi = ((n1 ? at1 + n1 : at0 + n0) + 15) & ~15;
 
-    const enum kk_dtype t = load_keys(job, g, span, w);
+    const enum kk_dtype t = load_keys(job, g, base, span, w);
     if (n0) k->scores[t](nq, n0, D, q, D, w->key_rows, a->scale, w->p + at0, S);
     if (n1) k->scores[t](nq, n1, D, q, D, w->key_rows + n0, a->scale, w->p + at1, S);
     mask_scores(job, g, base, lo, hi, w->p);
@@ -296,6 +322,8 @@ static struct work work_of(const struct attn_job *job, int worker)
     w.p = take(&at, nq * S * f);
     w.part = take(&at, nq * (size_t)job->stride * f);
     w.keys = job->a->value_only ? take(&at, S * D * f) : NULL;
+    w.slot = job->a->staging ? (char *)job->a->staging + (size_t)worker * S * (size_t)job->row_bytes
+                             : NULL;
     KK_BUG_ON(at > (char *)kk__cpu_scratch(job->c, worker) + job->c->s.thread_bytes);
     return w;
 }
