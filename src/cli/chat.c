@@ -28,14 +28,12 @@ struct chat {
 
 static volatile sig_atomic_t interrupted;
 
-/* The first one ends the answer, a second one, should that take long, the program. */
+/* The first one ends the answer, as soon as its step is done; the third ends the program. */
 static void on_interrupt(int sig)
 {
-    if (interrupted) {
-        signal(sig, SIG_DFL);
-        raise(sig);
-    }
-    interrupted = 1;
+    if (++interrupted < 3) return;
+    signal(sig, SIG_DFL);
+    raise(sig);
 }
 
 /* Who started us with SIGINT ignored wants it so. */
@@ -123,7 +121,7 @@ static int answer(struct chat *c, struct kk_err *err)
     struct sigaction before;
     catch_interrupts(&before);
     int rc = kk_reply_make(&c->reply, c->session, &c->ids, err);
-    sigaction(SIGINT, &before, NULL);
+    if (!kk_lines_edited(c->lines)) sigaction(SIGINT, &before, NULL); /* a person may be late */
     const struct kk_buf *text = &c->reply.text;
     int line_open = text->len ? text->data[text->len - 1] != '\n' : !rc;
     if (!c->reply.print_text || !line_open) return rc;
