@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/lines.h"
 #include "cli/reply.h"
@@ -27,14 +28,12 @@ struct chat {
 
 static volatile sig_atomic_t interrupted;
 
-/* The first one ends the answer, a second one, should that take long, the program. */
+/* The first one ends the answer, as soon as its step is done; the third ends the program. */
 static void on_interrupt(int sig)
 {
-    if (interrupted) {
-        signal(sig, SIG_DFL);
-        raise(sig);
-    }
-    interrupted = 1;
+    if (++interrupted < 3) return;
+    signal(sig, SIG_DFL);
+    raise(sig);
 }
 
 /* Who started us with SIGINT ignored wants it so. */
@@ -122,7 +121,7 @@ static int answer(struct chat *c, struct kk_err *err)
     struct sigaction before;
     catch_interrupts(&before);
     int rc = kk_reply_make(&c->reply, c->session, &c->ids, err);
-    sigaction(SIGINT, &before, NULL);
+    if (!kk_lines_edited(c->lines)) sigaction(SIGINT, &before, NULL); /* a person may be late */
     const struct kk_buf *text = &c->reply.text;
     int line_open = text->len ? text->data[text->len - 1] != '\n' : !rc;
     if (!c->reply.print_text || !line_open) return rc;
@@ -243,35 +242,42 @@ typedef int command_fn(struct chat *c, const char *arg, struct kk_err *err);
 static command_fn do_help;
 
 static const struct {
-    const char *name, *arg, *help; /* an arg in brackets may be left out; NULL: none */
+    struct kk_cli_chat_command is;
     command_fn *fn;
 } commands[] = {
-    {"/help", NULL, "this list", do_help},
-    {"/reset", NULL, "forget the conversation and begin anew", do_reset},
-    {"/system", "[TEXT]", "begin anew with this system message; without TEXT: with none",
+    {{"/help", NULL, "this list"}, do_help},
+    {{"/reset", NULL, "forget the conversation and begin anew"}, do_reset},
+    {{"/system", "[TEXT]", "begin anew with this system message; without TEXT: with none"},
      do_system},
-    {"/save", "FILE", "write the conversation to a file", do_save},
-    {"/load", "FILE", "go on with a conversation that was saved", do_load},
-    {"/stats", NULL, "tokens, bytes of the KV cache, speed", do_stats},
-    {"/exit", NULL, "end; so does Ctrl-D", do_exit},
+    {{"/save", "FILE", "write the conversation to a file"}, do_save},
+    {{"/load", "FILE", "go on with a conversation that was saved"}, do_load},
+    {{"/stats", NULL, "tokens, bytes of the KV cache, speed"}, do_stats},
+    {{"/exit", NULL, "end; so does Ctrl-D"}, do_exit},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
+const char kk_cli_chat_keys[] =
+    "A message goes on in the next line after a backslash; a text that is pasted is one\n"
+    "message. Ctrl-C stops an answer. To say a line that begins with a slash, put a blank\n"
+    "before it.\n";
+
+const struct kk_cli_chat_command *kk_cli_chat_command_at(int i)
+{
+    return i < N_COMMANDS ? &commands[i].is : NULL;
+}
+
 static int do_help(struct chat *c, const char *arg, struct kk_err *err)
 {
+    const struct kk_cli_chat_command *is;
     (void)c;
     (void)arg;
     (void)err;
-    for (int i = 0; i < N_COMMANDS; i++) {
+    for (int i = 0; (is = kk_cli_chat_command_at(i)) != NULL; i++) {
         char name[32];
-        snprintf(name, sizeof name, "%s %s", commands[i].name,
-                 commands[i].arg ? commands[i].arg : "");
-        fprintf(stderr, "  %-15s %s\n", name, commands[i].help);
+        snprintf(name, sizeof name, "%s %s", is->name, is->arg ? is->arg : "");
+        fprintf(stderr, "  %-15s %s\n", name, is->help);
     }
-    fputs("A message goes on in the next line after a backslash; a text that is pasted is one\n"
-          "message. Ctrl-C stops an answer. To say a line that begins with a slash, put a blank\n"
-          "before it.\n",
-          stderr);
+    fputs(kk_cli_chat_keys, stderr);
     return 0;
 }
 
@@ -283,13 +289,11 @@ static int command(struct chat *c, char *line, size_t len, struct kk_err *err)
     size_t n = strcspn(line, " \t\n");
     const char *arg = line + n + strspn(line + n, " \t\n");
     for (int i = 0; i < N_COMMANDS; i++) {
-        if (strlen(commands[i].name) != n || memcmp(commands[i].name, line, n)) continue;
-        const char *want = commands[i].arg;
-        if (*arg && !want)
-            return kk_fail(err, KK_EINVAL, "%s takes nothing after it", commands[i].name);
-        if (!*arg && want && *want != '[')
-            return kk_fail(err, KK_EINVAL, "%s needs a value: %s %s", commands[i].name,
-                           commands[i].name, want);
+        const struct kk_cli_chat_command *is = &commands[i].is;
+        if (strlen(is->name) != n || memcmp(is->name, line, n)) continue;
+        if (*arg && !is->arg) return kk_fail(err, KK_EINVAL, "%s takes nothing after it", is->name);
+        if (!*arg && is->arg && *is->arg != '[')
+            return kk_fail(err, KK_EINVAL, "%s needs a value: %s %s", is->name, is->name, is->arg);
         return commands[i].fn(c, arg, err);
     }
     return kk_fail(err, KK_EINVAL, "'%.*s' is no command (/help lists them)",

@@ -19,6 +19,13 @@ const struct kk_cli_command *kk_cli_command_at(int i);
 /* "niah" of "bench niah"; NULL for a command of one word. */
 const char *kk_cli_bench_name(const struct kk_cli_command *c);
 
+/* What can be typed in a chat beside messages: the i-th command, or NULL after the last. */
+struct kk_cli_chat_command {
+    const char *name, *arg, *help; /* an arg in brackets may be left out; NULL: none */
+};
+const struct kk_cli_chat_command *kk_cli_chat_command_at(int i);
+extern const char kk_cli_chat_keys[]; /* and what keys do; lines */
+
 /* What `kakeya help --NAME` prints: "man" (the page kakeya.1), "bash", "zsh", "fish" (completions).
  * Appended to out. KK_EUSAGE for another name; KK_ENOMEM. */
 int kk_cli_document(const char *name, struct kk_buf *out, struct kk_err *err);

@@ -170,7 +170,8 @@ static int edit_line(struct kk_lines *l, struct kk_buf *out, struct kk_err *err)
     HistEvent ev;
     int n = 0;
     l->cancelled = 0;
-    el_resize(l->el); /* the window may have changed while nobody was typing */
+    el_resize(l->el);               /* the window may have changed while nobody was typing */
+    el_set(l->el, EL_PREP_TERM, 1); /* before the prompt: who sees it may press Ctrl-C */
     mark_pastes(l, 1);
     const char *line = el_gets(l->el, &n);
     mark_pastes(l, 0);

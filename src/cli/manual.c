@@ -106,6 +106,22 @@ static void put_synopses(int *rc, struct kk_buf *out)
     }
 }
 
+static void put_chat(int *rc, struct kk_buf *out)
+{
+    const struct kk_cli_chat_command *c;
+    raw(rc, out, ".SH \"IN A CHAT\"\n");
+    put(rc, out, kk_cli_chat_keys);
+    for (int i = 0; (c = kk_cli_chat_command_at(i)) != NULL; i++) {
+        raw(rc, out, ".TP\n\\fB");
+        put(rc, out, c->name);
+        raw(rc, out, c->arg ? "\\fR \\fI" : "");
+        put(rc, out, c->arg ? c->arg : "");
+        raw(rc, out, "\\fR\n");
+        put(rc, out, c->help);
+        raw(rc, out, "\n");
+    }
+}
+
 int kk_cli_manual(struct kk_buf *out)
 {
     int rc = 0;
@@ -118,6 +134,7 @@ int kk_cli_manual(struct kk_buf *out)
         "Runs language models from files that are already there.\n"
         "What a command makes goes to standard output, talk about it to standard error.\n");
     put_synopses(&rc, out);
+    put_chat(&rc, out);
     put_options(&rc, out);
     raw(&rc, out,
         ".SH ENVIRONMENT\n.TP\n\\fBKAKEYA_\\fINAME\\fR\n"

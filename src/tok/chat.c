@@ -24,7 +24,8 @@ struct kk_chat_form {
 static const struct kk_chat_form forms[] = {
     {"gemma", {"<start_of_turn>", "<end_of_turn>", "<bos>"}, {"<eos>"},
         .model = "model", .after_role = "\n", .after_turn = "\n", .folds = 1, .trims = 1},
-    {"gemma4", {"<|turn>", "<turn|>", "<bos>", "<|channel>", "<channel|>"}, {"<eos>"},
+    {"gemma4", {"<|turn>", "<turn|>", "<bos>", "<|channel>", "<channel|>"},
+        {"<eos>", "<|tool_response>"},
         .model = "model", .after_role = "\n", .after_turn = "\n", .quiet = 1, .trims = 1},
     {"chatml", {"<|im_start|>", "<|im_end|>"}, {"<|endoftext|>"},
         .model = "assistant", .after_role = "\n", .after_turn = "\n"},

@@ -106,10 +106,11 @@ check("/exit ends", t.end() == 0, t.seen)
 
 t = Terminal("-n", "6", "--cpu-isa", "scalar", "--threads", "1", "--prefill-chunk", "1")
 t.until(PROMPT)
+t.type("\x1b[200~")
 for _ in range(8):
     t.type("the quick brown fox jumps " * 10)
-    t.until(b"nothing", 0.05)
-t.type("\r")
+    t.until(b"nothing", 0.02)
+t.type("\x1b[201~\r")
 t.until(rb"reading \[")
 t.type("\x03")
 seen = t.until(PROMPT)

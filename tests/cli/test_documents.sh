@@ -48,6 +48,11 @@ check "which is many" [ "$(wc -l <"$KK_TMP/wanted")" -ge 150 ]
 check "an option of another command is not offered" \
     sh -c '! grep -qx -e --temp "$1"' sh <(complete_words kakeya plan -)
 
+missing=$(echo /help | "$KK_BIN" chat -m models/tiny 2>&1 | sed -n 's/^  \(\/[a-z]*\) .*/\1/p' | while read -r n; do
+    grep -qF "\\fB$n" "$KK_TMP/man" && echo "$n" >>"$KK_TMP/typed" || echo "$n"
+done)
+check "the manual page has every command of a chat" [ -z "$missing" -a "$(wc -l <"$KK_TMP/typed")" -ge 6 ]
+
 # ---- bash
 check "bash: words of an option" [ "$(complete_words kakeya run --kv-type '' | tr '\n' ' ')" = "auto f32 bf16 " ]
 check "bash: with =" [ "$(complete_words kakeya run --kv-type = b)" = bf16 ]

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "base/config.h"
+#include "base/mem.h"
 #include "tok/chat.h"
 
 #define BASES "tests/golden/tokenizer/"
@@ -220,6 +221,32 @@ static void test_broken_text(void **state)
     kk_tok_close(t);
 }
 
+/* Every allocation of a turn fails once: an error, and what was there before stays. */
+static void test_no_memory(void **state)
+{
+    (void)state;
+    struct kk_tok *t = open_with("qwen", "", 1, 0);
+    struct kk_chat c;
+    struct kk_err err;
+    int failed = 0, hit = 1;
+    KK_ASSERT_OK(kk_chat_init(&c, t, "auto", &err), &err);
+    for (int k = 1; hit; k++) {
+        struct kk_ids ids = {0};
+        assert_int_equal(kk_ids_push(&ids, 7), 0);
+        kk_mem_fail_after(k);
+        int rc = kk_chat_turn(&c, NULL, 0, "Be brief.", "Hello", 5, &ids, &err);
+        hit = kk_mem_fail_hit();
+        kk_mem_fail_after(0);
+        if (hit) assert_int_equal(rc, KK_ENOMEM);
+        if (hit) assert_int_equal(ids.n, 1);
+        if (!hit) KK_ASSERT_OK(rc, &err);
+        failed += hit;
+        kk_ids_release(&ids);
+    }
+    assert_true(failed > 5);
+    kk_tok_close(t);
+}
+
 /* ---- the choice --------------------------------------------------------------------------- */
 
 static void refuses(struct kk_tok *t, const char *family, const char *words)
@@ -284,7 +311,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden),      cmocka_unit_test(test_typed_markers),
         cmocka_unit_test(test_broken_text), cmocka_unit_test(test_choice),
-        cmocka_unit_test(test_option),      cmocka_unit_test(test_stops),
+        cmocka_unit_test(test_no_memory),   cmocka_unit_test(test_option),
+        cmocka_unit_test(test_stops),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
