@@ -45,7 +45,7 @@ int kk__load_matrix(struct kk_loader *ld, const char *name, int n_mats, int64_t 
     return 0;
 }
 
-/* (x + plus) * scale of every element; a file may have added plus already. */
+/* (x + plus) * scale of every element, x less 1 where the file has it with 1 */
 static int load_affine(struct kk_loader *ld, const char *name, int64_t n, float plus, float scale,
                        float **out, struct kk_err *err)
 {
@@ -82,8 +82,9 @@ int kk__load_scalar(struct kk_loader *ld, const char *name, float *out, struct k
 {
     struct kk_tensor t;
     int rc = kk_model_file_get(ld->mf, name, 1, (uint64_t[]){1}, &t, err);
-    if (!rc && !ld->plan) kk_tensor_dequant(&t, 0, 1, out);
-    return rc;
+    if (rc || ld->plan) return rc;
+    kk_tensor_dequant(&t, 0, 1, out);
+    return 0;
 }
 
 /* ---- layers ------------------------------------------------------------------------------- */
