@@ -178,6 +178,30 @@ static void reads_blocks_and_turned_rows(void **state)
     kk_free(bytes);
 }
 
+/* A byte of any tensor, turned or not, and of any key of the config makes another model. */
+static void fingerprints_differ(void **state)
+{
+    (void)state;
+    size_t len, head;
+    unsigned char *bytes = good(&len);
+    struct kk_model_file *mf = open_bytes(bytes, len);
+    uint64_t whole = kk_model_file_fingerprint(mf);
+    kk_model_file_close(mf);
+    head = len - 192 - 576 - 2048 - 2048 - 128 - 448; /* where the data begins */
+    const size_t at[] = {head, head + 192, head + 768, head + 2816};
+    for (size_t i = 0; i < sizeof at / sizeof *at; i++) {
+        bytes[at[i]] ^= 1;
+        mf = open_bytes(bytes, len);
+        assert_true(kk_model_file_fingerprint(mf) != whole);
+        kk_model_file_close(mf);
+        bytes[at[i]] ^= 1;
+    }
+    mf = open_bytes(bytes, len);
+    assert_true(kk_model_file_fingerprint(mf) == whole);
+    kk_model_file_close(mf);
+    kk_free(bytes);
+}
+
 static void tells_its_keys(void **state)
 {
     (void)state;
@@ -690,6 +714,7 @@ int main(void)
         cmocka_unit_test(converted_models_are_the_same),
         cmocka_unit_test(rotary_scaling_is_found),
         cmocka_unit_test(reads_blocks_and_turned_rows),
+        cmocka_unit_test(fingerprints_differ),
         cmocka_unit_test(tells_its_keys),
         cmocka_unit_test(truncated_anywhere),
         cmocka_unit_test(hostile_files_are_refused),

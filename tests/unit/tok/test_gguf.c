@@ -221,6 +221,25 @@ static void wrong_tables_are_refused(void **state)
     refused(&f, KK_EFORMAT, "merge 0 makes 'ba', which is no token");
 }
 
+/* Every allocation fails once: an error, nothing leaked. */
+static void out_of_memory(void **state)
+{
+    (void)state;
+    static char *const models[] = {"llama", "gemma4"};
+    for (int m = 0; m < 2; m++)
+        for (int64_t n = 1;; n++) {
+            struct five f;
+            struct kk_tok *t = NULL;
+            five(&f, models[m], NULL)->v.chat_template = "x";
+            kk_mem_fail_after(n);
+            int rc = kk_tok_from_vocab(&f.v, &t, NULL), hit = kk_mem_fail_hit();
+            kk_mem_fail_after(0);
+            assert_int_equal(rc, hit ? KK_ENOMEM : 0);
+            kk_tok_close(t);
+            if (!hit) break;
+        }
+}
+
 /* Pieces of one score join from the left; of another, the best first, wherever it is. */
 static void scores_say_what_joins(void **state)
 {
@@ -380,6 +399,7 @@ int main(void)
         cmocka_unit_test(real_gemma),
         cmocka_unit_test(real_smollm),
         cmocka_unit_test(wrong_tables_are_refused),
+        cmocka_unit_test(out_of_memory),
         cmocka_unit_test(scores_say_what_joins),
         cmocka_unit_test(chat_templates_are_known_by_their_literals),
         cmocka_unit_test(mutated_vocabularies_never_crash),
