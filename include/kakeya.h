@@ -38,7 +38,7 @@ struct kk_session;
 typedef void kk_progress_cb(void *arg, const char *what, uint64_t done, uint64_t total);
 
 struct kk_engine_options {
-    const char *model;   /* snapshot directory, or "synth:CONFIG.json[:SEED]" */
+    const char *model;   /* snapshot directory, GGUF file, or "synth:CONFIG.json[:SEED]" */
     const char *cpu_isa; /* "auto", "scalar", "avx2", "avx512" */
     const char *act;     /* input of products with quantised weights: "q8" (8 bits with a scale for
                         every 32 numbers), "f32" (several times slower), "auto" (q8) */

@@ -36,7 +36,7 @@ enum { CONFIG_FILE_MAX = 1 << 20, HELP_COLUMN = 30, HELP_WIDTH = 96 };
 /* clang-format off */
 static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_MODEL] = {"model", 'm', KK_OPT_STRING, 0, KK_CMD_ALL, 0, 0, NULL, "MODEL", MODEL,
-        "snapshot directory, or synth:CONFIG.json[:SEED] for random weights"},
+        "snapshot directory, GGUF file, or synth:CONFIG.json[:SEED] for random weights"},
     [KK_OPT_THREADS] = {"threads", 0, KK_OPT_INT, 0, SIZES, 0, 256, "0", "N", MODEL,
         "threads; 0: one for each core this process may use"},
     [KK_OPT_CPU_ISA] = {"cpu-isa", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto",

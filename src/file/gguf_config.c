@@ -88,7 +88,9 @@ static void get_layers(struct build *b, const char *key, int64_t min, int64_t ma
         for (int64_t l = 0; l < b->L; l++) out[l] = v;
         return;
     }
-    if (kv->n != (uint64_t)b->L) contradiction(b, key, (int64_t)kv->n, "for layers,", b->L);
+    if (!b->rc && kv->n != (uint64_t)b->L)
+        b->rc = kk_fail(b->err, KK_EFORMAT, "key '%s' has %llu entries for %lld layers", k,
+                        (unsigned long long)kv->n, (long long)b->L);
     for (int64_t l = 0; !b->rc && l < b->L; l++)
         if (!kk__gguf_whole(kv, (uint64_t)l, &out[l]) || out[l] < min || out[l] > max)
             b->rc =

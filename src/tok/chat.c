@@ -69,12 +69,52 @@ static const struct kk_chat_form *named(const char *family)
     return NULL;
 }
 
+/* What `want` matches at s ends there; NULL if it does not match. A line end is itself, or the two
+ * letters \n: so strings of Jinja spell it. */
+static const char *match(const char *s, const char *want)
+{
+    for (; *want; want++) {
+        int spelled = *want == '\n' && s[0] == '\\' && s[1] == 'n';
+        if (!spelled && *s != *want) return NULL;
+        s += spelled ? 2 : 1;
+    }
+    return s;
+}
+
+/* The opening of an answer is in the template, in one piece. */
+static int opens_as(const char *template, const struct kk_chat_form *f)
+{
+    const char *at = template;
+    while ((at = strstr(at, f->mark[TURN]))) {
+        const char *s = match(at += strlen(f->mark[TURN]), f->model);
+        if (s && f->header) s = match(s, f->mark[MORE]);
+        if (s && match(s, f->after_role)) return 1;
+    }
+    return 0;
+}
+
+/* The form of the template (Jinja) that the model's file carries. It is not run: it is known by how
+ * it opens an answer and ends a turn. */
+static int carried(const char *template, const struct kk_chat_form **out, struct kk_err *err)
+{
+    char list[256], q[64];
+    for (int i = 0; i < N_FORMS; i++)
+        if (strstr(template, forms[i].mark[END]) && opens_as(template, &forms[i])) {
+            *out = &forms[i];
+            return 0;
+        }
+    list_forms(NULL, 1, list, sizeof list);
+    return kk_fail(err, KK_EUNSUPPORTED, "the model's chat template is none of %s; it begins '%s'",
+                   list, kk__quote(q, template, strcspn(template, "\n")));
+}
+
 static int choose(const struct kk_tok *t, const char *family, const struct kk_chat_form **out,
                   struct kk_err *err)
 {
     char list[256];
     const struct kk_chat_form *f = named(family);
-    int n = 0;
+    int n = 0, rc = !f && t->chat_template ? carried(t->chat_template, &f, err) : 0;
+    if (rc) return rc;
     for (int i = 0; !f && i < N_FORMS; i++) n += !lacks(t, &forms[i]);
     for (int i = 0; !f && n == 1; i++)
         if (!lacks(t, &forms[i])) f = &forms[i];

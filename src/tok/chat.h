@@ -5,7 +5,8 @@
  *     rc = kk_chat_turn(&c, history, n, system, text, len, &ids, &err);    append these, generate,
  *     kk_chat_ends(&c, id)                                                   until this is true
  *
- * A template is chosen by the control tokens ("markers") that the tokenizer has, never guessed:
+ * A template is chosen by the one that the model's file carries (GGUF), known by how it opens an
+ * answer and ends a turn, else by the control tokens ("markers") that the tokenizer has:
  *
  *     family   markers, all of them needed              a conversation of two turns
  *     gemma    <bos> <start_of_turn> <end_of_turn>      <bos>[user\nHi][model\nYo][user\n..
@@ -44,8 +45,9 @@ struct kk_chat {
 };
 
 /* family: "auto", or a name of the table above. KK_EUNSUPPORTED, saying what was looked for: the
- * tokenizer lacks a marker of the family named; "auto": it has the markers of no family, or of more
- * than one. */
+ * tokenizer lacks a marker of the family named or carried; "auto": the template carried is of no
+ * family (its first line is shown), or none is, and the tokenizer has the markers of no family, or
+ * of more than one. */
 int kk_chat_init(struct kk_chat *c, const struct kk_tok *t, const char *family, struct kk_err *err);
 
 /* Append to out what comes after history [n] when the user says text [len] and the model is to

@@ -105,7 +105,6 @@ static json_t *decoder(const struct kind *k, int prefix)
 
 static int load_pipeline(struct kk_tok *t, const struct kind *k, int prefix, struct kk_err *err)
 {
-    typedef int load_fn(struct kk_tok *, const json_t *, struct kk_err *);
     static load_fn *const load[3] = {kk__load_norm, kk__load_pre, kk__load_dec};
     json_t *part[3] = {normalizer(k, prefix), pre_tokenizer(k), decoder(k, prefix)};
     int rc = 0;

@@ -61,10 +61,6 @@ int64_t kk_tok_find(const struct kk_tok *t, const char *text);
 const char *kk_tok_text(const struct kk_tok *t, uint32_t id);
 int kk_tok_is_special(const struct kk_tok *t, uint32_t id);
 
-/* *family: "gemma", "gemma4", "chatml" or "llama3", by the chat template that the model's file
- * carries; NULL if it carries none. KK_EUNSUPPORTED for another, showing its first line. */
-int kk_tok_chat_family(const struct kk_tok *t, const char **family, struct kk_err *err);
-
 /* Streaming decode: push ids one by one; whole UTF-8 characters come out as soon as they are
  * complete. The concatenation of all pushes and the final flush equals kk_tok_decode of all ids. */
 struct kk_tok_stream {

@@ -108,13 +108,8 @@ struct tok_added {
     u8 special, lstrip, rstrip, single_word, normalized;
 };
 
-enum {
-    ENT_MODEL = 1,
-    ENT_ADDED = 2,
-    ENT_SPECIAL = 4,
-    ENT_ATOM = 8,   /* byte or unknown token */
-    ENT_UNUSED = 16 /* has a text, and no text becomes it */
-};
+/* ATOM: a byte or the unknown token. UNUSED: it has a text that no text becomes. */
+enum { ENT_MODEL = 1, ENT_ADDED = 2, ENT_SPECIAL = 4, ENT_ATOM = 8, ENT_UNUSED = 16 };
 struct tok_span {
     uint32_t off, len;
 };
@@ -134,9 +129,8 @@ struct kk_tok {
     struct tok_ent *ent; /* [size] */
     uint32_t size;
     struct kk_buf blob, decoded;
-    uint32_t *slot; /* text -> id, open addressing */
-    uint32_t slot_mask;
-    uint32_t max_len; /* longest token text, bytes */
+    uint32_t *slot;              /* text -> id, open addressing */
+    uint32_t slot_mask, max_len; /* max_len: bytes of the longest token text */
 
     struct tok_merge *merge;
     uint32_t merge_mask;
@@ -203,9 +197,8 @@ struct kk_tok *kk__tok_new(struct kk_err *err); /* empty; NULL without memory */
 int kk__merge_texts(struct kk_tok *t, const char *const side[2], const size_t len[2], size_t rank,
                     struct kk_buf *both, struct kk_err *err);
 
-int kk__load_norm(struct kk_tok *t, const json_t *v, struct kk_err *err);
-int kk__load_pre(struct kk_tok *t, const json_t *v, struct kk_err *err);
-int kk__load_dec(struct kk_tok *t, const json_t *v, struct kk_err *err);
+typedef int load_fn(struct kk_tok *t, const json_t *v, struct kk_err *err);
+load_fn kk__load_norm, kk__load_pre, kk__load_dec;
 /* ent[].dec of every token, from dec[]. */
 int kk__decode_tables(struct kk_tok *t, struct kk_err *err);
 

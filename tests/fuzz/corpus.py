@@ -110,5 +110,62 @@ def f_theta():
     put("f_theta", "old", compact({**good, "format": "kakeya-f-theta-0", "capture": "hidden"}))
 
 
-for make in (safetensors, config, tokenizer, text, drafter, f_theta):
+def gguf_text(s):
+    return struct.pack("<Q", len(s.encode())) + s.encode()
+
+
+def gguf_value(v):
+    """Its type, packed, and itself. A list holds values of one type."""
+    if isinstance(v, bool):
+        return 7, struct.pack("<B", v)
+    if isinstance(v, int):
+        return 4, struct.pack("<I", v)
+    if isinstance(v, float):
+        return 6, struct.pack("<f", v)
+    if isinstance(v, str):
+        return 8, gguf_text(v)
+    types = {gguf_value(x)[0] for x in v}
+    kind = 5 if types == {4} else types.pop()  # token types are signed
+    return 9, struct.pack("<IQ", kind, len(v)) + b"".join(gguf_value(x)[1] for x in v)
+
+
+def gguf(keys, tensors):
+    """tensors: (name, type, sizes fastest first, bytes)."""
+    head, data = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)), b""
+    for k, v in keys.items():
+        kind, packed = gguf_value(v)
+        head += gguf_text(k) + struct.pack("<I", kind) + packed
+    for name, kind, sizes, n in tensors:
+        head += gguf_text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, len(data))
+        data += bytes(i % 251 for i in range(n)) + bytes(-n % 32)
+    return head + bytes(-len(head) % 32) + data
+
+
+def gguf_files():
+    def sizes(arch):
+        return {"general.architecture": arch, f"{arch}.block_count": 1, f"{arch}.context_length": 64, f"{arch}.embedding_length": 32,
+                f"{arch}.feed_forward_length": 32, f"{arch}.attention.head_count": 2, f"{arch}.attention.head_count_kv": 1,
+                f"{arch}.attention.layer_norm_rms_epsilon": 1e-5, f"{arch}.attention.key_length": 16}
+    embed, q = ("token_embd.weight", 2, [32, 8], 8 * 18), ("blk.0.attn_q.weight", 8, [32, 32], 32 * 34)
+    norm = ("output_norm.weight", 0, [32], 128)
+    scores = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["<unk>", "<bos>", "t", "h", "th", "<0x0A>", "  ", "\u2581th"],
+              "tokenizer.ggml.scores": [0.0, 0.0, -9.0, -9.0, -1.0, 0.0, 0.0, -2.0], "tokenizer.ggml.token_type": [2, 3, 1, 1, 1, 6, 4, 1],
+              "tokenizer.ggml.unknown_token_id": 0, "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.add_space_prefix": True}
+    merges = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2", "tokenizer.ggml.tokens": ["<|im_start|>", "<|im_end|>", "t", "h", "th"],
+              "tokenizer.ggml.merges": ["t h"], "tokenizer.ggml.token_type": [3, 3, 1, 1, 1],
+              "tokenizer.chat_template": "{{'<|im_start|>assistant\n'}}<|im_end|>"}
+    put("gguf", "llama", gguf({**sizes("llama"), **scores}, [embed, q, norm]))
+    put("gguf", "qwen3", gguf({**sizes("qwen3"), **merges}, [embed, q, norm]))
+    put("gguf", "llama3", gguf({**sizes("llama"), "llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0},
+                               [embed, ("rope_freqs.weight", 0, [8], 32)]))
+    put("gguf", "gemma3", gguf({**sizes("gemma3"), "gemma3.attention.sliding_window": 16, **scores}, [embed, norm]))
+    put("gguf", "gemma4", gguf({**sizes("gemma4"), "gemma4.attention.sliding_window": 16, "gemma4.attention.sliding_window_pattern": [False],
+                                "gemma4.expert_count": 2, "gemma4.expert_used_count": 1, "gemma4.expert_feed_forward_length": 8},
+                               [embed, ("blk.0.ffn_gate_up_exps.weight", 30, [32, 16, 2], 2048)]))
+    put("gguf", "split", gguf({**sizes("llama"), "split.count": 1, "split.no": 0, "split.tensors.count": 1}, [embed]))
+    blocks = [(f"b{k}", k, [32, 2], 2 * n) for k, n in ((2, 18), (3, 20), (6, 22), (7, 24), (8, 34))] + [(f"b{k}", k, [256], n) for k, n in ((12, 144), (13, 176), (14, 210))]
+    put("gguf", "blocks", gguf(sizes("llama"), [embed, *blocks]))
+
+
+for make in (safetensors, gguf_files, config, tokenizer, text, drafter, f_theta):
     make()

@@ -20,6 +20,7 @@ import tempfile
 # Where a target's words are, and the runs of --short: some seconds.
 TARGETS = {
     "safetensors": (["src/file/*.c"], 8000),
+    "gguf": (["src/file/gguf*.c", "src/tok/from_vocab.c"], 12000),
     "config": (["src/model/config.c", "src/model/load.c"], 1500),
     "tokenizer": (["src/tok/*.c"], 4000),
     "text": ([], 3000),

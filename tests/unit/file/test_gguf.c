@@ -178,6 +178,30 @@ static void reads_blocks_and_turned_rows(void **state)
     kk_free(bytes);
 }
 
+/* A byte of any tensor, turned or not, and of any key of the config makes another model. */
+static void fingerprints_differ(void **state)
+{
+    (void)state;
+    size_t len, head;
+    unsigned char *bytes = good(&len);
+    struct kk_model_file *mf = open_bytes(bytes, len);
+    uint64_t whole = kk_model_file_fingerprint(mf);
+    kk_model_file_close(mf);
+    head = len - 192 - 576 - 2048 - 2048 - 128 - 448; /* where the data begins */
+    const size_t at[] = {head, head + 192, head + 768, head + 2816};
+    for (size_t i = 0; i < sizeof at / sizeof *at; i++) {
+        bytes[at[i]] ^= 1;
+        mf = open_bytes(bytes, len);
+        assert_true(kk_model_file_fingerprint(mf) != whole);
+        kk_model_file_close(mf);
+        bytes[at[i]] ^= 1;
+    }
+    mf = open_bytes(bytes, len);
+    assert_true(kk_model_file_fingerprint(mf) == whole);
+    kk_model_file_close(mf);
+    kk_free(bytes);
+}
+
 static void tells_its_keys(void **state)
 {
     (void)state;
@@ -565,6 +589,67 @@ static void contradictions_name_their_key(void **state)
     }
 }
 
+/* A Gemma of 3 layers whose sliding layers are said by `pattern`, with one key spoilt. */
+static void gemma_fails(const char *arch, const char *spoilt, int64_t value, const uint8_t *pattern,
+                        uint64_t n_pattern, const char *words)
+{
+    static const struct {
+        const char *key;
+        uint32_t value;
+    } all[] = {{"block_count", 3},
+               {"context_length", 64},
+               {"embedding_length", 32},
+               {"feed_forward_length", 32},
+               {"attention.head_count", 2},
+               {"attention.head_count_kv", 1},
+               {"attention.key_length", 16},
+               {"attention.sliding_window", 16},
+               {"expert_count", 4},
+               {"expert_used_count", 2},
+               {"expert_feed_forward_length", 8}};
+    struct image g;
+    char key[64];
+    size_t len;
+    image_init(&g);
+    key_str(&g, "general.architecture", arch);
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        int is = !strcmp(all[i].key, spoilt);
+        snprintf(key, sizeof key, "%s.%s", arch, all[i].key);
+        if (!is || value >= 0) key_u32(&g, key, is ? (uint32_t)value : all[i].value);
+    }
+    snprintf(key, sizeof key, "%s.attention.layer_norm_rms_epsilon", arch);
+    key_f32(&g, key, 1e-6f);
+    snprintf(key, sizeof key, "%s.attention.sliding_window_pattern", arch);
+    key_list(&g, key, G_BOOL, n_pattern);
+    put_raw(&g.keys, pattern, n_pattern);
+    tensor(&g, "token_embd.weight", 1, SIZE(32, 4), 256);
+    unsigned char *bytes = image_bytes(&g, &len);
+    if (words)
+        fails(bytes, len, KK_EFORMAT, words);
+    else
+        kk_model_file_close(open_bytes(bytes, len));
+    image_release(&g);
+    kk_free(bytes);
+}
+
+static void gemma_keys_are_checked(void **state)
+{
+    (void)state;
+    const uint8_t p[4] = {1, 0, 1, 0};
+    for (int i = 0; i < 2; i++) {
+        const char *arch = i ? "gemma4" : "gemma3";
+        gemma_fails(arch, "", 0, p, 3, NULL);
+        gemma_fails(arch, "attention.sliding_window", -1, p, 3, "sliding_window' is missing");
+        gemma_fails(arch, "attention.sliding_window", 0, p, 3, "sliding_window' is 0");
+        gemma_fails(arch, "attention.head_count_kv", 3, p, 3, "head_count_kv' is 3");
+        gemma_fails(arch, "", 0, p, 4, "pattern' has 4 entries for 3 layers");
+        gemma_fails(arch, "block_count", 4, p, 3, "pattern' has 3 entries for 4 layers");
+    }
+    gemma_fails("gemma4", "expert_used_count", 5, p, 3, "'gemma4.expert_used_count' is 5");
+    gemma_fails("gemma4", "expert_used_count", -1, p, 3, "'gemma4.expert_used_count' is missing");
+    gemma_fails("gemma4", "expert_feed_forward_length", -1, p, 3, "length' is missing");
+}
+
 /* ---- parts ----------------------------------------------------------------------------------- */
 
 static void copy_part(int from, const char *to, int no_key)
@@ -690,11 +775,13 @@ int main(void)
         cmocka_unit_test(converted_models_are_the_same),
         cmocka_unit_test(rotary_scaling_is_found),
         cmocka_unit_test(reads_blocks_and_turned_rows),
+        cmocka_unit_test(fingerprints_differ),
         cmocka_unit_test(tells_its_keys),
         cmocka_unit_test(truncated_anywhere),
         cmocka_unit_test(hostile_files_are_refused),
         cmocka_unit_test(headers),
         cmocka_unit_test(contradictions_name_their_key),
+        cmocka_unit_test(gemma_keys_are_checked),
         cmocka_unit_test(parts_are_checked),
         cmocka_unit_test(mutated_files_never_crash),
         cmocka_unit_test(out_of_memory),

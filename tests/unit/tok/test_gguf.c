@@ -8,6 +8,7 @@
 #include "base/fs.h"
 #include "base/mem.h"
 #include "file/file.h"
+#include "tok/chat.h"
 
 #define DIR "tests/golden/gguf/tokenizers/"
 
@@ -220,6 +221,25 @@ static void wrong_tables_are_refused(void **state)
     refused(&f, KK_EFORMAT, "merge 0 makes 'ba', which is no token");
 }
 
+/* Every allocation fails once: an error, nothing leaked. */
+static void out_of_memory(void **state)
+{
+    (void)state;
+    static char *const models[] = {"llama", "gemma4"};
+    for (int m = 0; m < 2; m++)
+        for (int64_t n = 1;; n++) {
+            struct five f;
+            struct kk_tok *t = NULL;
+            five(&f, models[m], NULL)->v.chat_template = "x";
+            kk_mem_fail_after(n);
+            int rc = kk_tok_from_vocab(&f.v, &t, NULL), hit = kk_mem_fail_hit();
+            kk_mem_fail_after(0);
+            assert_int_equal(rc, hit ? KK_ENOMEM : 0);
+            kk_tok_close(t);
+            if (!hit) break;
+        }
+}
+
 /* Pieces of one score join from the left; of another, the best first, wherever it is. */
 static void scores_say_what_joins(void **state)
 {
@@ -252,62 +272,87 @@ static void scores_say_what_joins(void **state)
     }
 }
 
-/* The openings of published templates, shortened; line ends as letters or as they are. */
+/* A vocabulary with the markers of all families, and a template; less the marker `without`. */
+static struct kk_tok *with_markers(const char *template, const char *without)
+{
+    static const char *const marks[] = {"<unk>",
+                                        "<bos>",
+                                        "<start_of_turn>",
+                                        "<end_of_turn>",
+                                        "<|turn>",
+                                        "<turn|>",
+                                        "<|channel>",
+                                        "<channel|>",
+                                        "<|im_start|>",
+                                        "<|im_end|>",
+                                        "<|begin_of_text|>",
+                                        "<|start_header_id|>",
+                                        "<|end_header_id|>",
+                                        "<|eot_id|>"};
+    enum { N = sizeof marks / sizeof *marks };
+    struct kk_text token[N];
+    float score[N] = {0};
+    int32_t type[N];
+    char text[400], model[] = "llama";
+    struct kk_vocab v = {.model = model, .token = token, .score = score, .type = type, .n = N};
+    struct kk_tok *t = NULL;
+    struct kk_err err = {0};
+    if (template) snprintf(v.chat_template = text, sizeof text, "%s", template);
+    for (int i = 0; i < N; i++) {
+        int is = !strcmp(marks[i], without);
+        token[i] = is ? (struct kk_text)TEXT("x") : (struct kk_text){marks[i], strlen(marks[i])};
+        type[i] = is ? KK_TOKEN_NORMAL : i ? KK_TOKEN_CONTROL : KK_TOKEN_UNKNOWN;
+    }
+    KK_ASSERT_OK(kk_tok_from_vocab(&v, &t, &err), &err);
+    return t;
+}
+
+/* The openings of published templates, shortened; line ends as two letters or as they are. */
+#define GEMMA                                                                                      \
+    "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + role + '\\n' + m['content'] + "  \
+    "'<end_of_turn>\\n' }}{% endfor %}{{'<start_of_turn>model\\n'}}"
+#define CHATML                                                                                     \
+    "{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}"                   \
+    "{{ '<|im_start|>assistant\n' }}"
+
 static void chat_templates_are_known_by_their_literals(void **state)
 {
     (void)state;
     static const struct {
-        const char *text, *family;
+        const char *template, *without, *says; /* the family, or words of the error */
     } all[] = {
-        {"{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + role + '\\n' + m['content'] "
-         "| "
-         "trim + '<end_of_turn>\\n' }}{% endfor %}{{'<start_of_turn>model\\n'}}",
-         "gemma"},
-        {"{{- '<|turn>' + role + '\\n' }}..{{- '<turn|>\\n' -}}{{- '<|turn>model\\n' -}}",
+        {GEMMA, "", "gemma"},
+        {"{{- '<|turn>' + role + '\\n' }}..{{- '<turn|>\\n' -}}{{- '<|turn>model\\n' -}}", "",
          "gemma4"},
-        {"{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}"
-         "{{ '<|im_start|>assistant\n' }}",
-         "chatml"},
+        {CHATML, "", "chatml"},
         {"{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n'+ m['content'] + "
          "'<|eot_id|>' }}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}",
-         "llama3"},
-        {"", NULL},
-        {"{{ '[INST] ' + m['content'] + ' [/INST]' }}", NULL},
-        {"{{ '<|im_start|>assistant<|im_sep|>' }}<|im_end|>", NULL},          /* Phi 4 */
-        {"<|start_header_id|>assistant<|end_header_id|>\\n\\n<|end|>", NULL}, /* no such end */
-        {"{{ '<start_of_turn>model' }}<end_of_turn>", NULL},
+         "", "llama3"},
+        {NULL, "", "more than one chat template"},
+        {"", "", "it begins ''"},
+        {"{{ '[INST] ' +\n m['content'] + ' [/INST]' }}", "", "it begins '{{ '[INST] ' +'"},
+        {"<|im_start|>assistant<|im_sep|>..<|im_end|>", "", "is none of gemma"}, /* Phi 4 */
+        {"<|start_header_id|>assistant<|end_header_id|>\\n\\n<|end|>", "", "is none of gemma"},
+        {"{{ '<start_of_turn>model' }}<end_of_turn>", "", "is none of gemma"},
+        {CHATML, "<|im_end|>", "no marker <|im_end|>, which the chat template chatml needs"},
+        {GEMMA, "<start_of_turn>", "no marker <start_of_turn>"},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        struct five f;
-        struct kk_tok *t;
+        struct kk_tok *t = with_markers(all[i].template, all[i].without);
+        struct kk_chat c;
         struct kk_err err = {0};
-        const char *family;
-        char text[400];
-        snprintf(text, sizeof text, "%s", all[i].text);
-        five(&f, "llama", NULL)->v.chat_template = text;
-        KK_ASSERT_OK(kk_tok_from_vocab(&f.v, &t, &err), &err);
-        int rc = kk_tok_chat_family(t, &family, &err);
-        if (all[i].family) {
-            KK_ASSERT_OK(rc, &err);
-            assert_string_equal(family, all[i].family);
-        } else {
-            KK_ASSERT_FAILS(rc, KK_EUNSUPPORTED, &err, "it begins '");
-            assert_non_null(strstr(err.msg, *text == '{' ? "begins '{{ '" : "begins '"));
-        }
+        int rc = kk_chat_init(&c, t, "auto", &err);
+        if (strchr(all[i].says, ' '))
+            KK_ASSERT_FAILS(rc, KK_EUNSUPPORTED, &err, all[i].says);
+        else
+            assert_string_equal(rc ? err.msg : c.family, all[i].says);
         kk_tok_close(t);
     }
-}
-
-static void no_template_is_no_family(void **state)
-{
-    (void)state;
-    struct five f;
-    struct kk_tok *t;
+    struct kk_tok *t = with_markers(GEMMA, "");
+    struct kk_chat c;
     struct kk_err err = {0};
-    const char *family = "x";
-    KK_ASSERT_OK(kk_tok_from_vocab(&five(&f, "llama", NULL)->v, &t, &err), &err);
-    KK_ASSERT_OK(kk_tok_chat_family(t, &family, &err), &err);
-    assert_null(family);
+    KK_ASSERT_OK(kk_chat_init(&c, t, "chatml", &err), &err); /* who names one gets it */
+    assert_string_equal(c.family, "chatml");
     kk_tok_close(t);
 }
 
@@ -354,9 +399,9 @@ int main(void)
         cmocka_unit_test(real_gemma),
         cmocka_unit_test(real_smollm),
         cmocka_unit_test(wrong_tables_are_refused),
+        cmocka_unit_test(out_of_memory),
         cmocka_unit_test(scores_say_what_joins),
         cmocka_unit_test(chat_templates_are_known_by_their_literals),
-        cmocka_unit_test(no_template_is_no_family),
         cmocka_unit_test(mutated_vocabularies_never_crash),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
