@@ -7,7 +7,7 @@ TOKS=tests/golden/gguf/tokenizers
 
 # ---- logits, bit for bit
 python3 -c 'print([2] + [i * 37 % 64 for i in range(60)])' >"$KK_TMP/ids.json"
-for name in gemma4; do
+for name in gemma3 gemma4 llama llama3 qwen3; do
     run logits -m "$MODELS/$name.gguf" --ids "$KK_TMP/ids.json" -o "$KK_TMP/a.npy"
     run logits -m "synth:$MODELS/$name.json:11" --ids "$KK_TMP/ids.json" -o "$KK_TMP/b.npy"
     check "logits of $name.gguf are those of its weights" cmp "$KK_TMP/a.npy" "$KK_TMP/b.npy"
