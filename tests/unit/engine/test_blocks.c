@@ -114,7 +114,7 @@ static double median_error(const float *a, const float *b)
     return row[N / 2];
 }
 
-/* The same bits in every instruction set, at any thread count and cut of the prompt; close to f32. */
+/* The same bits in every instruction set, at any thread count and cut of the prompt; near f32. */
 static void test_q8_act(void **state)
 {
     static const char *const isas[] = {"scalar", "avx2", "avx512"};
