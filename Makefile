@@ -32,7 +32,7 @@ models:
 deps:
 	@tools/deps.sh build check
 
-bench: $B/bench/kern $B/bench/quant $B/bench/journal
+bench: $B/bench/gemm $B/bench/attn $B/bench/quant $B/bench/journal
 
 format:
 	clang-format -i $$(git ls-files "*.c" "*.h")
@@ -52,7 +52,7 @@ help:
 	@echo 'make install         to PREFIX (/usr/local), under DESTDIR'
 	@echo 'make dist            build/kakeya-VERSION.tar.gz of the commit, reproducible'
 	@echo 'make deb             build/*.deb; make check-deb tries them in a bare Debian (root)'
-	@echo 'make bench           build/release/bench/{kern,quant,journal}: kernels against floors, durable tokens/s'
+	@echo 'make bench           build/release/bench/{gemm,attn,quant,journal}: kernels against floors, durable tokens/s'
 	@echo 'make deps            install the packages that are missing'
 	@echo 'make format          clang-format every C file'
 	@echo 'make clean           remove build/'
