@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -28,7 +27,7 @@ enum {
     FLOOR_LANES = 16,
     FLOOR_CHAINS = 12,
     FLOOR_ROUNDS = 20000,
-    FLOOR_PIECES = 8
+    FLOOR_PIECES = 16
 };
 static const size_t floor_bytes = (size_t)256 << 20;
 
@@ -101,16 +100,54 @@ static void floor_fma(void *arg, int item, int worker)
 
 typedef uint64_t floor_vec __attribute__((vector_size(64)));
 
+/* n is a multiple of 4. Prefetched a page ahead: the hardware does not look past the end of one. */
+#define FLOOR_STREAM(p, n, out)                                                                    \
+    do {                                                                                           \
+        floor_vec s[4] = {{0}};                                                                    \
+        for (size_t i = 0; i < (n); i += 4) {                                                      \
+            for (size_t k = 0; k < 4; k++) __builtin_prefetch((p) + i + k + 64);                   \
+            for (size_t k = 0; k < 4; k++) s[k] ^= (p)[i + k];                                     \
+        }                                                                                          \
+        *(out) = s[0] ^ s[1] ^ s[2] ^ s[3];                                                        \
+    } while (0)
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"), noinline)) static void floor_stream512(const floor_vec *p,
+                                                                         size_t n, floor_vec *out)
+{
+    FLOOR_STREAM(p, n, out);
+}
+
+__attribute__((target("avx2"), noinline)) static void floor_stream256(const floor_vec *p, size_t n,
+                                                                      floor_vec *out)
+{
+    FLOOR_STREAM(p, n, out);
+}
+#endif
+
+static void floor_stream(const floor_vec *p, size_t n, floor_vec *out)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f")) {
+        floor_stream512(p, n, out);
+        return;
+    }
+    if (__builtin_cpu_supports("avx2")) {
+        floor_stream256(p, n, out);
+        return;
+    }
+#endif
+    FLOOR_STREAM(p, n, out);
+}
+
 static void floor_read(void *arg, int item, int worker)
 {
     struct floor_job *job = arg;
-    const floor_vec *p = (const void *)(job->data + (size_t)item * job->part);
-    floor_vec s[4] = {{0}};
+    floor_vec sum;
     (void)worker;
-    for (size_t i = 0; i < job->part / sizeof *p; i += 4)
-        for (int k = 0; k < 4; k++) s[k] ^= p[i + (size_t)k];
-    s[0] ^= s[1] ^ s[2] ^ s[3];
-    memcpy(job->out[item], &s[0], sizeof s[0]);
+    floor_stream((const void *)(job->data + (size_t)item * job->part), job->part / sizeof sum,
+                 &sum);
+    memcpy(job->out[item], &sum, sizeof sum);
 }
 
 /* The best of `samples` short runs of fn over the device's threads, in seconds: what the machine can
@@ -134,16 +171,18 @@ static double floor_time(struct kk_dev *dev, void (*fn)(void *, int, int), struc
 static struct floor floor_measure(struct kk_dev *dev)
 {
     struct floor_job *job = bench_need(kk_calloc(1, sizeof *job));
-    char *data = bench_need(kk_aligned((size_t)2 << 20, floor_bytes));
-    madvise(data, floor_bytes, MADV_HUGEPAGE); /* as weights are */
+    struct kk_account acc = {.name = "floor"};
+    struct kk_err err = {0};
+    void *data;
+    bench_check(kk_dev_alloc(dev, &acc, floor_bytes, &data, &err), &err); /* as weights are */
     memset(data, 1, floor_bytes);
     job->data = data;
     job->part = floor_bytes / FLOOR_PIECES / (size_t)dev->n_threads / 512 * 512;
     struct floor f;
-    f.bytes_s = (double)job->part * dev->n_threads / floor_time(dev, floor_read, job, 64);
+    f.bytes_s = (double)job->part * dev->n_threads / floor_time(dev, floor_read, job, 128);
     f.flop_s = 2.0 * FLOOR_ROUNDS * FLOOR_CHAINS * FLOOR_LANES * dev->n_threads /
                floor_time(dev, floor_fma, job, 64);
-    kk_free(data);
+    kk_dev_free(dev, &acc, data, floor_bytes);
     kk_free(job);
     return f;
 }

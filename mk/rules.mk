@@ -61,7 +61,7 @@ $B/gen/kk_build.h: FORCE
 	     KK_CFLAGS '$(CFLAGS)' >$@.new
 	@cmp -s $@.new $@ && rm -f $@.new || mv -f $@.new $@
 
--include $(LIB_OBJ:.o=.d) $(SERVE_OBJ:.o=.d) $(CLI_OBJ:.o=.d)
+-include $(LIB_OBJ:.o=.d) $(SERVE_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(wildcard $B/bench/*.d)
 FORCE:
 .PHONY: FORCE
 .DELETE_ON_ERROR:
