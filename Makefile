@@ -49,6 +49,7 @@ help:
 	@echo 'make soak            the long tests, SOAK=120 seconds each; KK_TEST_SEED=N for another run'
 	@echo 'make lint            style and layer checks alone'
 	@echo 'make fuzz            every fuzz target for SECONDS=600; FUZZ=NAME one of them'
+	@echo 'make analyze         clang-tidy and cppcheck over src (some minutes)'
 	@echo 'make check-arm       every file of src through a compiler for 64-bit ARM'
 	@echo 'make install         to PREFIX (/usr/local), under DESTDIR'
 	@echo 'make dist            build/kakeya-VERSION.tar.gz of the commit, reproducible'
