@@ -7,6 +7,7 @@ include mk/config.mk
 include mk/rules.mk
 include mk/tests.mk
 include mk/fuzz.mk
+include mk/analyze.mk
 include mk/install.mk
 
 # The product. A sanitizer or debug build stays in its own folder: build/kakeya is always the release.
