@@ -6,6 +6,11 @@
  *
  * The geometry is that of bench/configs/cpu-1b.json. share: of the floor, the larger of the rows'
  * bytes / read bandwidth and operations / multiply-add rate. Medians. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
 #include "floor.h"
 #include "kv/kv.h"
 
@@ -127,8 +132,8 @@ static void bench_threads(struct run *r, int threads, const int *rows, int n_row
     struct kk_err err = {0};
     bench_check(kk_dev_open_cpu("auto", threads, &r->dev, &err), &err);
     bench_check(r->dev->ops->reserve(r->dev, &limits, &r->dev->tables, &err), &err);
-    r->floor = floor_measure(r->dev);
-    bench_floor_into(r->report, r->dev, &r->floor);
+    r->floor = floor_measure(threads);
+    bench_floor_into(r->report, r->dev->name, &r->floor);
     printf("%-8s %-5s %7s %5s %13s\n", "keys", "kv", "rows", "quer.", "time");
     for (size_t g = 0; g < sizeof geometries / sizeof *geometries; g++)
         for (size_t t = 0; t < sizeof types / sizeof *types; t++)

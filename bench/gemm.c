@@ -3,12 +3,17 @@
  *   bench/gemm [--config bench/configs/cpu-1b.json] [--threads 1,2] [--rows 1,2,..] [--budget S]
  *              [--json FILE] [--quick yes]
  *
- * share: of the floor, the larger of bytes / read bandwidth and operations / multiply-add rate. Each
- * run takes the next copy of the weights, so that none is in a cache unless it is in use. OpenBLAS
- * (f32, loaded if this machine has it) multiplies the same numbers. Medians. */
+ * share: of the floor, the larger of bytes / read bandwidth and operations / multiply-add rate.
+ * Each run takes the next copy of the weights, so that none is in a cache unless it is in use.
+ * OpenBLAS (f32, loaded if this machine has it) multiplies the same numbers. Medians. */
 #include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "base/json.h"
+#include "base/mem.h"
+#include "dev/dev.h"
 #include "floor.h"
 
 enum { MAX_SHAPES = 16, MAX_LIST = 16, MAX_COPIES = 64 };
@@ -179,8 +184,8 @@ static void bench_threads(struct run *r, int threads, const struct shape *s, int
 {
     struct kk_err err = {0};
     bench_check(kk_dev_open_cpu("auto", threads, &r->dev, &err), &err);
-    r->floor = floor_measure(r->dev);
-    bench_floor_into(r->report, r->dev, &r->floor);
+    r->floor = floor_measure(threads);
+    bench_floor_into(r->report, r->dev->name, &r->floor);
     if (sgemm) set_threads(threads);
     printf("%-9s %6s x %-5s %4s  %-40s  %-40s  %s\n", "matrix", "N", "K", "rows",
            "bf16, share of the floor", "f32, share of the floor",
