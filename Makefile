@@ -7,6 +7,7 @@ include mk/config.mk
 include mk/rules.mk
 include mk/tests.mk
 include mk/fuzz.mk
+include mk/analyze.mk
 include mk/install.mk
 
 # The product. A sanitizer or debug build stays in its own folder: build/kakeya is always the release.
@@ -32,7 +33,7 @@ models:
 deps:
 	@tools/deps.sh build check
 
-bench: $B/bench/kern $B/bench/quant $B/bench/journal $B/bench/tier
+bench: $B/bench/gemm $B/bench/attn $B/bench/quant $B/bench/journal $B/bench/tier
 
 format:
 	clang-format -i $$(git ls-files "*.c" "*.h")
@@ -49,10 +50,12 @@ help:
 	@echo 'make soak            the long tests, SOAK=120 seconds each; KK_TEST_SEED=N for another run'
 	@echo 'make lint            style and layer checks alone'
 	@echo 'make fuzz            every fuzz target for SECONDS=600; FUZZ=NAME one of them'
+	@echo 'make analyze         clang-tidy and cppcheck over src (some minutes)'
+	@echo 'make check-arm       every file of src through a compiler for 64-bit ARM'
 	@echo 'make install         to PREFIX (/usr/local), under DESTDIR'
 	@echo 'make dist            build/kakeya-VERSION.tar.gz of the commit, reproducible'
 	@echo 'make deb             build/*.deb; make check-deb tries them in a bare Debian (root)'
-	@echo 'make bench           build/release/bench/{kern,quant,journal}: kernels against floors, durable tokens/s'
+	@echo 'make bench           build/release/bench/{gemm,attn,quant,journal}: kernels against floors, durable tokens/s'
 	@echo 'make deps            install the packages that are missing'
 	@echo 'make format          clang-format every C file'
 	@echo 'make clean           remove build/'

@@ -28,6 +28,7 @@ $(PROTO_OBJ): %.o: %.c $B/flags
 $(SERVE_OBJ): | $(PROTO_H)
 
 # Bench programs: one file each over the library's insides.
+$B/bench/gemm $B/bench/attn: $B/bench/floor.o
 $B/bench/%: $B/bench/%.o $B/libkakeya.a
 	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
@@ -61,7 +62,7 @@ $B/gen/kk_build.h: FORCE
 	     KK_CFLAGS '$(CFLAGS)' >$@.new
 	@cmp -s $@.new $@ && rm -f $@.new || mv -f $@.new $@
 
--include $(LIB_OBJ:.o=.d) $(SERVE_OBJ:.o=.d) $(CLI_OBJ:.o=.d)
+-include $(LIB_OBJ:.o=.d) $(SERVE_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(wildcard $B/bench/*.d)
 FORCE:
 .PHONY: FORCE
 .DELETE_ON_ERROR:

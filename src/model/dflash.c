@@ -76,11 +76,15 @@ static int parse_taps(struct kk_dflash *d, const json_t *o, struct kk_err *err)
     if (d->n_taps < 1 || d->n_taps > MAX_TAPS)
         return kk_fail(err, KK_EFORMAT, "'target_layer_ids' must list 1 to %d layers", MAX_TAPS);
     for (int i = 0; i < d->n_taps; i++) {
-        if (ids) d->taps[i] = (int)json_integer_value(json_array_get(ids, (size_t)i));
-        if (d->taps[i] < 0 || d->taps[i] >= n_target)
+        const json_t *v = json_array_get(ids, (size_t)i);
+        if (ids && !json_is_integer(v))
+            return kk_fail(err, KK_EFORMAT, "'target_layer_ids' must be numbers of layers");
+        json_int_t l = ids ? json_integer_value(v) : d->taps[i];
+        if (l < 0 || l >= n_target)
             return kk_fail(err, KK_EFORMAT,
-                           "the drafter reads layer %d of the verifier, which has %d layers",
-                           d->taps[i], n_target);
+                           "the drafter reads layer %lld of the verifier, which has %d layers",
+                           (long long)l, n_target);
+        d->taps[i] = (int)l;
     }
     return 0;
 }
@@ -212,8 +216,9 @@ enum { N_BUFFERS = 12 };
 static void buffer_specs(struct kk_dflash *d, struct kk_buffer_spec s[static N_BUFFERS])
 {
     size_t T = (size_t)d->limits.max_rows, L = (size_t)d->limits.max_logit_rows, f = sizeof(float);
-    size_t C = (size_t)d->C, HD = (size_t)(d->H * d->D), GD = (size_t)(d->G * d->D);
-    size_t act = kk_dtype_bytes(d->dev->act), H = (size_t)d->H, D = (size_t)d->D;
+    size_t C = (size_t)d->C, H = (size_t)d->H, D = (size_t)d->D;
+    size_t HD = H * D, GD = (size_t)d->G * D;
+    size_t act = kk_dtype_bytes(d->dev->act);
     const struct kk_buffer_spec all[N_BUFFERS] = {
         {(void **)&d->ids, L * 4},
         {(void **)&d->choice, L * 4},

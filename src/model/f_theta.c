@@ -57,11 +57,15 @@ static int parse_taps(struct kk_ftheta *f, const json_t *ids, struct kk_err *err
     if (f->n_taps < 1 || f->n_taps > MAX_TAPS)
         return kk_fail(err, KK_EFORMAT, "'aux_layer_ids' must list 1 to %d layers", MAX_TAPS);
     for (int i = 0; i < f->n_taps; i++) {
-        f->taps[i] = (int)json_integer_value(json_array_get(ids, (size_t)i));
-        if (f->taps[i] < 0 || f->taps[i] >= N)
+        const json_t *v = json_array_get(ids, (size_t)i);
+        if (!json_is_integer(v))
+            return kk_fail(err, KK_EFORMAT, "'aux_layer_ids' must be numbers of layers");
+        json_int_t l = json_integer_value(v);
+        if (l < 0 || l >= N)
             return kk_fail(err, KK_EFORMAT,
-                           "f_theta reads layer %d of the verifier, which has %d layers",
-                           f->taps[i], N);
+                           "f_theta reads layer %lld of the verifier, which has %d layers",
+                           (long long)l, N);
+        f->taps[i] = (int)l;
     }
     return 0;
 }

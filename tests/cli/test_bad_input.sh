@@ -54,6 +54,27 @@ refuses "depth over the context" 1 "the model was made for 4096" bench decode -m
 refuses "document over the context" 1 "does not fit the context of 16384" bench niah -m "$TINY" --lines 1000 --samples 1
 refuses "no such drafter" 1 "$KK_TMP/none" run -m "$TINY" -p x --draft "$KK_TMP/none"
 
+# ---- what belongs to a model
+tapped() { # DIR FILE KEYS VALUE: a copy whose config has VALUE (JSON) there
+    rm -rf "$KK_TMP/tapped" && cp -r "$1" "$KK_TMP/tapped" && python3 -c 'import json, sys
+d = root = json.load(open(sys.argv[1]))
+*path, last = sys.argv[2].split(".")
+for k in path:
+    d = d[k]
+d[last] = json.loads(sys.argv[3])
+json.dump(root, open(sys.argv[1], "w"))' "$KK_TMP/tapped/$2" "$3" "$4"
+}
+for v in '["x", 3, 5, 6]' '[1.5, 3, 5, 6]' '[null]'; do
+    tapped "$TINY/drafter" config.json dflash_config.target_layer_ids "$v"
+    refuses "a drafter that reads layers $v" 1 "must be numbers of layers" run -m "$TINY" -p x --draft "$KK_TMP/tapped"
+    tapped "$TINY/f_theta" f_theta_config.json aux_layer_ids "$v"
+    refuses "f_theta that reads layers $v" 1 "must be numbers of layers" run -m "$TINY" -p x --kv restored --f-theta "$KK_TMP/tapped"
+done
+tapped "$TINY/drafter" config.json dflash_config.target_layer_ids '[4294967297, 3, 5, 6]'
+refuses "a layer beyond 32 bits" 1 "reads layer 4294967297" run -m "$TINY" -p x --draft "$KK_TMP/tapped"
+tapped "$TINY/f_theta" f_theta_config.json aux_layer_ids '[-1, 3, 5, 6]'
+refuses "a layer below zero" 1 "reads layer -1" run -m "$TINY" -p x --kv restored --f-theta "$KK_TMP/tapped"
+
 # ---- model directories
 refuses "no such model" 1 "$KK_TMP/none" run -m "$KK_TMP/none" -p x
 refuses "no such model to inspect" 1 "$KK_TMP/none" inspect "$KK_TMP/none"

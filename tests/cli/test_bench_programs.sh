@@ -1,0 +1,24 @@
+#!/bin/bash
+# The bench programs run, and their reports say what they must. Figures are not looked at: machines
+# differ. What they measure is made in `make bench`.
+. tests/cli_lib.sh
+if [ "${KK_CONFIG:-release}" != release ]; then
+    skip "bench programs" "release only"
+    done_testing
+fi
+for b in gemm attn; do
+    check "bench/$b builds" make -s "build/release/bench/$b"
+    check "bench/$b runs" sh -c '"$1" --quick yes --json "$2" >/dev/null' sh "build/release/bench/$b" "$KK_TMP/$b.json"
+    check "bench/$b reports machine, commit, command, floors and shares" python3 - "$KK_TMP/$b.json" <<'P'
+import json, sys
+r = json.load(open(sys.argv[1]))
+assert r["machine"] and r["commit"] and "--quick" in r["command"], r
+assert {f["threads"] for f in r["floors"]} == {1, 2}
+assert all(f["read_gb_s"] > 0.1 and f["fma_gflop_s"] > 0.1 for f in r["floors"])
+assert {x["threads"] for x in r["runs"]} == {1, 2}
+assert all(x["us"] > 0 and x["share_of_floor"] > 0 for x in r["runs"])
+P
+done
+check "a list that is none is refused" sh -c '! build/release/bench/attn --rows 1,x >/dev/null 2>&1'
+check "a config that is not there is refused" sh -c '! build/release/bench/gemm --config /nowhere >/dev/null 2>&1'
+done_testing
