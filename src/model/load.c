@@ -18,7 +18,7 @@ static struct kk_account *account_of(struct kk_loader *ld)
 
 static void progress(struct kk_loader *ld, const struct kk_tensor *t)
 {
-    ld->done += t->count * kk_dtype_bytes(t->dtype);
+    ld->done += t->bytes;
     if (ld->progress && ld->progress->fn)
         ld->progress->fn(ld->progress->arg, "loading", ld->done, ld->total);
 }
@@ -36,27 +36,12 @@ int kk__load_matrix(struct kk_loader *ld, const char *name, int n_mats, int64_t 
         ld->m->max_block_cols = (int)cols;
     if (ld->plan) {
         ld->planned += ld->m->dev->ops->weight_bytes(ld->m->dev, &src);
-        ld->total += t.count * kk_dtype_bytes(t.dtype);
+        ld->total += t.bytes;
         return 0;
     }
     rc = ld->m->dev->ops->weight_load(ld->m->dev, &src, account_of(ld), w, err);
     if (rc) return kk_wrap(err, rc, "tensor '%s'", name);
     progress(ld, &t);
-    return 0;
-}
-
-/* n elements of any dtype as f32. */
-static int read_f32(const struct kk_tensor *t, float *dst, struct kk_err *err)
-{
-    void *raw = kk_array(t->count, kk_dtype_bytes(t->dtype));
-    if (!raw) return kk_fail(err, KK_ENOMEM, "out of memory reading tensor '%s'", t->name);
-    kk_tensor_read(t, 0, t->count, raw);
-    const uint16_t *h = raw;
-    for (uint64_t i = 0; i < t->count; i++)
-        dst[i] = t->dtype == KK_F32    ? ((const float *)raw)[i]
-                 : t->dtype == KK_BF16 ? kk_bf16_to_f32(h[i])
-                                       : kk_f16_to_f32(h[i]);
-    kk_free(raw);
     return 0;
 }
 
@@ -70,14 +55,15 @@ static int load_affine(struct kk_loader *ld, const char *name, int64_t n, float 
     if (rc) return rc;
     if (ld->plan) {
         ld->planned += bytes;
-        ld->total += t.count * kk_dtype_bytes(t.dtype);
+        ld->total += t.bytes;
         return 0;
     }
     float *host = kk_array((size_t)n, sizeof *host);
     if (!host) return kk_fail(err, KK_ENOMEM, "out of memory reading tensor '%s'", name);
-    rc = read_f32(&t, host, err);
-    if (!rc) rc = kk_dev_alloc(ld->m->dev, account_of(ld), bytes, (void **)out, err);
+    rc = kk_dev_alloc(ld->m->dev, account_of(ld), bytes, (void **)out, err);
     if (!rc) {
+        if (t.plus_one) plus -= 1;
+        kk_tensor_dequant(&t, 0, t.count, host);
         for (int64_t i = 0; i < n; i++) host[i] = (host[i] + plus) * scale;
         ld->m->dev->ops->upload(ld->m->dev, *out, host, bytes);
         progress(ld, &t);
@@ -96,8 +82,8 @@ int kk__load_scalar(struct kk_loader *ld, const char *name, float *out, struct k
 {
     struct kk_tensor t;
     int rc = kk_model_file_get(ld->mf, name, 1, (uint64_t[]){1}, &t, err);
-    if (rc || ld->plan) return rc;
-    return read_f32(&t, out, err);
+    if (!rc && !ld->plan) kk_tensor_dequant(&t, 0, 1, out);
+    return rc;
 }
 
 /* ---- layers ------------------------------------------------------------------------------- */
