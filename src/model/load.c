@@ -60,10 +60,10 @@ static int load_affine(struct kk_loader *ld, const char *name, int64_t n, float 
     }
     float *host = kk_array((size_t)n, sizeof *host);
     if (!host) return kk_fail(err, KK_ENOMEM, "out of memory reading tensor '%s'", name);
-    kk_tensor_dequant(&t, 0, t.count, host);
-    if (t.plus_one) plus -= 1;
     rc = kk_dev_alloc(ld->m->dev, account_of(ld), bytes, (void **)out, err);
     if (!rc) {
+        if (t.plus_one) plus -= 1;
+        kk_tensor_dequant(&t, 0, t.count, host);
         for (int64_t i = 0; i < n; i++) host[i] = (host[i] + plus) * scale;
         ld->m->dev->ops->upload(ld->m->dev, *out, host, bytes);
         progress(ld, &t);
@@ -82,9 +82,8 @@ int kk__load_scalar(struct kk_loader *ld, const char *name, float *out, struct k
 {
     struct kk_tensor t;
     int rc = kk_model_file_get(ld->mf, name, 1, (uint64_t[]){1}, &t, err);
-    if (rc || ld->plan) return rc;
-    kk_tensor_dequant(&t, 0, 1, out);
-    return 0;
+    if (!rc && !ld->plan) kk_tensor_dequant(&t, 0, 1, out);
+    return rc;
 }
 
 /* ---- layers ------------------------------------------------------------------------------- */

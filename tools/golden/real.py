@@ -28,7 +28,7 @@ ARMS = (("directory", []), ("gguf_f32", ["--act", "f32"]), ("gguf_q8", ["--act",
 
 
 def text_ids(folder, name, n):
-    text = open(os.path.join(ROOT, "CONTRIBUTING.md"), encoding="utf-8").read()
+    text = "".join(open(os.path.join(ROOT, f), encoding="utf-8").read() for f in ("CONTRIBUTING.md", "docs/ARCHITECTURE.md"))
     ids = AutoTokenizer.from_pretrained(folder, gguf_file=name)(text)["input_ids"]
     return ids[:n]
 
