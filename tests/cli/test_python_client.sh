@@ -45,4 +45,16 @@ with_client clients/python/tests/abandon.py "$(json address "$KK_TMP/ready")" \
 cat "$KK_TMP/abandon"
 kill -TERM "$pid"
 check "the server is in order after it" wait "$pid"
+
+mkdir "$KK_TMP/state"
+durable() { with_client clients/python/tests/durable.py "$(json address "$KK_TMP/ready")" "$KK_TMP/durable"; }
+start --state "$KK_TMP/state"
+check "a session, held with --state" durable
+refuses "the state is one server's" 1 "state" serve -m models/tiny --grpc 127.0.0.1:0 --state "$KK_TMP/state"
+kill -KILL "$pid"
+wait "$pid" 2>/dev/null
+start --state "$KK_TMP/state"
+check "goes on after kill -9 with the tokens it would have made" durable
+kill -TERM "$pid"
+check "and the server ends in order" wait "$pid"
 done_testing
