@@ -138,8 +138,7 @@ struct kk_qkv_args {
     int T, H, G, D, R, value_only;
     int raw_value;                /* V = v as it is (Qwen 3); H may be 0: keys and values alone */
     float *q;                     /* [T, H*D] in and out */
-    const float *k;               /* [T, G*D] */
-    const float *v;               /* [T, G*D]; unused when value_only */
+    const float *k, *v;           /* [T, G*D]; v unused when value_only */
     const float *q_norm, *k_norm; /* [D], or NULL */
     float eps;
     const int32_t *pos; /* [T] */
@@ -163,8 +162,7 @@ struct kk_attn_args {
     const struct kk_kv_seq *seqs; /* [B] */
     struct kk_mask mask;
     float scale;
-    const float *k_norm; /* [D]; used when value_only */
-    const float *rope;   /* [positions, R, 2]; used when value_only */
+    const float *k_norm, *rope; /* [D], [positions, R, 2]; used when value_only */
     enum kk_dtype kv_dtype;
     int32_t first_split, end_split; /* end_split = KK_NO_BOUND: to the end */
     int first, last;
