@@ -91,9 +91,10 @@ static const struct kk_option table[KK_OPT_COUNT] = {
 
     [KK_OPT_SYSTEM] = {"system", 0, KK_OPT_STRING, 0, KK_CMD_CHAT, 0, 0, NULL, "TEXT", INPUT,
         "the system message a conversation begins with"},
-    [KK_OPT_TEMPLATE] = {"template", 0, KK_OPT_ENUM, 0, KK_CMD_CHAT, 0, 0, "auto",
+    [KK_OPT_TEMPLATE] = {"template", 0, KK_OPT_ENUM, 0, KK_CMD_CHAT | KK_CMD_NIAH, 0, 0, "auto",
         "auto|gemma|gemma4|chatml|llama3", INPUT,
-        "how turns are marked; auto: by the control tokens that the tokenizer has"},
+        "how turns are marked; auto: by the control tokens that the tokenizer has (bench niah: "
+        "raw text unless given)"},
 
     [KK_OPT_N] = {"n", 'n', KK_OPT_INT, 0, KK_CMD_RUN, 1, BIG, "128", "N", SAMPLING,
         "most tokens to generate"},

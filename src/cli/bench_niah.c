@@ -1,5 +1,6 @@
 /* kakeya bench niah: how often a fact hidden in a long document is found again. BOS and the raw
- * text go in, 24 greedy tokens come out, of a fresh session for each document.
+ * text go in (with --template: a user's turn), 24 greedy tokens come out, of a fresh session for
+ * each document.
  *
  * recall: the answer is somewhere in the text of those tokens. recall_exact: it is what comes
  * first, up to a newline or the end; a special token ends it too (a model of raw text may go on
@@ -9,6 +10,7 @@
 #include "cli/answer.h"
 #include "cli/common.h"
 #include "cli/niah.h"
+#include "tok/chat.h"
 
 enum { ANSWER_TOKENS = 24 };
 
@@ -24,6 +26,7 @@ struct bench {
     struct kk_cli *cli;
     struct kk_buf prompt, answer, first; /* first: the answer up to a special token */
     struct kk_ids ids;
+    struct kk_chat form; /* --template: the document is a user's turn; tok NULL: raw text */
     int total, done;
 };
 
@@ -31,6 +34,8 @@ static int encode(struct bench *b, struct kk_err *err)
 {
     int64_t bos = b->cli->info.bos;
     b->ids.n = 0;
+    if (b->form.tok)
+        return kk_chat_turn(&b->form, NULL, 0, NULL, b->prompt.data, b->prompt.len, &b->ids, err);
     if (bos >= 0 && kk_ids_push(&b->ids, (uint32_t)bos))
         return kk_fail(err, KK_ENOMEM, "out of memory for a prompt");
     return kk_tok_encode(b->cli->tok, b->prompt.data, b->prompt.len, 0, &b->ids, err);
@@ -54,11 +59,12 @@ static int ask(struct bench *b, struct rung *r, struct kk_answer *a, struct kk_e
 static int decode(struct bench *b, const struct kk_answer *a, struct kk_err *err)
 {
     const struct kk_tok *t = b->cli->tok;
-    int k = 0;
+    int k = 0, n = 0;
     while (k < a->n && !kk_tok_is_special(t, a->id[k])) k++;
+    while (n < a->n && !(b->form.tok && kk_chat_ends(&b->form, a->id[n]))) n++; /* the turn */
     kk_buf_reset(&b->answer);
     kk_buf_reset(&b->first);
-    int rc = kk_tok_decode(t, a->id, (size_t)a->n, 1, &b->answer, err);
+    int rc = kk_tok_decode(t, a->id, (size_t)n, 1, &b->answer, err);
     return rc ? rc : kk_tok_decode(t, a->id, (size_t)k, 1, &b->first, err);
 }
 
@@ -154,11 +160,14 @@ int kk_cli_bench_niah(struct kk_cli *cli, struct kk_err *err)
     kk_buf_init(&b.first, 1 << 20);
     int rc = kk_cli_no_words(cli, err);
     if (!rc) rc = kk_cli_open_tok(cli, err);
+    if (!rc && kk_config_given(&cli->cfg, KK_OPT_TEMPLATE))
+        rc = kk_chat_init(&b.form, cli->tok, kk_config_text(&cli->cfg, KK_OPT_TEMPLATE), err);
     if (!rc) rc = kk_cli_open_engine(cli, err);
     cli->reading_quiet = 1;
     if (!rc) rc = run_all(&b, rungs, err);
     json_object_set(report, "rungs", rungs);
     json_object_set_new(report, "keys", json_integer(kk_config_int(&cli->cfg, KK_OPT_KEYS)));
+    json_object_set_new(report, "template", b.form.tok ? json_string(b.form.family) : json_null());
     json_object_set_new(report, "seed", json_integer((json_int_t)kk_cli_seed(cli)));
     kk_cli_describe_run(cli, report);
     if (!rc) {
