@@ -21,7 +21,7 @@ static void buffer_specs(struct kk_model *m, struct kk_buffer_spec s[static N_BU
     for (int l = 0; l < i->n_layers; l++) {
         const struct kk_layer_config *y = &m->config.layer[l];
         if ((size_t)y->D > D) D = (size_t)y->D;
-        if ((size_t)(y->G * y->D) > GD) GD = (size_t)(y->G * y->D);
+        if ((size_t)y->G * (size_t)y->D > GD) GD = (size_t)y->G * (size_t)y->D;
     }
     size_t rows_x = T > L ? T : L;
     const struct kk_buffer_spec all[N_BUFFERS] = {

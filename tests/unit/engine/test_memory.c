@@ -211,7 +211,7 @@ static void test_commands(void **state)
     const char *file = kk_test_file("kakeya.conf", config, sizeof config - 1);
     const char *const plan[] = {"-m", MODEL, "--ctx", "100", "--config", file};
     const char *const tokenize[] = {"-m", "models/tiny", "-p", "def add(a, b): return 1234"};
-    const char *const inspect[] = {"models/tiny"};
+    const char *const inspect[] = {MODEL};
     const struct {
         kk_cli_fn *fn;
         enum kk_command id;
