@@ -14,7 +14,7 @@ $(FUZZ_BIN): $B/%: $B/%.o $(FUZZ_SUP) $B/libkakeya.a
 
 # Kernels see checked shapes and take nearly all of the time: plain.
 ifeq ($(SAN),fuzz)
-$B/src/dev/cpu/k_scalar.o: GUARD_FLAGS := -DKK_MEM_GUARD -O2
+$B/src/dev/cpu/k_scalar.o $B/src/dev/cpu/q_scalar.o: GUARD_FLAGS := -DKK_MEM_GUARD -O2
 endif
 
 fuzzers: $(FUZZ_BIN)
