@@ -4,6 +4,7 @@
 #include <grpc/grpc_security.h>
 #include <grpc/support/log.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -216,11 +217,18 @@ static grpc_server_credentials *credentials(const struct kk_server_options *o, s
     return creds;
 }
 
+/* The core would take a name for a port, and 70000 for 4464. */
+static int host_port(const char *address)
+{
+    const char *colon = strrchr(address, ':');
+    char *end;
+    if (!colon || colon == address || colon[1] < '0' || colon[1] > '9') return 0;
+    return strtol(colon + 1, &end, 10) <= 65535 && !*end;
+}
+
 static int listen_on(struct kk_server *s, const struct kk_server_options *o, struct kk_err *err)
 {
-    const char *colon = strrchr(o->address, ':');
-    if (!colon || colon == o->address || !colon[1])
-        return kk_fail(err, KK_EINVAL, "'%s' is no HOST:PORT", o->address);
+    if (!host_port(o->address)) return kk_fail(err, KK_EINVAL, "'%s' is no HOST:PORT", o->address);
     grpc_server_credentials *creds = credentials(o, err);
     if (!creds) return err ? err->code : KK_EINVAL;
     s->port = grpc_server_add_http2_port(s->server, o->address, creds);

@@ -95,14 +95,15 @@ else
 fi
 
 # ---- SIGTERM under load: calls that run longer than --grace are cut, and the server ends in order
-start --grace 1 --max-batch 8
-"$KK_BIN" bench agents --connect "$address" --levels 8 --context-len 64 --gen 4000 --json >"$KK_TMP/load" 2>/dev/null &
+start --grace 1 --max-batch 8 --metrics 127.0.0.1:0
+"$KK_BIN" bench agents --connect "$address" --levels 8 --context-len 64 --gen 4000 --json \
+    >"$KK_TMP/load" 2>/dev/null &
 load=$!
 for _ in $(seq 100); do
+    fetch "$(json metrics "$KK_TMP/ready")/metrics" >"$KK_TMP/page"
+    grep -Eq '^vllm:generation_tokens_total.* [1-9]' "$KK_TMP/page" && break
     sleep .1
-    grep -qs . /proc/$pid/task/*/comm && [ "$(ls /proc/$pid/fd | wc -l)" -gt 16 ] && break
 done
-sleep .5
 before=$(date +%s%N)
 stop
 check "SIGTERM under load: exit 0" [ "$rc" -eq 0 ]
@@ -133,7 +134,10 @@ check "the table" grep -Eq '^ +6 +0 ' "$KK_TMP/out"
 # ---- what is refused
 refuses "no model" 2 "no model given" serve
 refuses "no model there" 1 "model directory 'models/nope' does not exist" serve -m models/nope --grpc 127.0.0.1:0
-refuses "no port" 1 "'nowhere' is no HOST:PORT" serve -m "$TINY" --grpc nowhere
+for a in nowhere :1 127.0.0.1: 127.0.0.1:http 127.0.0.1:70000 127.0.0.1:99999999999999999999; do
+    refuses "an address: $a" 1 "'$a' is no HOST:PORT" serve -m "$TINY" --grpc "$a"
+done
+refuses "an address of another machine" 1 "cannot listen on 192.0.2.1:9" serve -m "$TINY" --grpc 192.0.2.1:9
 refuses "a certificate without its key" 1 "needs both" serve -m "$TINY" --grpc 127.0.0.1:0 --tls-cert README.md
 refuses "no PEM" 1 "README.md: not a PEM file" serve -m "$TINY" --grpc 127.0.0.1:0 --tls-cert README.md --tls-key README.md
 : >"$KK_TMP/none"
