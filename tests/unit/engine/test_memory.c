@@ -1,9 +1,10 @@
-/* Memory runs out: every allocation of loading, opening and running fails once, in turn, with every
- * part that an engine can have. The answer is KK_ENOMEM and a sentence about memory; nothing leaks
+/* Memory runs out: allocations of loading, opening and running fail, in turn, with every part that an
+ * engine can have. The answer is KK_ENOMEM and a sentence about memory; nothing leaks
  * (the sanitizer build looks); the engine and the session go on, to the same tokens. */
 #include "kk_test.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -106,6 +107,13 @@ static void names_memory(int rc, const struct kk_err *err)
         fail_msg("%s: '%s' is no message about memory", kk_errname(rc), err->msg);
 }
 
+/* The allocation to fail after the k-th: each of the first ones, then wider and wider apart; in
+ * `make soak` every one. kk-test: soak */
+static int64_t after(int64_t k)
+{
+    return getenv("KK_SOAK") ? k + 1 : k + 1 + k / 12;
+}
+
 /* ---- open, plan --------------------------------------------------------------------------- */
 
 static void test_open(void **state)
@@ -113,7 +121,7 @@ static void test_open(void **state)
     (void)state;
     for (int part = 0; part < N_PARTS; part++) {
         struct kk_engine_options o = options(part);
-        for (int64_t k = 1, hit = 1; hit; k++) {
+        for (int64_t k = 1, hit = 1; hit; k = after(k)) {
             struct kk_engine *e = NULL;
             struct kk_err err = {0};
             kk_mem_fail_after(k);
@@ -180,7 +188,7 @@ static void test_sessions(void **state)
         struct kk_engine_options o = options(part);
         assert_int_equal(interrupted(&o, 0, want), 0);
         int64_t k = 1;
-        for (; interrupted(&o, k, got); k++) {
+        for (; interrupted(&o, k, got); k = after(k)) {
             if (memcmp(want, got, sizeof want))
                 fail_msg("%s: other tokens after allocation %d failed", parts[part].name, (int)k);
             assert_true(k < 5000);
@@ -224,7 +232,7 @@ static void test_commands(void **state)
     int saved = dup(1);
     assert_non_null(freopen("/dev/null", "w", stdout));
     for (size_t c = 0; c < sizeof all / sizeof *all; c++)
-        for (int64_t k = 1, hit = 1; hit; k++) {
+        for (int64_t k = 1, hit = 1; hit; k = after(k)) {
             struct kk_err err = {0};
             kk_mem_fail_after(k);
             int rc = command(all[c].fn, all[c].id, all[c].argc, all[c].argv, &err);

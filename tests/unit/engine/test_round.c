@@ -97,7 +97,7 @@ static int next_turn(struct player *w, struct kk_test_rng *r, int *budget, struc
     return 1;
 }
 
-static void make_player(struct player *w, struct kk_engine *e, struct kk_test_rng *r)
+static void make_player(struct player *w, struct kk_engine *e, struct kk_test_rng *r, int small)
 {
     struct kk_err err = {0};
     *w = (struct player){.p = kk_sampling_defaults()};
@@ -108,8 +108,8 @@ static void make_player(struct player *w, struct kk_engine *e, struct kk_test_rn
         w->p.seed = kk_test_u64(r);
     }
     for (int k = 0; k < 2; k++) {
-        w->n_read[k] = 1 + kk_test_below(r, k ? 30 : MOST - 1);
-        w->n_write[k] = 1 + (int)kk_test_below(r, 40);
+        w->n_read[k] = 1 + kk_test_below(r, k ? 30 : small ? MOST - 1 : 80);
+        w->n_write[k] = 1 + (int)kk_test_below(r, small ? 40 : 12);
         uint32_t period = 3 + kk_test_below(r, 20); /* something to look up */
         for (size_t i = 0; i < w->n_read[k]; i++)
             w->read[k][i] = i < period ? kk_test_below(r, MINI_V) : w->read[k][i - period];
@@ -147,7 +147,7 @@ static void company_changes_no_token(void **state)
         struct kk_engine *e = open_arm(&arms[a], 0), *alone = open_arm(&arms[a], 1);
         static struct player w[B];
         int mixed = 0, drafted = 0;
-        for (int i = 0; i < B; i++) make_player(&w[i], e, &r);
+        for (int i = 0; i < B; i++) make_player(&w[i], e, &r, arms[a].model == arms[0].model);
         for (;;) {
             struct kk_turn t[B];
             struct kk_err err = {0};
