@@ -1,4 +1,4 @@
-/* Memory runs out: allocations of loading, opening and running fail, in turn, with every part that an
+/* Memory runs out: allocations of loading, opening and running fail, in turn, with every part an
  * engine can have. The answer is KK_ENOMEM and a sentence about memory; nothing leaks
  * (the sanitizer build looks); the engine and the session go on, to the same tokens. */
 #include "kk_test.h"
