@@ -33,7 +33,7 @@ models:
 deps:
 	@tools/deps.sh build check
 
-bench: $B/bench/gemm $B/bench/attn $B/bench/quant $B/bench/journal $B/bench/tier
+bench: $B/bench/gemm $B/bench/attn $B/bench/quant $B/bench/journal $B/bench/tier $B/bench/sessions
 
 format:
 	clang-format -i $$(git ls-files "*.c" "*.h")

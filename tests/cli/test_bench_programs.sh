@@ -19,6 +19,12 @@ assert {x["threads"] for x in r["runs"]} == {1, 2}
 assert all(x["us"] > 0 and x["share_of_floor"] > 0 for x in r["runs"])
 P
 done
+check "bench/sessions builds" make -s build/release/bench/sessions
+check "bench/sessions: loaded and forked sessions go on alike; forks at rest cost nothing" sh -c \
+    'build/release/bench/sessions synth:tests/data/mini.json "$1" 300 9 1 >"$2" && python3 -c "import json, sys
+r = json.load(open(sys.argv[1]))
+assert r[\"forks\"][\"all_at_rest_bytes\"] == r[\"forks\"][\"one_bytes\"] > 0
+assert r[\"resume\"][\"file_bytes\"] > 0" "$2"' sh "$KK_TMP/session" "$KK_TMP/sessions.json"
 check "a list that is none is refused" sh -c '! build/release/bench/attn --rows 1,x >/dev/null 2>&1'
 check "a config that is not there is refused" sh -c '! build/release/bench/gemm --config /nowhere >/dev/null 2>&1'
 done_testing
