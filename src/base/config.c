@@ -154,7 +154,7 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_KV_TOTAL] = {"kv-total", 0, KK_OPT_SIZE, 0, SERVES, 0, 0, "0", "BYTES", HELD,
         "most device memory of all sessions' rows; idle sessions are moved out; 0: no cap"},
     [KK_OPT_IDLE_HOST] = {"idle-host", 0, KK_OPT_SIZE, 0, SERVES, 0, 0, "0", "BYTES", HELD,
-        "most host memory of sessions that were moved out; 0: none are kept there"},
+        "most host memory of sessions that were moved out; 0: no cap"},
     [KK_OPT_IDLE_DISK] = {"idle-disk", 0, KK_OPT_SIZE, 0, SERVES, 0, 0, "0", "BYTES", HELD,
         "most bytes of them under --state; 0: no cap"},
     [KK_OPT_STATE] = {"state", 0, KK_OPT_STRING, 0, KK_CMD_SERVE, 0, 0, NULL, "DIR", HELD,
