@@ -4,6 +4,8 @@
 TINY=models/tiny
 DRAFT=models/tiny/drafter
 FTHETA=models/tiny/f_theta
+lines=40,90 replayed="none $DRAFT"
+[ "${KK_CONFIG:-release}" = release ] || lines=12,24 replayed= # sanitizers are slow
 P='IMPORTANT: the secret code is ORCHID-4217. Note 0001: this is padding. Note 0002: this is padding. Note 0003'
 
 run run -m "$TINY" -p "$P" -n 60
@@ -24,7 +26,7 @@ check "bench spec: five workloads, identical, counted" python3 -c 'import json, 
 d = json.load(open(sys.argv[1]))
 assert [w["name"] for w in d["workloads"]] == ["chat", "tools", "niah", "keyed", "code"]
 for w in d["workloads"]: assert w["byte_identical"] is True and w["committed_per_block"] >= 1 and w["blocks"] > 0' "$KK_TMP/out"
-for d in none "$DRAFT"; do
+for d in $replayed; do
     run bench spec -m "$TINY" --draft "$d" --replay 3.32 --draft-width 16 --samples 1 --reps 1 --json
     check "bench spec --replay, draft $d: identical, about what was asked for" python3 -c 'import json, sys
 w = json.load(open(sys.argv[1]))["workloads"]
@@ -36,11 +38,11 @@ run bench spec -m synth:tests/data/mini.json --replay 16 --draft-width 8 --sampl
 check "bench spec --replay without a tokenizer: whole blocks of 8" python3 -c 'import json, sys
 w, = json.load(open(sys.argv[1]))["workloads"]
 assert w["name"] == "random" and w["committed_per_block"] == 8 and w["byte_identical"] is True' "$KK_TMP/out"
-run bench spec -m "$TINY" --draft wrong --draft-width 4 --samples 1 --reps 1 --json
+run bench spec -m synth:tests/data/mini.json --draft wrong --draft-width 4 --samples 1 --reps 1 --json
 check "bench spec, always wrong: nothing accepted, nothing changed" python3 -c 'import json, sys
 for w in json.load(open(sys.argv[1]))["workloads"]: assert w["byte_identical"] is True and w["committed_per_block"] < 1.1' "$KK_TMP/out"
 
-run bench scorecard -m "$TINY" --draft "$DRAFT" --f-theta "$FTHETA" --lines 40,90 --samples 1 --kv-device 512KiB \
+run bench scorecard -m "$TINY" --draft "$DRAFT" --f-theta "$FTHETA" --lines $lines --samples 1 --kv-device 512KiB \
     --json="$KK_TMP/card.json" --svg="$KK_TMP/card.svg"
 check "bench scorecard passes its gate" sh -c '[ "$2" -eq 0 ] && grep -q "gate: passed" "$1/out"' sh "$KK_TMP" "$rc"
 check "bench scorecard: the picture is XML" python3 -c 'import sys, xml.dom.minidom; xml.dom.minidom.parse(sys.argv[1])' "$KK_TMP/card.svg"
