@@ -39,7 +39,7 @@ static void clean(char *msg)
     }
 }
 
-int kk_fail(struct kk_err *err, int code, const char *fmt, ...)
+int(kk_fail)(struct kk_err *err, int code, const char *fmt, ...)
 {
     if (!err) return code;
     va_list ap;

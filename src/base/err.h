@@ -49,6 +49,10 @@ int kk_fail(struct kk_err *err, int code, const char *fmt, ...)
 int kk_wrap(struct kk_err *err, int code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
+#ifdef __clang_analyzer__ /* which does not look into other files: what they return is no success */
+#define kk_fail(err, code, ...) ((void)kk_fail(err, code, __VA_ARGS__), (code))
+#endif
+
 /* Static strings; "unknown error" for a value that is no code. */
 const char *kk_strerror(int code);
 const char *kk_errname(int code); /* "KK_EINVAL" */

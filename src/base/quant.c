@@ -1,6 +1,8 @@
 /* The one place that knows how ggml's blocks are laid out. */
 #include "base/quant.h"
 
+#include "base/err.h"
+
 int kk_quant_bits(enum kk_dtype t)
 {
     static const uint8_t bits[] = {[KK_Q4_0] = 4, 4, 5, 5, 8, 4, 5, 6};
@@ -97,6 +99,7 @@ void kk_quant_values(enum kk_dtype t, const struct kk_quant_group *g, float *dst
 void kk_dequant(enum kk_dtype t, const void *src, uint64_t n, float *dst)
 {
     const unsigned per = kk_dtype_block(t), bytes = kk_dtype_block_bytes(t);
+    KK_BUG_ON(!src);
     for (uint64_t at = 0; at < n; at += KK_QUANT_GROUP) {
         struct kk_quant_group g;
         kk_quant_take(t, (const char *)src + at / per * bytes, (int)(at % per / KK_QUANT_GROUP),

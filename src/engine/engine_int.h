@@ -140,8 +140,8 @@ struct kk_candidate {
 int kk__sampling_check(const struct kk_sampling *p, struct kk_err *err);
 
 /* The token for position `pos` (the one it will have in the history). logits [V] are modified.
- * scratch: V candidates. Ties go to the lowest id. */
+ * c: V candidates, scratch. Ties go to the lowest id. */
 uint32_t kk__sample(const struct kk_sampling *p, float *logits, int V, const uint32_t *history,
-                    size_t n_history, uint64_t pos, struct kk_candidate *scratch);
+                    size_t n_history, uint64_t pos, struct kk_candidate *c);
 
 #endif

@@ -21,6 +21,7 @@
 #include <sqlite3.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -194,7 +195,7 @@ static int ask_int(struct kk_jdb *db, const char *text, int64_t *out, struct kk_
     char s[32];
     int rc = ask(db, text, s, sizeof s, err);
     *out = 0;
-    if (!rc) sscanf(s, "%" SCNd64, out);
+    if (!rc) *out = strtoll(s, NULL, 10);
     return rc;
 }
 

@@ -101,6 +101,7 @@ static int start(struct kk_runtime *rt, struct resident *n)
         return 0;
     }
     rc = kk__resident_wake(rt, n, &err);
+    KK_BUG_ON(!rc && !n->s);
     if (rc == KK_EBUSY && others_run(rt, n)) { /* in line for their rows' place */
         c->started = 0;
         return 1;
@@ -114,6 +115,7 @@ static int start(struct kk_runtime *rt, struct resident *n)
         kk__call_end(c, rc, "%s", err.msg);
         return 0;
     }
+    KK_BUG_ON(!n->s);
     if (c->r.kind == KK_REQUEST_GENERATE) truncated(c, n->s);
     return 1;
 }

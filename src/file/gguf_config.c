@@ -312,6 +312,7 @@ static void get_pattern(struct build *b, int64_t every, int64_t sliding[MAX_LAYE
 {
     char k[128];
     const char *key = "attention.sliding_window_pattern";
+    memset(sliding, 0, MAX_LAYERS * sizeof *sliding);
     const struct gguf_kv *kv = kk__gguf_find(b->g, full_key(b, k, key));
     if (kv && kv->is_array) {
         get_layers(b, key, 0, 1, -1, sliding);

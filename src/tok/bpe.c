@@ -103,6 +103,7 @@ static size_t merge_short(const struct kk_tok *t, uint32_t *ids, size_t n)
         for (size_t i = best + 1; i < n; i++) {
             ids[i] = ids[i + 1];
             rank[i - 1] = rank[i];
+            /* NOLINTNEXTLINE(clang-analyzer-core.uninitialized.Assign): set with its rank */
             into[i - 1] = into[i];
         }
         if (best) rank[best - 1] = rank_of(t, ids[best - 1], ids[best], &into[best - 1]);
