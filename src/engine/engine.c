@@ -321,8 +321,7 @@ static void pack(struct kk_engine *e, const struct kk_step_item *item, int B, in
         e->hold[b] = (uint8_t)item[b].hold;
         for (int i = 0; i < item[b].n; i++, T++) {
             e->ids[T] = (int32_t)from[i];
-            if (item[b].want == KK_WANT_ALL || (item[b].want == KK_WANT_LAST && i == item[b].n - 1))
-                e->logit_rows[(*n_logits)++] = T;
+            if (item[b].want == KK_WANT_ALL) e->logit_rows[(*n_logits)++] = T;
         }
     }
 }

@@ -266,11 +266,13 @@ static int fit_bytes(struct kk_runtime *rt, int n)
 
 /* ---- after a round ------------------------------------------------------------------------ */
 
-/* New tokens of n into the journal, and their numbers. Behind a full queue they wait. */
-static void journal(struct kk_runtime *rt, struct resident *n, struct kk_call *c)
+/* New tokens of n into the journal, and their numbers. Behind a full queue they wait, and the next
+ * round tries again. */
+static int journal(struct kk_runtime *rt, struct resident *n, struct kk_call *c)
 {
-    if (kk__resident_journal(rt, n, NULL)) return;
-    for (int i = c->n_out; i-- > 0 && c->out_seq[i] == INT64_MAX;) c->out_seq[i] = n->seq;
+    int rc = kk__resident_journal(rt, n, NULL);
+    for (int i = c->n_out; !rc && i-- > 0 && c->out_seq[i] == INT64_MAX;) c->out_seq[i] = n->seq;
+    return rc;
 }
 
 static void after_write(struct kk_runtime *rt, struct resident *n, const struct kk_turn *t)
@@ -300,17 +302,13 @@ static void after_read(struct kk_runtime *rt, struct resident *n, const struct k
 static int finish(struct kk_runtime *rt, struct resident *n)
 {
     struct kk_call *c = n->head;
-    struct kk_err err = {0};
     if (!c->started || !n->s || behind(n) > 0) return 0;
     if (c->r.kind == KK_REQUEST_GENERATE && !c->stopping) {
         if ((int64_t)n->s->n < rt->e->ctx) return 0;
         c->done.stop = KK_STOP_CTX;
         c->stopping = 1;
     }
-    if (kk__resident_journal(rt, n, &err)) {
-        return 0; /* its queue is full: tried again when it has written */
-    }
-    for (int i = c->n_out; i-- > 0 && c->out_seq[i] == INT64_MAX;) c->out_seq[i] = n->seq;
+    if (journal(rt, n, c)) return 0;
     c->done.history = n->s->n;
     uint64_t first = c->first_ns ? c->first_ns : kk_now_ns();
     c->done.prefill_s = (double)(first - c->started_ns) * 1e-9;
