@@ -36,7 +36,7 @@ deps:
 bench: $B/bench/gemm $B/bench/attn $B/bench/quant $B/bench/journal $B/bench/tier $B/bench/sessions
 
 format:
-	clang-format -i $$(git ls-files "*.c" "*.h")
+	clang-format -i $$(git ls-files "*.c" "*.h" "*.cu")
 
 clean:
 	rm -rf build

@@ -38,7 +38,9 @@ struct kk_session;
 typedef void kk_progress_cb(void *arg, const char *what, uint64_t done, uint64_t total);
 
 struct kk_engine_options {
-    const char *model;   /* snapshot directory, GGUF file, or "synth:CONFIG.json[:SEED]" */
+    const char *model;  /* snapshot directory, GGUF file, or "synth:CONFIG.json[:SEED]" */
+    const char *device; /* "auto" (a GPU if the program was built for one and there is one, else the
+                            CPU), "cpu", "cuda", "cuda:1" */
     const char *cpu_isa; /* "auto", "scalar", "avx2", "avx512" */
     const char *act;     /* input of products with quantised weights: "q8" (8 bits with a scale for
                         every 32 numbers), "f32" (several times slower), "auto" (q8) */

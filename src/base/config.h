@@ -54,6 +54,7 @@ enum kk_option_type {
 enum kk_option_id {
     KK_OPT_MODEL,
     KK_OPT_THREADS,
+    KK_OPT_DEVICE,
     KK_OPT_CPU_ISA,
     KK_OPT_ACT,
     KK_OPT_PREFILL_CHUNK,

@@ -20,9 +20,16 @@
 #ifndef KK_DEV_DEV_H
 #define KK_DEV_DEV_H
 
-#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#ifdef __cplusplus /* CUDA sources: they never touch an account */
+extern "C" {
+typedef int64_t kk_counter;
+#else
+#include <stdatomic.h>
+typedef _Atomic int64_t kk_counter;
+#endif
 
 #include "base/dtype.h"
 #include "base/err.h"
@@ -32,7 +39,7 @@
 /* What a block of memory is for. Every byte belongs to exactly one account (law 1). */
 struct kk_account {
     const char *name; /* static */
-    _Atomic int64_t bytes, peak;
+    kk_counter bytes, peak;
 };
 
 /* A matrix (or n_mats of one shape) in the device's own layout. Filled by weight_load. */
@@ -73,10 +80,12 @@ struct kk_mask {
  *   j <  committed: stored in slot(j) = ring == 0 ? j : j < sinks ? j : sinks + (j - sinks) % ring;
  *                   slot s is at blocks[s / block_rows] + (s % block_rows) * row_bytes;
  *   j >= committed: a row of the running step, at step + (j - committed) * row_bytes.
- * A block that is NULL is in host memory, at host[its index]: no op but attention finds it. */
+ * A block that is NULL is in host memory, at host[its index]: no op but attention finds it. Where
+ * the device has memory of its own (kk_dev.unified 0) blocks is a device table without NULLs: an
+ * entry may be memory of host_alloc, which such a device reads in place. */
 struct kk_kv_seq {
     void *const *blocks;
-    void *const *host; /* NULL: every block is on the device */
+    void *const *host; /* NULL: every block is on the device, or is read where it is */
     void *step;
     int32_t committed, n_step;
     int32_t block_rows;
@@ -252,14 +261,6 @@ struct kk_kv_store_args {
     size_t row_bytes;
 };
 
-/* dst[i] = row first + i of a sequence's stored rows, i < n; row_bytes each */
-struct kk_fetch_args {
-    const struct kk_kv_seq *seq;
-    int32_t first, n;
-    size_t row_bytes;
-    void *dst;
-};
-
 /* n numbers from one type to another: f32 to bf16 (to nearest even) or bf16 to f32 */
 struct kk_convert_args {
     int64_t n;
@@ -286,8 +287,17 @@ struct kk_ops {
     /* memory: 0-filled device memory, NULL when out of it */
     void *(*alloc)(struct kk_dev *, size_t bytes);
     void (*free)(struct kk_dev *, void *p, size_t bytes);
+    /* host memory that the device can read and write in place; NULL when out of it */
+    void *(*host_alloc)(struct kk_dev *, size_t bytes);
+    void (*host_free)(struct kk_dev *, void *p, size_t bytes);
+    /* To the device, from it, and within it, in order with the ops around them. src of upload may
+     * be written to again at once; download returns when dst holds the bytes. page_out is a
+     * download to memory of host_alloc that need not be there before step_end or a download
+     * returns; ops and page_ins that come later find it. */
     void (*upload)(struct kk_dev *, void *dst, const void *src, size_t bytes);
     void (*download)(struct kk_dev *, void *dst, const void *src, size_t bytes);
+    void (*copy)(struct kk_dev *, void *dst, const void *src, size_t bytes);
+    void (*page_out)(struct kk_dev *, void *dst, const void *src, size_t bytes);
     int (*weight_load)(struct kk_dev *, const struct kk_weight_src *, struct kk_account *,
                        struct kk_weight *out, struct kk_err *);
     size_t (*weight_bytes)(const struct kk_dev *, const struct kk_weight_src *); /* for plan */
@@ -310,7 +320,6 @@ struct kk_ops {
     void (*gather)(struct kk_dev *, const struct kk_gather_args *);
     void (*argmax)(struct kk_dev *, const struct kk_argmax_args *);
     void (*kv_store)(struct kk_dev *, const struct kk_kv_store_args *);
-    void (*fetch)(struct kk_dev *, const struct kk_fetch_args *);
     void (*convert)(struct kk_dev *, const struct kk_convert_args *);
 };
 
@@ -323,6 +332,7 @@ struct kk_dev {
     char name[96];  /* "cpu avx512, 2 threads" */
     char isa[16];   /* what a snapshot records: "scalar", "avx2", "avx512", "cuda" */
     int n_threads;  /* 0 on a GPU */
+    int unified;    /* device memory is host memory: either side may follow the other's pointers */
     int attn_split; /* S */
     enum kk_dtype act;
     enum kk_block_act block_act; /* KK_ACT_Q8 after open; to be changed before reserve */
@@ -332,6 +342,9 @@ struct kk_dev {
 /* isa: "auto" (best the machine has), "scalar", "avx2", "avx512". threads: 0 = all cores this
  * process may use. An instruction set the machine lacks is KK_EUNSUPPORTED, naming those it has. */
 int kk_dev_open_cpu(const char *isa, int threads, struct kk_dev **out, struct kk_err *err);
+/* GPU `index`. KK_EUNSUPPORTED when this program was built without CUDA or the GPU is of another
+ * compute capability; KK_EUNAVAILABLE when there is no driver or no such GPU. Says which. */
+int kk_dev_open_cuda(int index, struct kk_dev **out, struct kk_err *err);
 void kk_dev_close(struct kk_dev *dev); /* NULL is fine */
 
 /* Aborts on a NULL slot, naming it. Called by every open. */
@@ -346,5 +359,9 @@ void kk_account_add(struct kk_account *acc, int64_t bytes);
 
 /* Frees a weight's memory (NULL data is fine). */
 void kk_weight_free(struct kk_dev *dev, struct kk_weight *w);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

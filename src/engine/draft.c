@@ -38,7 +38,7 @@ static int open_dflash(struct kk_engine *e, const char *dir, struct kk_err *err)
                                          .host_cap = e->options.kv_host,
                                          .staging_blocks =
                                              kk_kv_staging_blocks(e->dev, e->options.kv_staging)};
-    const struct kk_kv_limits kl = {1, e->kv_limits.max_chunk_rows, KK_MAX_WIDTH};
+    const struct kk_kv_limits kl = {1, e->kv_limits.max_chunk_rows, KK_MAX_WIDTH, e->kv_limits.ctx};
     struct kk_model_limits ml = {.max_rows = e->kv_limits.max_chunk_rows,
                                  .max_logit_rows = KK_MAX_WIDTH,
                                  .positions = e->ctx < 16384 ? e->ctx : 16384};

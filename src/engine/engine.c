@@ -1,4 +1,5 @@
 /* Opening an engine, and the one function that runs a step. */
+#include <stdio.h>
 #include <string.h>
 
 #include "base/hash.h"
@@ -14,7 +15,8 @@ enum {
 
 struct kk_engine_options kk_engine_defaults(void)
 {
-    return (struct kk_engine_options){.cpu_isa = "auto",
+    return (struct kk_engine_options){.device = "auto",
+                                      .cpu_isa = "auto",
                                       .act = "auto",
                                       .kv = "native",
                                       .kv_sinks = 4,
@@ -60,10 +62,30 @@ static int choose_block_act(const struct kk_engine_options *o, struct kk_dev *de
     return 0;
 }
 
+/* "auto", "cpu", "cuda" or "cuda:N" */
+static int open_device(const struct kk_engine_options *o, struct kk_dev **out, struct kk_err *err)
+{
+    const char *name = o->device ? o->device : "auto";
+    int is_auto = !strcmp(name, "auto"), index = 0, end = 0;
+    if (!strcmp(name, "cpu")) return kk_dev_open_cpu(o->cpu_isa, o->threads, out, err);
+    if (!is_auto && strcmp(name, "cuda") &&
+        (sscanf(name, "cuda:%3d%n", &index, &end) != 1 || name[end] || index < 0))
+        return kk_fail(err, KK_EINVAL, "unknown device '%s' (known: auto, cpu, cuda, cuda:N)",
+                       name);
+    if (is_auto && !kk_dev_open_cuda(0, out, NULL)) return 0;
+    return is_auto ? kk_dev_open_cpu(o->cpu_isa, o->threads, out, err)
+                   : kk_dev_open_cuda(index, out, err);
+}
+
 static int choose_kv_type(const struct kk_engine_options *o, const struct setup *s,
                           enum kk_dtype *out, struct kk_err *err)
 {
-    if (!strcmp(o->kv_type, "f32")) {
+    if (!s->dev->unified) { /* tensor cores read bf16 */
+        *out = KK_BF16;
+        if (!strcmp(o->kv_type, "f32"))
+            return kk_fail(err, KK_EUNSUPPORTED, "%s keeps KV rows in bf16: no --kv-type f32",
+                           s->dev->name);
+    } else if (!strcmp(o->kv_type, "f32")) {
         *out = KK_F32;
     } else if (!strcmp(o->kv_type, "bf16")) {
         *out = KK_BF16;
@@ -101,7 +123,7 @@ static int choose_limits(const struct kk_engine_options *o, struct setup *s, str
     if (hold < o->max_batch) hold = o->max_batch;
     int chunk = o->prefill_chunk;
     if (o->max_batch > 1 && chunk < hold) chunk = hold; /* a mixed step holds them in its chunk */
-    s->kv_limits = (struct kk_kv_limits){o->max_batch, chunk, hold};
+    s->kv_limits = (struct kk_kv_limits){o->max_batch, chunk, hold, s->dev->unified ? 0 : s->ctx};
     s->limits.max_logit_rows = (int)rows;
     s->limits.max_rows = chunk > hold ? chunk : hold;
     s->limits.positions = s->ctx < 16384 ? s->ctx : 16384;
@@ -132,7 +154,7 @@ static int setup_make(const struct kk_engine_options *o, struct setup *s, struct
     int rc = describe_restoration(o, &s->kv, err);
     if (!rc) rc = kk_model_file_open(o->model, &s->mf, err);
     if (!rc) rc = kk_model_describe(s->mf, &s->info, err);
-    if (!rc) rc = kk_dev_open_cpu(o->cpu_isa, o->threads, &s->dev, err);
+    if (!rc) rc = open_device(o, &s->dev, err);
     if (!rc) rc = choose_block_act(o, s->dev, err);
     if (!rc) s->kv.staging_blocks = kk_kv_staging_blocks(s->dev, o->kv_staging);
     if (!rc) rc = choose_kv_type(o, s, &kv_type, err);

@@ -34,15 +34,6 @@ static int share(struct kk_kv *kv, void *p, struct shared_block **s, size_t byte
     return 0;
 }
 
-static void copy_rows(struct kk_kv_pool *pool, void *dst, void *src, int32_t n, size_t row_bytes)
-{
-    const struct kk_kv_seq rows = {.blocks = &src, .block_rows = n};
-    if (n)
-        pool->dev->ops->fetch(
-            pool->dev,
-            &(struct kk_fetch_args){.seq = &rows, .n = n, .row_bytes = row_bytes, .dst = dst});
-}
-
 /* Make a shared block the session's own: its first n rows are copied, unless nobody else is left.
  */
 static int own(struct kk_kv *kv, void **p, struct shared_block **s, size_t bytes, int32_t n,
@@ -60,7 +51,7 @@ static int own(struct kk_kv *kv, void **p, struct shared_block **s, size_t bytes
     }
     int rc = kk_dev_alloc(pool->dev, &kv->device, bytes, &copy, err);
     if (rc) return rc;
-    copy_rows(pool, copy, *p, n, row_bytes);
+    if (n) pool->dev->ops->copy(pool->dev, copy, *p, (size_t)n * row_bytes);
     (*s)->refs--;
     *s = NULL;
     *p = copy;

@@ -29,6 +29,15 @@ static size_t scratch_size(int n_layers, const struct kk_kv_rule *rule,
     return base;
 }
 
+/* Entries of the device's block tables: those of the longest sessions, as many as a step holds. */
+static size_t table_entries(int n_layers, const struct kk_kv_rule *rule,
+                            const struct kk_kv_limits *lim)
+{
+    size_t n = 0, blocks = (size_t)((lim->ctx + lim->max_hold_rows) / KK_KV_BLOCK_ROWS) + 1;
+    for (int l = 0; l < n_layers; l++) n += rule[l].ring ? 1 : blocks;
+    return lim->ctx ? n * (size_t)lim->max_seqs : 0;
+}
+
 size_t kk_kv_plan_staging(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
                           const struct kk_kv_rule *rule, const struct kk_kv_limits *limits)
 {
@@ -37,7 +46,8 @@ size_t kk_kv_plan_staging(const struct kk_kv_layout *layout, const struct kk_kv_
     size_t ring = opt->device_cap ? kk__tier_ring_bytes(layout, rule, opt->staging_blocks) : 0;
     size_t scratch;
     scratch_size(layout->n_layers, rule, limits, &scratch);
-    return scratch + N * B * sizeof(struct kk_kv_seq) + (2 * T + B) * sizeof(int32_t) + ring;
+    return scratch + N * B * sizeof(struct kk_kv_seq) + (2 * T + B) * sizeof(int32_t) + ring +
+           table_entries(layout->n_layers, rule, limits) * sizeof(void *);
 }
 
 static int alloc_host(struct kk_kv_pool *p, struct kk_err *err)
@@ -69,14 +79,17 @@ static int alloc_device(struct kk_kv_pool *p, struct kk_err *err)
     if (!rc) rc = kk_dev_alloc(p->dev, a, T * sizeof *p->pos, (void **)&p->pos, err);
     if (!rc) rc = kk_dev_alloc(p->dev, a, T * sizeof *p->seq, (void **)&p->seq, err);
     if (!rc) rc = kk_dev_alloc(p->dev, a, B * sizeof *p->keep, (void **)&p->keep, err);
-    return rc;
+    if (!rc) rc = kk_dev_alloc(p->dev, a, p->n_entries * sizeof(void *), (void **)&p->tables, err);
+    if (rc || !p->n_entries) return rc;
+    p->h_tables = kk_calloc(p->n_entries, sizeof(void *));
+    return p->h_tables ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for the KV pool");
 }
 
 int kk_kv_pool_open(struct kk_dev *dev, const struct kk_kv_layout *layout,
                     const struct kk_kv_options *opt, const struct kk_kv_limits *limits,
                     struct kk_kv_pool **out, struct kk_err *err)
 {
-    KK_BUG_ON(KK_KV_BLOCK_ROWS % dev->attn_split);
+    KK_BUG_ON(KK_KV_BLOCK_ROWS % dev->attn_split || !dev->unified != !!limits->ctx);
     struct kk_kv_pool *p = kk_calloc(1, sizeof *p);
     if (!p) return kk_fail(err, KK_ENOMEM, "out of memory for the KV pool");
     p->dev = dev;
@@ -93,6 +106,7 @@ int kk_kv_pool_open(struct kk_dev *dev, const struct kk_kv_layout *layout,
             p->hold_offset[l] = offset;
             offset += p->rule[l].row_bytes * (size_t)limits->max_hold_rows;
         }
+        p->n_entries = table_entries(layout->n_layers, p->rule, limits);
         p->hold_base = scratch_size(layout->n_layers, p->rule, limits, &p->scratch_bytes);
         rc = alloc_device(p, err);
     }
@@ -121,6 +135,8 @@ void kk_kv_pool_close(struct kk_kv_pool *p)
     kk_dev_free(p->dev, &p->staging, p->pos, T * sizeof *p->pos);
     kk_dev_free(p->dev, &p->staging, p->seq, T * sizeof *p->seq);
     kk_dev_free(p->dev, &p->staging, p->keep, B * sizeof *p->keep);
+    kk_dev_free(p->dev, &p->staging, p->tables, p->n_entries * sizeof(void *));
+    kk_free(p->h_tables);
     kk_free(p->rule);
     kk_free(p->hold_offset);
     kk_free(p->h_seqs);
@@ -291,6 +307,7 @@ int kk_kv_read_row(const struct kk_kv *kv, int layer, int64_t j, void *dst, stru
     const struct layer_rows *y = &kv->layer[layer];
     int64_t block = j / KK_KV_BLOCK_ROWS;
     if (kk__kv_is_paged(kv->pool, layer) && !y->blocks[block]) {
+        kv->pool->dev->ops->download(kv->pool->dev, dst, NULL, 0); /* what was paged out is there */
         memcpy(dst, (char *)y->host[block] + (size_t)(j % KK_KV_BLOCK_ROWS) * r->row_bytes,
                r->row_bytes);
         return 0;
@@ -300,24 +317,59 @@ int kk_kv_read_row(const struct kk_kv *kv, int layer, int64_t j, void *dst, stru
     return 0;
 }
 
-struct kk_kv_seq kk_kv_latents(const struct kk_kv *kv)
+/* Copy n rows between a ring of `ring` rows after `sinks` fixed ones, from row `first` on, and rows
+ * in order: each run of slots at once. */
+static void copy_ring(struct kk_dev *dev, char *ring, int32_t sinks, int32_t size, char *rows,
+                      int32_t first, int32_t n, size_t row_bytes, int store)
 {
-    return (struct kk_kv_seq){.blocks = (void *const *)&kv->latents,
-                              .committed = (int32_t)kv->latent_at,
-                              .block_rows = kv->pool->latent_rows,
-                              .ring = kv->pool->latent_rows};
+    for (int32_t i = 0; i < n;) {
+        int32_t j = first + i, slot = j < sinks ? j : sinks + (j - sinks) % size;
+        int32_t run = (j < sinks ? sinks : sinks + size) - slot;
+        if (run > n - i) run = n - i;
+        char *at = ring + (size_t)slot * row_bytes, *row = rows + (size_t)i * row_bytes;
+        dev->ops->copy(dev, store ? at : row, store ? row : at, (size_t)run * row_bytes);
+        i += run;
+    }
 }
 
-void kk_kv_store_latents(struct kk_kv *kv, void *latents, int n)
+int64_t kk_kv_latents(const struct kk_kv *kv)
 {
-    struct kk_kv_seq s = kk_kv_latents(kv);
-    const int32_t keep = n;
-    s.step = latents;
-    s.n_step = n;
-    kv->pool->dev->ops->kv_store(
-        kv->pool->dev, &(struct kk_kv_store_args){
-                           .B = 1, .seqs = &s, .keep = &keep, .row_bytes = kv->pool->latent_bytes});
+    return kv->latent_at;
+}
+
+void kk_kv_store_latents(struct kk_kv *kv, const void *latents, int n)
+{
+    const struct kk_kv_pool *p = kv->pool;
+    const int32_t skip = n > p->latent_rows ? n - p->latent_rows : 0;
+    copy_ring(p->dev, kv->latents, 0, p->latent_rows,
+              (char *)(size_t)latents + (size_t)skip * p->latent_bytes,
+              (int32_t)kv->latent_at + skip, n - skip, p->latent_bytes, 1);
     kv->latent_at += n;
+}
+
+void kk_kv_copy_latents(const struct kk_kv *kv, int32_t first, int32_t n, void *dst)
+{
+    const struct kk_kv_pool *p = kv->pool;
+    copy_ring(p->dev, kv->latents, 0, p->latent_rows, dst, first, n, p->latent_bytes, 0);
+}
+
+void kk_kv_copy_rows(const struct kk_kv_pool *p, int b, int l, int32_t first, int32_t n, void *dst)
+{
+    const struct kk_kv_rule *r = &p->rule[l];
+    const struct layer_rows *y = &p->step_kv[b]->layer[l];
+    if (r->ring) {
+        copy_ring(p->dev, y->blocks[0], r->sinks, r->ring, dst, first, n, r->row_bytes, 0);
+        return;
+    }
+    for (int32_t i = 0; i < n;) {
+        int32_t at = (first + i) % KK_KV_BLOCK_ROWS, run = KK_KV_BLOCK_ROWS - at;
+        if (run > n - i) run = n - i;
+        p->dev->ops->copy(p->dev, (char *)dst + (size_t)i * r->row_bytes,
+                          (char *)y->blocks[(first + i) / KK_KV_BLOCK_ROWS] +
+                              (size_t)at * r->row_bytes,
+                          (size_t)run * r->row_bytes);
+        i += run;
+    }
 }
 
 /* ---- a step ------------------------------------------------------------------------------- */
@@ -346,8 +398,22 @@ static char *held_rows(const struct kk_kv_pool *p, int l)
     return (char *)p->scratch + p->hold_base + p->hold_offset[l];
 }
 
+/* Append the block table of s, layer l of kv, to the tables that go to the device. */
+static void pack_table(struct kk_kv_pool *p, struct kk_kv *kv, int l, struct kk_kv_seq *s,
+                       size_t *used)
+{
+    const struct layer_rows *y = &kv->layer[l];
+    const int paged = kk__kv_is_paged(p, l);
+    KK_BUG_ON(*used + (size_t)y->n_blocks > p->n_entries);
+    s->blocks = p->tables + *used;
+    s->host = NULL;
+    for (int32_t i = 0; i < y->n_blocks; i++)
+        p->h_tables[(*used)++] = paged && !y->blocks[i] ? y->host[i] : y->blocks[i];
+}
+
 static void fill_tables(struct kk_kv_pool *p)
 {
+    size_t used = 0;
     int t = 0;
     for (int b = 0; b < p->B; b++)
         for (int i = 0; i < p->step_n[b]; i++, t++) {
@@ -359,11 +425,13 @@ static void fill_tables(struct kk_kv_pool *p)
         for (int b = 0; b < p->B; b++) {
             struct kk_kv_seq *s = &p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
             describe(p->step_kv[b], l, s);
+            if (p->tables) pack_table(p, p->step_kv[b], l, s, &used);
             s->step = rows;
             s->n_step = p->step_n[b];
             rows += (size_t)p->step_n[b] * p->rule[l].row_bytes;
         }
     }
+    if (used) p->dev->ops->upload(p->dev, p->tables, p->h_tables, used * sizeof(void *));
 }
 
 static int begin(struct kk_kv_pool *p, enum kk_step_kind kind, int B, struct kk_kv *const *kv,
@@ -506,10 +574,7 @@ static void hold_layer(struct kk_kv_pool *p, int l)
     for (int b = 0; b < p->B; b++) {
         struct kk_kv_seq *s = &p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
         if (!p->step_hold[b]) continue;
-        const struct kk_kv_seq from = {.blocks = &s->step, .block_rows = s->n_step};
-        p->dev->ops->fetch(p->dev,
-                           &(struct kk_fetch_args){
-                               .seq = &from, .n = s->n_step, .row_bytes = row_bytes, .dst = to});
+        p->dev->ops->copy(p->dev, to, s->step, (size_t)s->n_step * row_bytes);
         s->step = to;
         to += (size_t)s->n_step * row_bytes;
     }

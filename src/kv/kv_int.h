@@ -90,7 +90,11 @@ struct kk_kv_pool {
     void *scratch;          /* device */
     struct kk_kv_seq *seqs; /* device [n_layers, max_seqs] */
     int32_t *pos, *seq, *keep;
+    void *
+        *tables; /* device [n_entries]: block tables of the step, where it cannot read the host's */
+    size_t n_entries;
     /* host twins of the device tables, filled by begin */
+    void **h_tables;
     struct kk_kv_seq *h_seqs;
     int32_t *h_pos, *h_seq, *h_keep;
     /* the running step */
@@ -110,7 +114,7 @@ static inline int kk__kv_is_paged(const struct kk_kv_pool *p, int l)
 {
     return p->resident > 0 && !p->rule[l].ring;
 }
-/* 1 if attention brings host blocks in by itself. */
+/* 1 if attention brings host blocks in by itself, or reads them where they are. */
 static inline int kk__tier_inline(const struct kk_kv_pool *p)
 {
     return !p->stage.started;

@@ -54,6 +54,7 @@ int kk_kv_save(const struct kk_kv *kv, const struct kk_io *sink, struct kk_err *
     int rc = kk_kv_check(kv, err);
     char *bounce = rc ? NULL : kk_malloc(bounce_bytes(p));
     if (!rc && !bounce) rc = kk_fail(err, KK_ENOMEM, "out of memory to save a session");
+    p->dev->ops->download(p->dev, bounce, NULL, 0); /* what was paged out is there */
     for (int l = 0; !rc && l < p->layout.n_layers; l++) {
         const int32_t n = blocks_of_layer(p, l, kv->rows);
         for (int32_t i = 0; !rc && i < n; i++) {

@@ -129,7 +129,7 @@ int kk__tier_open(struct kk_kv_pool *p, int staging_blocks, struct kk_err *err)
                           (void **)&s->memory, err);
     if (rc) return rc;
     s->n_slots = staging_blocks;
-    if (p->dev->n_threads >= kk_cores()) return 0; /* every core computes */
+    if (!p->dev->unified || p->dev->n_threads >= kk_cores()) return 0; /* no core to spare */
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->more, NULL);
     pthread_cond_init(&s->finished, NULL);
@@ -184,7 +184,7 @@ static void free_host_block(struct kk_kv *kv, int l, int32_t i)
     if (!s) kk_account_add(&kv->host, -bytes);
     if (s && --s->refs > 0) return;
     kk_free(s);
-    kk_free(p);
+    kv->pool->dev->ops->host_free(kv->pool->dev, p, (size_t)bytes);
     kk_account_add(&kv->pool->host, -bytes);
 }
 
@@ -227,7 +227,7 @@ static int alloc_host_block(struct kk_kv *kv, int l, int32_t i, struct kk_err *e
         return kk_fail(err, KK_EEXHAUSTED,
                        "host memory for KV is exhausted: %lld of %lld bytes are used",
                        (long long)used, (long long)p->host_cap);
-    kv->layer[l].host[i] = kk_malloc((size_t)bytes);
+    kv->layer[l].host[i] = p->dev->ops->host_alloc(p->dev, (size_t)bytes);
     if (!kv->layer[l].host[i])
         return kk_fail(err, KK_ENOMEM, "out of memory for KV in host memory (%lld bytes are used)",
                        (long long)used);
@@ -296,28 +296,10 @@ int kk__tier_fork_layer(struct kk_kv *parent, struct kk_kv *child, int l, struct
         to->host[i] = from->host[i];
         to->share[i] = from->share[i];
     }
-    for (int32_t i = 0; !rc && i < p->resident; i++) {
-        const struct kk_kv_seq rows = {.blocks = &from->slot[i], .block_rows = KK_KV_BLOCK_ROWS};
-        p->dev->ops->fetch(p->dev, &(struct kk_fetch_args){.seq = &rows,
-                                                           .n = KK_KV_BLOCK_ROWS,
-                                                           .row_bytes = r->row_bytes,
-                                                           .dst = to->slot[i]});
-    }
+    for (int32_t i = 0; !rc && i < p->resident; i++)
+        p->dev->ops->copy(p->dev, to->slot[i], from->slot[i], kk__kv_block_bytes(r));
     if (!rc) kk__tier_place(child, l, parent->rows);
     return rc;
-}
-
-/* Copy rows into one block, given as a table of its own. */
-static void store_rows(struct kk_kv_pool *p, const struct kk_kv_seq *from, int32_t at, int32_t n,
-                       void **blocks, size_t row_bytes)
-{
-    struct kk_kv_seq s = *from;
-    s.blocks = blocks;
-    s.step = (char *)from->step + (size_t)(at - from->committed) * row_bytes;
-    s.committed = at;
-    s.n_step = n;
-    p->dev->ops->kv_store(
-        p->dev, &(struct kk_kv_store_args){.B = 1, .seqs = &s, .keep = &n, .row_bytes = row_bytes});
 }
 
 void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep)
@@ -332,11 +314,13 @@ void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep)
         int32_t n = KK_KV_BLOCK_ROWS - at % KK_KV_BLOCK_ROWS;
         if (n > keep - i) n = keep - i;
         y->blocks[block] = block < fixed ? y->slot[block] : y->slot[fixed];
-        store_rows(p, s, at, n, y->blocks, r->row_bytes);
+        p->dev->ops->copy(p->dev,
+                          (char *)y->blocks[block] + (size_t)(at % KK_KV_BLOCK_ROWS) * r->row_bytes,
+                          (char *)s->step + (size_t)i * r->row_bytes, (size_t)n * r->row_bytes);
         i += n;
         if (block >= fixed &&
             (at + n) % KK_KV_BLOCK_ROWS == 0) { /* full: out, and its slot is free */
-            p->dev->ops->download(p->dev, y->host[block], y->slot[fixed], kk__kv_block_bytes(r));
+            p->dev->ops->page_out(p->dev, y->host[block], y->slot[fixed], kk__kv_block_bytes(r));
             y->blocks[block] = NULL;
         }
     }

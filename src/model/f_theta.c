@@ -288,26 +288,24 @@ int kk_ftheta_commit(struct kk_ftheta *f, struct kk_kv *kv, const float *taps, i
     return d->ops->step_end(d, err);
 }
 
-/* Latents [first, first + n) of a session into z, unless they are there. */
+/* Latents [first, first + n) of a session into zb, and z where the device's products read f32,
+ * unless they are there. */
 static void load_latents(struct kk_ftheta *f, const struct kk_kv *kv, int32_t first, int32_t n)
 {
     struct kk_dev *d = f->m->dev;
-    const struct kk_kv_seq latents = kk_kv_latents(kv);
-    if (f->z_of == kv && f->z_first == first && f->z_n == n && f->z_rows == latents.committed)
-        return;
-    d->ops->fetch(d, &(struct kk_fetch_args){.seq = &latents,
-                                             .first = first,
-                                             .n = n,
-                                             .row_bytes = (size_t)f->rank * 2,
-                                             .dst = f->zb});
-    d->ops->convert(
-        d,
-        &(struct kk_convert_args){
-            .n = (int64_t)n * f->rank, .from = KK_BF16, .to = KK_F32, .src = f->zb, .dst = f->z});
+    const int64_t rows = kk_kv_latents(kv);
+    if (f->z_of == kv && f->z_first == first && f->z_n == n && f->z_rows == rows) return;
+    kk_kv_copy_latents(kv, first, n, f->zb);
+    if (d->act == KK_F32)
+        d->ops->convert(d, &(struct kk_convert_args){.n = (int64_t)n * f->rank,
+                                                     .from = KK_BF16,
+                                                     .to = KK_F32,
+                                                     .src = f->zb,
+                                                     .dst = f->z});
     f->z_of = kv;
     f->z_first = first;
     f->z_n = n;
-    f->z_rows = latents.committed;
+    f->z_rows = rows;
 }
 
 const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *pool, int b, int l,
@@ -315,20 +313,15 @@ const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *poo
 {
     struct kk_dev *d = f->m->dev;
     const struct kk_layer_config *c = &f->m->config.layer[l];
-    const struct kk_kv_view view = kk_kv_layer(pool, l);
     f->rebuilt += n;
     if (f->exact) {
-        d->ops->fetch(d, &(struct kk_fetch_args){.seq = &view.seqs[b],
-                                                 .first = first,
-                                                 .n = n,
-                                                 .row_bytes = view.row_bytes,
-                                                 .dst = f->rows});
+        kk_kv_copy_rows(pool, b, l, first, n, f->rows);
         return f->rows;
     }
     load_latents(f, kk_kv_step_session(pool, b), first, n);
     d->ops->linear(d, &(struct kk_linear_args){.T = n,
                                                .n = 2,
-                                               .x = f->z,
+                                               .x = d->act == KK_F32 ? (void *)f->z : f->zb,
                                                .w = {&f->layer[l].k, &f->layer[l].v},
                                                .y = {f->k, f->v},
                                                .bias = {f->layer[l].k_bias, f->layer[l].v_bias}});

@@ -101,6 +101,18 @@ static void copy(struct kk_dev *dev, void *dst, const void *src, size_t bytes)
     if (bytes) memcpy(dst, src, bytes);
 }
 
+static void *host_alloc(struct kk_dev *dev, size_t bytes)
+{
+    (void)dev;
+    return kk_malloc(bytes);
+}
+
+static void host_free(struct kk_dev *dev, void *p, size_t bytes)
+{
+    (void)dev, (void)bytes;
+    kk_free(p);
+}
+
 static void close_cpu(struct kk_dev *dev)
 {
     struct kk_cpu *c = kk__cpu(dev);
@@ -112,8 +124,12 @@ static void close_cpu(struct kk_dev *dev)
 static const struct kk_ops cpu_ops = {
     .alloc = kk__cpu_alloc,
     .free = kk__cpu_free,
+    .host_alloc = host_alloc,
+    .host_free = host_free,
     .upload = copy,
     .download = copy,
+    .copy = copy,
+    .page_out = copy,
     .weight_load = kk__cpu_weight_load,
     .weight_bytes = kk__cpu_weight_bytes,
     .reserve = kk__cpu_reserve,
@@ -133,7 +149,6 @@ static const struct kk_ops cpu_ops = {
     .gather = kk__cpu_gather,
     .argmax = kk__cpu_argmax,
     .kv_store = kk__cpu_kv_store,
-    .fetch = kk__cpu_fetch,
     .convert = kk__cpu_convert,
 };
 
@@ -153,6 +168,7 @@ int kk_dev_open_cpu(const char *isa, int threads, struct kk_dev **out, struct kk
     c->q8 = table->q8;
     c->dev.ops = &cpu_ops;
     c->dev.n_threads = kk_pool_threads(c->pool);
+    c->dev.unified = 1;
     c->dev.attn_split = KK_CPU_SPLIT;
     c->dev.act = KK_F32;
     c->dev.tables.name = "device scratch";

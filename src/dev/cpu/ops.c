@@ -233,21 +233,7 @@ void kk__cpu_kv_store(struct kk_dev *dev, const struct kk_kv_store_args *a)
     kk__cpu_rows(kk__cpu(dev), a->B, rows * NS((int64_t)a->row_bytes / 4) / a->B, store_seqs, a);
 }
 
-/* ---- fetch, convert: for restoration ---- */
-
-static void fetch_rows(struct kk_cpu *c, const void *args, int64_t lo, int64_t hi, int worker)
-{
-    const struct kk_fetch_args *a = args;
-    (void)c, (void)worker;
-    for (int64_t i = lo; i < hi; i++)
-        memcpy((char *)a->dst + (size_t)i * a->row_bytes,
-               kk_kv_slot(a->seq, a->first + (int32_t)i, a->row_bytes), a->row_bytes);
-}
-
-void kk__cpu_fetch(struct kk_dev *dev, const struct kk_fetch_args *a)
-{
-    kk__cpu_rows(kk__cpu(dev), a->n, NS((int64_t)a->row_bytes / 4), fetch_rows, a);
-}
+/* ---- convert: for restoration ---- */
 
 void kk__cpu_convert(struct kk_dev *dev, const struct kk_convert_args *a)
 {
