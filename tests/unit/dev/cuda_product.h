@@ -25,11 +25,18 @@ static int close_both(void **state)
     return close_gpu(state) || atomic_load(&weights_account.bytes) != 0;
 }
 
-static void reserve_both(const struct kk_limits *l)
+/* For steps of T rows and experts of these sizes (0: none). */
+static void reserve_both(int T, int C, int E, int A, int F)
 {
     struct kk_err err = {0};
-    KK_ASSERT_OK(cpu->ops->reserve(cpu, l, &gpu_account, &err), &err);
-    KK_ASSERT_OK(gpu->ops->reserve(gpu, l, &gpu_account, &err), &err);
+    const struct kk_limits l = {.max_rows = T,
+                                .max_model_width = C,
+                                .max_head_dim = 16,
+                                .max_active = A,
+                                .max_expert_width = F,
+                                .max_experts = E};
+    KK_ASSERT_OK(cpu->ops->reserve(cpu, &l, &gpu_account, &err), &err);
+    KK_ASSERT_OK(gpu->ops->reserve(gpu, &l, &gpu_account, &err), &err);
 }
 
 /* n numbers that are bf16, spread evenly over about (-scale, scale) */

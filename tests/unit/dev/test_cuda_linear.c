@@ -66,6 +66,7 @@ static void check_linear(struct linear_case k)
     uint16_t *raw = halves((int64_t)k.T * k.K, 1.7f);
     float *x = widened(raw, (int64_t)k.T * k.K), *bias[3] = {0};
     size_t width = 0;
+    reserve_both(k.T, k.K, 0, 0, 0);
     k.x = to_gpu(raw, (size_t)k.T * (size_t)k.K * 2);
     for (int i = 0; i < k.n; i++) {
         make_pair(&k.w[i], 1, k.N[i], k.K);
@@ -160,6 +161,7 @@ static void check_glu(struct glu_case k)
     float *x = widened(raw, (int64_t)k.T * k.K);
     float *want = malloc((size_t)T * (size_t)k.F * 4);
     k.x = to_gpu(raw, (size_t)k.T * (size_t)k.K * 2);
+    reserve_both(k.T, k.K, 0, 0, 0);
     make_pair(&k.gate, 1, k.F, k.K);
     make_pair(&k.up, 1, k.F, k.K);
     const struct cut_check cut = {"glu", k.T, (size_t)k.F * 2, run_glu};

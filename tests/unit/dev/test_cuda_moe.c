@@ -96,12 +96,7 @@ static void check_route(struct route_case k)
 {
     uint16_t *raw = halves((int64_t)k.T * k.C, 1.7f);
     float *x = widened(raw, (int64_t)k.T * k.C), *scale = malloc((size_t)k.E * 4);
-    reserve_both(&(struct kk_limits){.max_rows = k.T,
-                                     .max_model_width = k.C,
-                                     .max_head_dim = 16,
-                                     .max_active = k.A,
-                                     .max_expert_width = 16,
-                                     .max_experts = k.E});
+    reserve_both(k.T, k.C, k.E, k.A, 16);
     for (int i = 0; i < k.E; i++) scale[i] = kk_test_uniform(&rng, 0.5f, 2);
     k.x = to_gpu(raw, (size_t)k.T * (size_t)k.C * 2);
     k.scale = to_gpu(scale, (size_t)k.E * 4);
@@ -141,12 +136,7 @@ static void test_route_ties(void **state)
     struct route_case k = {.T = 20, .E = E, .A = A, .C = C};
     uint16_t *x = halves(k.T * C, 1), *row = halves(C, 1), *w = malloc(E * C * 2);
     float scale[E];
-    reserve_both(&(struct kk_limits){.max_rows = k.T,
-                                     .max_model_width = C,
-                                     .max_head_dim = 16,
-                                     .max_active = A,
-                                     .max_expert_width = 16,
-                                     .max_experts = E});
+    reserve_both(k.T, C, E, A, 16);
     for (int e = 0; e < E; e++) memcpy(w + e * C, row, C * 2);
     for (int e = 0; e < E; e++) scale[e] = 1;
     load_pair(&k.w, w, 1, E, C);
@@ -242,12 +232,7 @@ static void check_moe(struct moe_case k)
     uint16_t *raw = halves((int64_t)k.T * k.C, 1.7f);
     float *x = widened(raw, (int64_t)k.T * k.C), *weight = malloc(pairs * 4);
     int32_t *idx = malloc(pairs * 4);
-    reserve_both(&(struct kk_limits){.max_rows = k.T,
-                                     .max_model_width = k.C,
-                                     .max_head_dim = 16,
-                                     .max_active = k.A,
-                                     .max_expert_width = k.F,
-                                     .max_experts = k.E});
+    reserve_both(k.T, k.C, k.E, k.A, k.F);
     choose(&k, idx, weight);
     k.x = to_gpu(raw, (size_t)k.T * (size_t)k.C * 2);
     k.idx = to_gpu(idx, pairs * 4);
