@@ -1,5 +1,7 @@
-/* The router and the experts of up to 16 rows at a time (more: in slices), by stream_int.h. */
-#include "dev/cuda/stream_int.h"
+/* The router and the experts. Few rows: stream_int.h, every block finding out which experts its
+ * rows go to. Many: pairs of a row and one of its experts are sorted by expert (group), go through
+ * the two products expert by expert (large_int.h), and each row then adds up its own (combine). */
+#include "dev/cuda/large_int.h"
 
 namespace
 {
@@ -250,21 +252,231 @@ template <int ROWS> struct down_job {
     }
 };
 
+/* ---- the experts of many rows ------------------------------------------------------------- */
+
+enum { GROUP_THREADS = 1024, COMBINE_THREADS = 256 };
+
+/* Pairs sorted by expert: expert e has places first[e] .. first[e + 1], in tiles_to[e] ..
+ * tiles_to[e + 1] of KK_LARGE_ROWS; list[place] is a pair, row * A + choice; where[pair] its place.
+ */
+struct groups {
+    int *first, *tiles_to, *list, *where;
+};
+
+/* the sum of v over the threads before this one; *all: over all */
+__device__ int sum_before(int v, int *tmp, int *all)
+{
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    int upto = v;
+    for (int o = 1; o < 32; o *= 2) {
+        const int x = __shfl_up_sync(~0u, upto, o);
+        if (lane >= o) upto += x;
+    }
+    __syncthreads();
+    if (lane == 31) tmp[warp] = upto;
+    __syncthreads();
+    int before = 0, total = 0;
+    for (int w = 0; w < GROUP_THREADS / 32; w++) {
+        if (w < warp) before += tmp[w];
+        total += tmp[w];
+    }
+    *all = total;
+    return before + upto - v;
+}
+
+/* One block. Where a place falls among an expert's is left to chance: no row's bits know it. */
+__global__ void __launch_bounds__(GROUP_THREADS, 1)
+    group(const int32_t *idx, int pairs, int E, groups g)
+{
+    __shared__ int count[MAX_EXPERTS], tmp[GROUP_THREADS / 32];
+    const int e = (int)threadIdx.x;
+    int all, all_tiles;
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+    count[e] = 0;
+    __syncthreads();
+    for (int i = e; i < pairs; i += GROUP_THREADS)
+        if (idx[i] >= 0 && idx[i] < E) atomicAdd(&count[idx[i]], 1);
+    __syncthreads();
+    const int n = count[e], tiles = (n + KK_LARGE_ROWS - 1) / KK_LARGE_ROWS;
+    const int at = sum_before(n, tmp, &all), tile = sum_before(tiles, tmp, &all_tiles);
+    if (e < E) {
+        g.first[e] = at;
+        g.tiles_to[e] = tile;
+    }
+    if (e == 0) {
+        g.first[E] = all;
+        g.tiles_to[E] = all_tiles;
+    }
+    count[e] = at;
+    __syncthreads();
+    for (int i = e; i < pairs; i += GROUP_THREADS) {
+        if (idx[i] < 0 || idx[i] >= E) continue;
+        const int place = atomicAdd(&count[idx[i]], 1);
+        g.list[place] = i;
+        g.where[i] = place;
+    }
+}
+
+/* The tile taken: rows of one expert, a column of its outputs. Row tiles of a column are next to
+ * each other, so that its weights are read once. */
+struct expert_tile {
+    groups g;
+    int E, columns;
+    int e, n, place, column;
+    const int *first, *tiles_to; /* in shared memory */
+
+    static int bytes(int E) { return 2 * (E + 1) * (int)sizeof(int); }
+
+    __device__ void begin(char *tables)
+    {
+        int *to = (int *)tables;
+        for (int i = (int)threadIdx.x; i <= E; i += (int)blockDim.x) {
+            to[i] = g.first[i];
+            to[E + 1 + i] = g.tiles_to[i];
+        }
+        first = to;
+        tiles_to = to + E + 1;
+        __syncthreads();
+    }
+    __device__ int tiles() const { return tiles_to[E] * columns; }
+    __device__ void take(int i)
+    {
+        int lo = 0, hi = E; /* tiles_to[lo] * columns <= i < tiles_to[hi] * columns */
+        while (hi - lo > 1) {
+            const int mid = (lo + hi) / 2;
+            if (tiles_to[mid] * columns <= i)
+                lo = mid;
+            else
+                hi = mid;
+        }
+        const int all = tiles_to[lo + 1] - tiles_to[lo], at = i - tiles_to[lo] * columns;
+        e = lo;
+        column = at / all;
+        place = first[lo] + at % all * KK_LARGE_ROWS;
+        n = min((int)KK_LARGE_ROWS, first[lo + 1] - place);
+    }
+};
+
+struct gate_up_tiles {
+    expert_tile t;
+    const char *w;
+    size_t mat_bytes, stripe_bytes;
+    const bf16 *x;
+    bf16 *h;
+    enum kk_activation act;
+    int K, F, A, stripes; /* of gate */
+    int n, f;             /* f: the number that a thread writes */
+
+    __device__ void begin(char *tables) { t.begin(tables); }
+    __device__ int tiles() const { return t.tiles(); }
+    __device__ void take(int i)
+    {
+        t.take(i);
+        n = t.n;
+    }
+    __device__ const char *stripe(int s) const
+    {
+        const int i = min(t.column * (KK_LARGE_STRIPES / 2) + s / 2, stripes - 1);
+        return w + (size_t)t.e * mat_bytes + (size_t)(i + s % 2 * stripes) * stripe_bytes;
+    }
+    __device__ const bf16 *row(int r) const
+    {
+        return x + (size_t)(t.g.list[t.place + r] / A) * (size_t)K;
+    }
+    __device__ void open(int s, int o) { f = (t.column * (KK_LARGE_STRIPES / 2) + s / 2) * 8 + o; }
+    __device__ void store(int r, float gate, float up) const
+    {
+        if (f < F)
+            h[(size_t)(t.place + r) * (size_t)F + (size_t)f] =
+                __float2bfloat16_rn(kk__act(act, gate) * up);
+    }
+};
+
+struct down_tiles {
+    expert_tile t;
+    const char *w;
+    size_t mat_bytes, stripe_bytes;
+    const bf16 *h;
+    float *d;
+    int F, C, stripes;
+    int n, at; /* at: the first of the two outputs that a thread writes */
+
+    __device__ void begin(char *tables) { t.begin(tables); }
+    __device__ int tiles() const { return t.tiles(); }
+    __device__ void take(int i)
+    {
+        t.take(i);
+        n = t.n;
+    }
+    __device__ const char *stripe(int s) const
+    {
+        const int i = min(t.column * KK_LARGE_STRIPES + s, stripes - 1);
+        return w + (size_t)t.e * mat_bytes + (size_t)i * stripe_bytes;
+    }
+    __device__ const bf16 *row(int r) const { return h + (size_t)(t.place + r) * (size_t)F; }
+    __device__ void open(int s, int o) { at = (t.column * KK_LARGE_STRIPES + s) * 8 + o; }
+    __device__ void store(int r, float a, float b) const
+    {
+        float *to = d + (size_t)(t.place + r) * (size_t)C + (size_t)at;
+        if (at < C) to[0] = a;
+        if (at + 8 < C) to[8] = b;
+    }
+};
+
+/* A block for each row. */
+__global__ void __launch_bounds__(COMBINE_THREADS)
+    combine(const int32_t *idx, const float *weight, const int *where, const float *d, int A, int C,
+            float *y)
+{
+    __shared__ int place[MAX_ACTIVE];
+    __shared__ float times[MAX_ACTIVE];
+    const int t = (int)blockIdx.x, mine = (int)threadIdx.x;
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+    if (mine < A) {
+        int before = 0;
+        for (int i = 0; i < A; i++) before += idx[t * A + i] < idx[t * A + mine];
+        place[before] = where[t * A + mine];
+        times[before] = weight[t * A + mine];
+    }
+    __syncthreads();
+    for (int c = mine; c < C; c += COMBINE_THREADS) {
+        float v = 0;
+#pragma unroll 8
+        for (int i = 0; i < A; i++)
+            v = __fmaf_rn(times[i], d[(size_t)place[i] * (size_t)C + (size_t)c], v);
+        y[(size_t)t * (size_t)C + (size_t)c] = v;
+    }
+}
+
 /* ---- scratch ------------------------------------------------------------------------------ */
 
 struct room {
-    size_t done, logits, h, end;
+    size_t done, logits, h, d, list, where, first, tiles_to, end;
 };
+
+size_t take(size_t *at, size_t bytes)
+{
+    const size_t here = *at;
+    *at += (bytes + 255) / 256 * 256;
+    return here;
+}
 
 room plan(const struct kk_limits *l)
 {
-    const size_t T = (size_t)l->max_rows, A = (size_t)l->max_active;
+    const size_t T = (size_t)l->max_rows, pairs = T * (size_t)l->max_active;
     const size_t E = (size_t)(l->max_experts ? l->max_experts : (int)MAX_EXPERTS);
     room r = {};
-    if (!A) return r;
-    r.logits = (T / 8 + 1) * sizeof(unsigned) / 256 * 256 + 256;
-    r.h = r.logits + (T * E * sizeof(float) + 255) / 256 * 256;
-    r.end = r.h + (T * A * (size_t)l->max_expert_width * sizeof(bf16) + 255) / 256 * 256;
+    if (!pairs) return r;
+    r.done = take(&r.end, (T / 8 + 1) * sizeof(unsigned));
+    r.logits = take(&r.end, T * E * sizeof(float));
+    r.h = take(&r.end, pairs * (size_t)l->max_expert_width * sizeof(bf16));
+    r.d = take(&r.end, pairs * (size_t)l->max_model_width * sizeof(float));
+    r.list = take(&r.end, pairs * sizeof(int));
+    r.where = take(&r.end, pairs * sizeof(int));
+    r.first = take(&r.end, (E + 1) * sizeof(int));
+    r.tiles_to = take(&r.end, (E + 1) * sizeof(int));
     return r;
 }
 
@@ -341,6 +553,44 @@ template <int ROWS> void moe_rows(struct kk_cuda *c, const struct kk_moe_args *a
     kk__stream_launch<ROWS>(c, "moe down", g, j, n);
 }
 
+void moe_many(struct kk_cuda *c, const struct kk_moe_args *a)
+{
+    const room m = plan(&c->limits);
+    char *const base = c->scratch + c->moe_at;
+    const groups by = {(int *)(base + m.first), (int *)(base + m.tiles_to), (int *)(base + m.list),
+                       (int *)(base + m.where)};
+    const int F = (int)a->down->cols, K = (int)a->gate_up->cols, C = (int)a->down->rows;
+    const kk_large in = kk__large_plan(K, expert_tile::bytes(a->E));
+    const kk_large out = kk__large_plan(F, expert_tile::bytes(a->E));
+    gate_up_tiles u = {};
+    down_tiles d = {};
+    u.t.g = d.t.g = by;
+    u.t.E = d.t.E = a->E;
+    u.w = (const char *)a->gate_up->data;
+    u.mat_bytes = a->gate_up->mat_bytes;
+    u.stripe_bytes = (size_t)in.tiles * KK_TILE_BYTES;
+    u.x = (const bf16 *)a->x;
+    d.h = u.h = (bf16 *)(base + m.h);
+    u.act = a->act;
+    u.K = K;
+    d.F = u.F = F;
+    u.A = a->A;
+    u.stripes = F / 8;
+    u.t.columns = (2 * u.stripes + KK_LARGE_STRIPES - 1) / KK_LARGE_STRIPES;
+    d.w = (const char *)a->down->data;
+    d.mat_bytes = a->down->mat_bytes;
+    d.stripe_bytes = (size_t)out.tiles * KK_TILE_BYTES;
+    d.d = (float *)(base + m.d);
+    d.C = C;
+    d.stripes = (int)kk__stripes(C);
+    d.t.columns = (d.stripes + KK_LARGE_STRIPES - 1) / KK_LARGE_STRIPES;
+    kk__launch(c, "moe", group, dim3(1), dim3(GROUP_THREADS), 0, a->idx, a->T * a->A, a->E, by);
+    kk__large_launch(c, "moe gate_up", in, u, c->sms);
+    kk__large_launch(c, "moe down", out, d, c->sms);
+    kk__launch(c, "moe", combine, dim3((unsigned)a->T), dim3(COMBINE_THREADS), 0, a->idx, a->weight,
+               by.where, d.d, a->A, C, a->y);
+}
+
 } // namespace
 
 size_t kk__cuda_moe_scratch(const struct kk_cuda *, const struct kk_limits *l)
@@ -362,7 +612,9 @@ void kk__cuda_moe(struct kk_dev *dev, const struct kk_moe_args *a)
 {
     struct kk_cuda *c = kk__cuda(dev);
     if (too_many(c, a->E, a->A, "moe")) return;
-    if (a->T <= 8)
+    if (a->T > 16 && a->down->cols % 8 == 0 && kk__large_fits(a->gate_up->cols))
+        moe_many(c, a);
+    else if (a->T <= 8)
         moe_rows<8>(c, a);
     else
         moe_rows<16>(c, a);

@@ -275,6 +275,11 @@ static inline void kk__stream_launch(struct kk_cuda *c, const char *op, const kk
 
 /* ---- y[i] = x w[i]^T for up to three matrices that share x -------------------------------- */
 
+__device__ static __noinline__ float kk__softcap(float v, float softcap)
+{
+    return softcap * tanhf(v / softcap);
+}
+
 struct kk_matrix {
     const char *w;
     float *y;
@@ -324,14 +329,23 @@ template <int ROWS> struct kk_linear_job {
             const int s = j / (ROWS * 8), e = j % (ROWS * 8), t = e / 8 + (int)blockIdx.y * ROWS;
             const int i = group(q) * slots + s;
             if (i >= stripes || t >= T) continue;
-            const kk_matrix m = of(i);
-            const int o = (i - m.first) * 8 + e % 8;
-            if (o >= m.rows) continue;
-            float v = kk__chains<ROWS>(part + s * chains * ROWS * 8 + e, chains);
-            if (m.bias) v += m.bias[o];
-            if (softcap > 0) v = softcap * tanhf(v / softcap);
-            m.y[(size_t)t * (size_t)m.rows + (size_t)o] = v;
+            put(i, e % 8, t, kk__chains<ROWS>(part + s * chains * ROWS * 8 + e, chains));
         }
+    }
+    /* v: output o of stripe i of row t */
+    __device__ void put(int i, int o, int t, float v) const
+    {
+        const kk_matrix m = of(i);
+        o += (i - m.first) * 8;
+        if (o >= m.rows) return;
+        const float bias = m.bias ? m.bias[o] : -0.0f;
+        m.y[(size_t)t * (size_t)m.rows + (size_t)o] = finished(v, bias);
+    }
+    /* bias: -0 where there is none, which changes no number */
+    __device__ float finished(float v, float bias) const
+    {
+        v += bias;
+        return softcap > 0 ? kk__softcap(v, softcap) : v;
     }
 };
 
