@@ -94,13 +94,13 @@ struct kk_kv_seq {
     int32_t sinks, ring;
 };
 
-static inline void *kk_kv_slot(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
+KK_ANYWHERE static inline void *kk_kv_slot(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
 {
     int32_t slot = !s->ring || j < s->sinks ? j : s->sinks + (j - s->sinks) % s->ring;
     return (char *)s->blocks[slot / s->block_rows] + (size_t)(slot % s->block_rows) * row_bytes;
 }
 
-static inline void *kk_kv_row(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
+KK_ANYWHERE static inline void *kk_kv_row(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
 {
     if (j >= s->committed) return (char *)s->step + (size_t)(j - s->committed) * row_bytes;
     return kk_kv_slot(s, j, row_bytes);
