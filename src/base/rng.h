@@ -23,7 +23,7 @@ static inline uint64_t kk_rng_at(uint64_t key, uint64_t i)
 /* FNV-1a over bytes, 64 bits: names to keys. */
 static inline uint64_t kk_fnv1a(const void *p, size_t n)
 {
-    const unsigned char *s = p;
+    const unsigned char *s = (const unsigned char *)p;
     uint64_t h = 0xcbf29ce484222325u;
     for (size_t i = 0; i < n; i++) h = (h ^ s[i]) * 0x100000001b3u;
     return h;
