@@ -300,8 +300,8 @@ struct kk_ops {
     void (*download)(struct kk_dev *, void *dst, const void *src, size_t bytes);
     void (*copy)(struct kk_dev *, void *dst, const void *src, size_t bytes);
     void (*page_out)(struct kk_dev *, void *dst, const void *src, size_t bytes);
-    /* Copies from memory of host_alloc to the device beside the ops, on an engine of their own where
-     * there is one. stage: n copies; returns the number of the batch, ascending. stage_wait: ops
+    /* Copies from memory of host_alloc to the device beside the ops, on an engine of their own
+     * where there is one. stage: n copies; returns the number of the batch, ascending. stage_wait: ops
      * that come later find what batches up to this one bring. stage_free: ops that came before have
      * done with what stages that come later overwrite; page_outs that came before are done. */
     int64_t (*stage)(struct kk_dev *, int n, void *const *dst, const void *const *src,

@@ -49,8 +49,7 @@ int64_t kk__cuda_stage(struct kk_dev *dev, int n, void *const *dst, const void *
     kk__cuda_use(c);
     how.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
     how.flags = cudaMemcpyFlagPreferOverlapWithCompute;
-    kk__cuda_latch(c,
-                   cudaMemcpyBatchAsync(dst, src, bytes, (size_t)n, &how, &first, 1, s->copies),
+    kk__cuda_latch(c, cudaMemcpyBatchAsync(dst, src, bytes, (size_t)n, &how, &first, 1, s->copies),
                    "stage");
     s->batches++;
     kk__cuda_latch(c, cudaEventRecord(s->done[s->batches % EVENTS], s->copies), "stage");

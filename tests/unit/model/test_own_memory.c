@@ -108,8 +108,7 @@ static void step(struct run *r, const int32_t *n, const uint8_t *hold, const int
     const struct kk_forward fwd = {.ids = ids, .n_logits = 2, .logit_rows = rows};
     KK_ASSERT_OK(kk_kv_begin_mixed(r->pool, 2, r->kv, n, hold, &err), &err);
     KK_ASSERT_OK(kk_model_forward(r->m, r->pool, &fwd, &err), &err);
-    r->dev->ops->download(r->dev, out, kk_model_logits(r->m),
-                          2 * (size_t)r->V * sizeof(float));
+    r->dev->ops->download(r->dev, out, kk_model_logits(r->m), 2 * (size_t)r->V * sizeof(float));
     kk_kv_commit(r->pool, keep);
 }
 
