@@ -33,6 +33,7 @@ typedef _Atomic int64_t kk_counter;
 
 #include "base/dtype.h"
 #include "base/err.h"
+#include "base/rng.h"
 
 /* ---- memory ------------------------------------------------------------------------------- */
 
@@ -61,6 +62,7 @@ struct kk_weight_src {
     const void *data; /* mapped source, or NULL: then read() makes elements [first, first + n) */
     const void *ctx;
     void (*read)(const void *ctx, uint64_t first, uint64_t n, void *dst); /* thread-safe */
+    const struct kk_synth *synth; /* not NULL: what read() makes, which a device may make itself */
 };
 
 /* ---- the rows a query may see ------------------------------------------------------------- */

@@ -33,6 +33,7 @@ enum {
     KK_TILE_BYTES = 256,
     KK_CUDA_SPLIT = 128, /* keys of an attention split: kk_dev.attn_split */
     KK_SUM_LANES = 256,  /* lanes of a sum over a row */
+    KK_CUDA_RING_PART = 8 << 20,
 };
 
 __host__ __device__ static inline int64_t kk__tiles(int64_t k)
@@ -167,6 +168,9 @@ extern "C" {
 /* memory.cu */
 int kk__cuda_memory_open(struct kk_cuda *, struct kk_err *);
 void kk__cuda_memory_close(struct kk_cuda *);
+/* Room for bytes <= KK_CUDA_RING_PART in pinned memory, once what used it before has passed; the
+ * caller fills it and starts a transfer from it on the device's stream. */
+char *kk__cuda_ring(struct kk_cuda *, size_t bytes);
 size_t kk__cuda_free_bytes(struct kk_dev *);
 void *kk__cuda_alloc(struct kk_dev *, size_t bytes);
 void kk__cuda_free(struct kk_dev *, void *p, size_t bytes);

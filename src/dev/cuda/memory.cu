@@ -10,7 +10,7 @@
 #include "dev/cuda/cuda_int.h"
 
 enum { PARTS = 4 };
-static const size_t PART = (size_t)4 << 20, BIG = (size_t)32 << 20;
+static const size_t PART = KK_CUDA_RING_PART, BIG = (size_t)32 << 20;
 
 struct kk_upload {
     char *ring;                /* pinned [PARTS, PART] */
@@ -172,8 +172,7 @@ void kk__cuda_host_free(struct kk_dev *dev, void *p, size_t bytes)
 
 /* ---- travelling --------------------------------------------------------------------------- */
 
-/* Room for bytes <= PART in the ring, when what used it before has passed. */
-static char *ring_take(struct kk_cuda *c, size_t bytes)
+char *kk__cuda_ring(struct kk_cuda *c, size_t bytes)
 {
     struct kk_upload *u = c->upload;
     if (u->at + bytes > PART) {
@@ -193,7 +192,7 @@ void kk__cuda_upload(struct kk_dev *dev, void *dst, const void *src, size_t byte
     kk__cuda_use(c);
     for (size_t at = 0; at < bytes;) {
         const size_t n = bytes - at < PART ? bytes - at : PART;
-        char *p = ring_take(c, n);
+        char *p = kk__cuda_ring(c, n);
         memcpy(p, (const char *)src + at, n);
         kk__cuda_latch(c,
                        cudaMemcpyAsync((char *)dst + at, p, n, cudaMemcpyHostToDevice, c->stream),
@@ -213,7 +212,7 @@ void kk__cuda_download(struct kk_dev *dev, void *dst, const void *src, size_t by
     kk__cuda_use(c);
     while (at < bytes) {
         const size_t n = bytes - at < PART ? bytes - at : PART;
-        char *p = ring_take(c, bytes > PART ? PART : n);
+        char *p = kk__cuda_ring(c, bytes > PART ? PART : n);
         kk__cuda_latch(
             c, cudaMemcpyAsync(p, (const char *)src + at, n, cudaMemcpyDeviceToHost, c->stream),
             "download");
