@@ -6,7 +6,7 @@
 namespace
 {
 
-enum { MAX_ACTIVE = 32, MAX_EXPERTS = 1024 };
+enum { MAX_ACTIVE = 32, MAX_EXPERTS = 1024, DOWN_COLUMNS = 4 };
 
 /* ---- route -------------------------------------------------------------------------------- */
 
@@ -72,6 +72,14 @@ struct router {
             choose<MAX_EXPERTS / 32>(l, scale, E, A, i, w);
     }
 };
+
+__global__ void __launch_bounds__(256) choose_rows(const __grid_constant__ router r)
+{
+    const int t = (int)(blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+    if (t < r.T) r.row(t);
+}
 
 /* Logits by the product; the last block of a slice to have them chooses for its rows. */
 template <int ROWS> struct route_job : kk_linear_job<ROWS> {
@@ -208,7 +216,7 @@ template <int ROWS> struct down_job {
     const float *weight;
     float *y;
     int F, C, stripes, columns, experts, ways, chains;
-    float total; /* of the row and output that are this thread's */
+    float total[DOWN_COLUMNS]; /* of the rows and outputs that are this thread's */
 
     __device__ int turns() const { return max(1, (*p.count + experts - 1) / experts); }
     __device__ int expert(int q, int a) const
@@ -246,20 +254,31 @@ template <int ROWS> struct down_job {
     __device__ void sum(const float *part, int q)
     {
         const int rows = kk__slice_rows<ROWS>(p.T), step = rows * 8, turn = q % turns();
-        const int column = (int)threadIdx.x / step, e = (int)threadIdx.x % step, r = e / 8;
-        const int t = (int)blockIdx.y * ROWS + r, n = output(q, column) * 8 + e % 8;
-        if (column >= columns || n >= C) return;
-        if (turn == 0) total = 0;
+        const int e = (int)threadIdx.x % step, r = e / 8, t = (int)blockIdx.y * ROWS + r;
+        int column = (int)threadIdx.x / step;
+        if (column >= (int)blockDim.x / step) return;
+#pragma unroll
+        for (int i = 0; i < DOWN_COLUMNS; i++, column += (int)blockDim.x / step) {
+            const int n = output(q, column) * 8 + e % 8;
+            if (column >= columns || n >= C) return;
+            const float *at = part + column * ways * chains * step + e;
+            total[i] = more(at, step, q, r, t, turn ? total[i] : 0);
+            if (turn == turns() - 1) y[(size_t)t * (size_t)C + (size_t)n] = total[i];
+        }
+    }
+    /* v and what the group's experts add to it: row t, r of the slice */
+    __device__ float more(const float *at, int step, int q, int r, int t, float v) const
+    {
         for (int a = 0; a < experts; a++) {
             const int x = expert(q, a);
             if (x < 0) break;
             const int slot = p.slot[x * 16 + r];
             if (slot == picks::none) continue;
-            const int s = (a / ways * columns + column) * ways + a % ways;
-            const float d = kk__chains(part + s * chains * step + e, chains, step);
-            total = __fmaf_rn(weight[t * p.A + slot], d, total);
+            const int s = a / ways * columns * ways + a % ways;
+            v = __fmaf_rn(weight[t * p.A + slot], kk__chains(at + s * chains * step, chains, step),
+                          v);
         }
-        if (turn == turns() - 1) y[(size_t)t * (size_t)C + (size_t)n] = total;
+        return v;
     }
 };
 
@@ -500,6 +519,15 @@ bool too_many(struct kk_cuda *c, int E, int A, const char *op)
 
 /* ---- launching ---------------------------------------------------------------------------- */
 
+void route_many(struct kk_cuda *c, const struct kk_route_args *a)
+{
+    float *logits = (float *)(c->scratch + c->moe_at + plan(&c->limits).logits);
+    const kk_linear_args l = {a->T, 1, a->x, {a->w}, {logits}, {}, 0};
+    const router r = {logits, a->expert_scale, a->idx, a->weight, a->T, a->E, a->A};
+    kk__cuda_linear(&c->dev, &l);
+    kk__launch(c, "route", choose_rows, dim3((unsigned)(a->T + 7) / 8), dim3(256), 0, r);
+}
+
 template <int ROWS> void route_rows(struct kk_cuda *c, const struct kk_route_args *a)
 {
     const room m = plan(&c->limits);
@@ -554,9 +582,8 @@ void down_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p, c
     j.C = (int)a->down->rows;
     j.stripes = (int)kk__stripes(j.C);
     const int64_t share = kk__block_share(c, j.stripes);
-    const kk_stream one = kk__stream_plan(a->T, j.F, ROWS, 1, 1, 0);
-    const int ways = one.ways, most = one.warps * 4 / ROWS; /* a thread has one output */
-    j.columns = (int)(share < most ? share : most);
+    const int ways = kk__stream_plan(a->T, j.F, ROWS, 1, 1, 0).ways;
+    j.columns = (int)(share < DOWN_COLUMNS ? share : (int64_t)DOWN_COLUMNS);
     const int64_t experts = ((pairs < a->E ? pairs : a->E) + ways - 1) / ways * ways;
     const kk_stream g = kk__stream_plan(a->T, j.F, ROWS, experts * j.columns, ways * j.columns,
                                         (int)picks::bytes(a->E));
@@ -627,7 +654,9 @@ void kk__cuda_route(struct kk_dev *dev, const struct kk_route_args *a)
 {
     struct kk_cuda *c = kk__cuda(dev);
     if (too_many(c, a->E, a->A, "route")) return;
-    if (a->T <= 8)
+    if (a->T > 128)
+        route_many(c, a);
+    else if (a->T <= 8)
         route_rows<8>(c, a);
     else
         route_rows<16>(c, a);

@@ -23,11 +23,12 @@
 #include "dev/cuda/cuda_int.h"
 
 enum {
-    KK_STREAM_THREADS = 512,
+    KK_STREAM_THREADS = 256,
+    KK_STREAM_DEPTH = 8,
     KK_STREAM_CHAIN = 11,            /* tiles of a chain, at most */
-    KK_STREAM_SMEM = 113 << 10,      /* of a block of up to 8 rows: two fit a multiprocessor */
+    KK_STREAM_SMEM = 113 << 10,      /* of a block, if it can be: two fit a multiprocessor */
     KK_STREAM_SMEM_MOST = 226 << 10, /* of any block */
-    KK_STREAM_SUMS = 10 << 10        /* of a group; more where one stripe has more */
+    KK_STREAM_SUMS = 8 << 10         /* of a group; more where one stripe has more */
 };
 
 struct kk_stream {
@@ -75,19 +76,12 @@ __device__ static inline void kk__bulk(void *dst, const void *src, int bytes, ui
                  : "memory");
 }
 
-__device__ static __noinline__ uint2 kk__act4_odd(const bf16 *row, int k, int K)
+/* inputs k .. k + 3 of a row of any length; zeros past its end */
+__device__ static __noinline__ uint2 kk__act4(const bf16 *row, int k, int K)
 {
     uint16_t v[4];
     for (int i = 0; i < 4; i++) v[i] = k + i < K ? __bfloat16_as_ushort(row[k + i]) : (uint16_t)0;
     return make_uint2(v[0] | (uint32_t)v[1] << 16, v[2] | (uint32_t)v[3] << 16);
-}
-
-/* inputs k .. k + 3 of a row, k a multiple of 4; zeros past its end */
-__device__ static inline uint2 kk__act4(const bf16 *row, int k, int K)
-{
-    if (!row) return make_uint2(0, 0);
-    if (K % 4) return kk__act4_odd(row, k, K);
-    return k < K ? *(const uint2 *)(row + k) : make_uint2(0, 0);
 }
 
 /* a product from the sums of its chains, `step` floats apart */
@@ -146,6 +140,7 @@ template <int ROWS, class Job> struct kk_streamer {
         bars = (uint64_t *)(smem + g.bars_at) + warp * g.depth;
         put_slot = 0;
         if (lane == 0) {
+#pragma unroll 1
             for (int i = 0; i < g.depth; i++) kk__bar_init(&bars[i], 1);
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         }
@@ -153,7 +148,10 @@ template <int ROWS, class Job> struct kk_streamer {
     }
 
     /* tiles of chain c */
-    __device__ int tiles_of(int c) const { return min(g.chain, g.tiles - c * g.chain); }
+    __device__ int tiles_of(int c) const
+    {
+        return min(g.chain, g.tiles - c * g.chain);
+    }
 
     /* by lane 0: bring the next piece in */
     __device__ void put()
@@ -185,11 +183,54 @@ template <int ROWS, class Job> struct kk_streamer {
         const bf16 *lo = job.row(q, s, lane / 4);
         const bf16 *hi = ROWS == 16 ? job.row(q, s, lane / 4 + 8) : NULL;
         const int k = c * g.chain * KK_TILE_K + lane % 4 * 4, n = tiles_of(c);
+        if (g.K % 4 == 0) {
+            fetch(a, lo, k, n);
+            if (ROWS == 16) fetch(b, hi, k, n);
+            return;
+        }
+#pragma unroll
+        for (int t = 0; t < KK_STREAM_CHAIN; t++) {
+            const int at = t < n ? k + t * KK_TILE_K : g.K;
+            a[t] = lo ? kk__act4(lo, at, g.K) : make_uint2(0, 0);
+            if (ROWS == 16) b[t] = hi ? kk__act4(hi, at, g.K) : make_uint2(0, 0);
+        }
+    }
+
+    /* inputs k .. k + 3 of each tile, zeros past the row's end, which is a multiple of 4 */
+    __device__ void fetch(uint2 (&a)[KK_STREAM_CHAIN], const bf16 *row, int k, int n) const
+    {
+        const int end = row ? min(g.K - k, n * KK_TILE_K) : 0;
+#pragma unroll
+        for (int t = 0; t < KK_STREAM_CHAIN; t++) {
+            a[t] = make_uint2(0, 0);
+            if (t * KK_TILE_K < end) a[t] = *(const uint2 *)(row + k + t * KK_TILE_K);
+        }
+    }
+
+    /* n tiles: weights are on their way from shared memory before they are used */
+    template <int n>
+    __device__ void multiply(float (&d)[4], const uint2 *w, const uint2 (&a)[KK_STREAM_CHAIN],
+                             const uint2 (&b)[KK_STREAM_CHAIN]) const
+    {
+        uint2 v[n];
+#pragma unroll
+        for (int t = 0; t < n; t++) v[t] = w[t * (KK_TILE_BYTES / 8)];
+#pragma unroll
+        for (int t = 0; t < n; t++) {
+            kk__mma(d, a[t].x, ROWS == 16 ? b[t].x : 0, a[t].y, ROWS == 16 ? b[t].y : 0, v[t].x,
+                    v[t].y);
+        }
+    }
+
+    __device__ void few(float (&d)[4], const uint2 *w, const uint2 (&a)[KK_STREAM_CHAIN],
+                        const uint2 (&b)[KK_STREAM_CHAIN], int n) const
+    {
 #pragma unroll
         for (int t = 0; t < KK_STREAM_CHAIN; t++)
             if (t < n) {
-                a[t] = kk__act4(lo, k + t * KK_TILE_K, g.K);
-                if (ROWS == 16) b[t] = kk__act4(hi, k + t * KK_TILE_K, g.K);
+                const uint2 v = w[t * (KK_TILE_BYTES / 8)];
+                kk__mma(d, a[t].x, ROWS == 16 ? b[t].x : 0, a[t].y, ROWS == 16 ? b[t].y : 0, v.x,
+                        v.y);
             }
     }
 
@@ -212,13 +253,12 @@ template <int ROWS, class Job> struct kk_streamer {
                 kk__bar_wait(&bars[slot], phase);
                 const uint2 *w = (const uint2 *)(ring + slot * g.chain * KK_TILE_BYTES) + lane;
                 float d[4] = {0, 0, 0, 0};
-#pragma unroll
-                for (int t = 0; t < KK_STREAM_CHAIN; t++)
-                    if (t < n) {
-                        const uint2 v = w[t * (KK_TILE_BYTES / 8)];
-                        kk__mma(d, a[t].x, ROWS == 16 ? b[t].x : 0, a[t].y, ROWS == 16 ? b[t].y : 0,
-                                v.x, v.y);
-                    }
+                if (n == 11)
+                    multiply<11>(d, w, a, b);
+                else if (n == 8)
+                    multiply<8>(d, w, a, b);
+                else
+                    few(d, w, a, b, n);
                 __syncwarp();
                 if (lane == 0) put();
                 if (++slot == g.depth) {
@@ -237,7 +277,7 @@ template <int ROWS, class Job> struct kk_streamer {
 };
 
 template <int ROWS, class Job>
-__global__ void __launch_bounds__(KK_STREAM_THREADS, ROWS == 8 ? 2 : 1)
+__global__ void __launch_bounds__(KK_STREAM_THREADS, 2)
     kk__stream(const __grid_constant__ kk_stream g, const __grid_constant__ Job given)
 {
     extern __shared__ __align__(128) char smem[];
@@ -271,7 +311,7 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     g.tiles = (int)kk__tiles(K);
     g.chain = kk__chain_tiles(g.tiles);
     g.chains = (g.tiles + g.chain - 1) / g.chain;
-    for (int w = KK_STREAM_THREADS / 32; w >= 8; w--) {
+    for (int w = KK_STREAM_THREADS / 32; w >= 4; w--) {
         const int ways = w / g.chains > 1 ? w / g.chains : 1, turns = (g.chains + w - 1) / w;
         const double busy = (double)(g.chains * ways) / (turns * w);
         if (busy <= best) continue;
@@ -281,18 +321,18 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     }
     const int sums = g.chains * (T < rows ? T : rows) * 32; /* bytes, of a stripe */
     const int piece = g.chain * KK_TILE_BYTES + 8;
-    const int most = rows == 8 ? KK_STREAM_SMEM : KK_STREAM_SMEM_MOST;
     int64_t slots = KK_STREAM_SUMS / sums;
     if (slots < 4 * g.ways) slots = 4 * g.ways;
     if (slots * sums > 4 * KK_STREAM_SUMS) slots = 4 * KK_STREAM_SUMS / sums;
     if (slots > share) slots = share;
     slots = slots < parts ? parts : slots / parts * parts;
     g.slots = (int)slots;
-    const int all = g.slots * sums, spare = most - table_bytes - 256 - 2 * g.warps * piece;
-    const int buffers = 2 * all <= spare ? 2 : 1;
+    const int all = g.slots * sums, two = 2 * g.warps * piece, fixed = table_bytes + 256;
+    const int most = fixed + two + all <= KK_STREAM_SMEM ? KK_STREAM_SMEM : KK_STREAM_SMEM_MOST;
+    const int buffers = fixed + 2 * two + 2 * all <= most ? 2 : 1;
     g.part_floats = buffers == 2 ? all / 4 : 0;
-    g.depth = (most - table_bytes - 256 - buffers * all) / (g.warps * piece);
-    g.depth = g.depth < 1 ? 1 : g.depth > 4 ? 4 : g.depth;
+    g.depth = (most - fixed - buffers * all) / (g.warps * piece);
+    g.depth = g.depth < 1 ? 1 : g.depth > KK_STREAM_DEPTH ? KK_STREAM_DEPTH : g.depth;
     g.part_at = g.warps * g.depth * g.chain * KK_TILE_BYTES;
     g.bars_at = g.part_at + buffers * all;
     g.tables_at = g.bars_at + (g.warps * g.depth * 8 + 15) / 16 * 16;
