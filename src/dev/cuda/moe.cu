@@ -454,7 +454,7 @@ struct down_tiles {
     }
 };
 
-/* A block for each row. */
+/* A block for each row; C is a multiple of 4. */
 __global__ void __launch_bounds__(COMBINE_THREADS)
     combine(const int32_t *idx, const float *weight, const int *where, const float *d, int A, int C,
             float *y)
@@ -471,12 +471,17 @@ __global__ void __launch_bounds__(COMBINE_THREADS)
         times[before] = weight[t * A + mine];
     }
     __syncthreads();
-    for (int c = mine; c < C; c += COMBINE_THREADS) {
-        float v = 0;
+    for (int c = mine * 4; c < C; c += COMBINE_THREADS * 4) {
+        float4 v = {0, 0, 0, 0};
 #pragma unroll 8
-        for (int i = 0; i < A; i++)
-            v = __fmaf_rn(times[i], d[(size_t)place[i] * (size_t)C + (size_t)c], v);
-        y[(size_t)t * (size_t)C + (size_t)c] = v;
+        for (int i = 0; i < A; i++) {
+            const float4 x = *(const float4 *)(d + (size_t)place[i] * (size_t)C + (size_t)c);
+            v.x = __fmaf_rn(times[i], x.x, v.x);
+            v.y = __fmaf_rn(times[i], x.y, v.y);
+            v.z = __fmaf_rn(times[i], x.z, v.z);
+            v.w = __fmaf_rn(times[i], x.w, v.w);
+        }
+        *(float4 *)(y + (size_t)t * (size_t)C + (size_t)c) = v;
     }
 }
 
