@@ -280,7 +280,7 @@ template <int ROWS, class Job>
 __global__ void __launch_bounds__(KK_STREAM_THREADS, 2)
     kk__stream(const __grid_constant__ kk_stream g, const __grid_constant__ Job given)
 {
-    extern __shared__ __align__(128) char smem[];
+    extern __shared__ __align__(1024) char smem[];
     Job job = given;
     kk_streamer<ROWS, Job> s(g, job, smem);
     if (Job::early) {
