@@ -28,7 +28,8 @@ enum {
     KK_STREAM_CHAIN = 11,            /* tiles of a chain, at most */
     KK_STREAM_SMEM = 113 << 10,      /* of a block, if it can be: two fit a multiprocessor */
     KK_STREAM_SMEM_MOST = 226 << 10, /* of any block */
-    KK_STREAM_SUMS = 8 << 10         /* of a group; more where one stripe has more */
+    KK_STREAM_SUMS = 16 << 10,       /* of a group: enough, and more for a few stripes at least */
+    KK_STREAM_SUMS_MOST = 64 << 10
 };
 
 struct kk_stream {
@@ -93,6 +94,17 @@ __device__ static inline float kk__chains(const float *part, int chains, int ste
     return v;
 }
 
+/* x / d for x d < 2^32 */
+struct kk_div {
+    uint32_t d, m;
+    __host__ __device__ kk_div(int by = 1)
+        : d((uint32_t)by), m(by > 1 ? (uint32_t)(((1ull << 32) + (uint32_t)by - 1) / by) : 0)
+    {
+    }
+    __device__ int of(int x) const { return m ? (int)__umulhi((uint32_t)x, m) : x; }
+    __device__ int rest(int x) const { return x - of(x) * (int)d; }
+};
+
 /* rows of a slice */
 template <int ROWS> __device__ static inline int kk__slice_rows(int T)
 {
@@ -102,25 +114,28 @@ template <int ROWS> __device__ static inline int kk__slice_rows(int T)
 /* Where a warp is among its pieces. */
 template <class Job> struct kk_walk {
     int q, c, s, slots; /* group, chain, slot; slots of the group */
+    int first_c, first_s;
 
     __device__ void start(const kk_stream &g, const Job &job, int groups, int warp)
     {
         q = warp < g.chains * g.ways ? 0 : groups;
-        c = warp % g.chains;
-        s = warp / g.chains;
+        c = first_c = warp % g.chains;
+        s = first_s = warp / g.chains;
         slots = q < groups ? job.slots(0) : 0;
     }
-    /* to the next piece of group q, or false at its end: then q is the next group */
-    __device__ bool next(const kk_stream &g, const Job &job, int groups, int warp)
+    __device__ void next(const kk_stream &g, const Job &job, int groups)
     {
         s += g.ways;
-        if (s < slots) return true;
-        s = warp / g.chains;
+        if (s < slots) return;
+        s = first_s;
         c += g.warps;
-        if (c < g.chains) return true;
-        c = warp % g.chains;
+        if (c < g.chains) return;
+        c = first_c;
         if (++q < groups) slots = job.slots(q);
-        return false;
+    }
+    __device__ bool any(const Job &job) const
+    {
+        return s < slots && (!Job::gaps || job.stripe(q, s));
     }
 };
 
@@ -159,7 +174,7 @@ template <int ROWS, class Job> struct kk_streamer {
         while (ahead.q < groups) {
             const int q = ahead.q, c = ahead.c, s = ahead.s;
             const char *w = s < ahead.slots ? job.stripe(q, s) : NULL;
-            ahead.next(g, job, groups, warp);
+            ahead.next(g, job, groups);
             if (!w) continue;
             kk__bulk(ring + put_slot * g.chain * KK_TILE_BYTES,
                      w + (size_t)c * (size_t)g.chain * KK_TILE_BYTES, tiles_of(c) * KK_TILE_BYTES,
@@ -234,22 +249,40 @@ template <int ROWS, class Job> struct kk_streamer {
             }
     }
 
+    /* With registers to spare, the inputs of the piece after this are on their way by then. */
     __device__ void run(float *part)
     {
         const int rows = kk__slice_rows<ROWS>(g.T);
-        uint2 a[KK_STREAM_CHAIN], b[KK_STREAM_CHAIN];
-        int have_c = -1, have_x = -1, slot = 0, phase = 0;
+        uint2 a[KK_STREAM_CHAIN], b[KK_STREAM_CHAIN], next[KK_STREAM_CHAIN];
+        int have_c = -1, have_x = -1, next_c = -1, next_x = -1, slot = 0, phase = 0;
         kk_walk<Job> at;
         at.start(g, job, groups, warp);
         for (int q = 0; q < groups; q++) {
             float *to = part + (q & 1) * g.part_floats;
-            for (bool more = at.q == q; more; more = at.next(g, job, groups, warp)) {
+            while (at.q == q) {
                 const int c = at.c, s = at.s, n = tiles_of(c);
-                if (s >= at.slots || (Job::gaps && !job.stripe(q, s))) continue;
+                const bool any = at.any(job);
+                at.next(g, job, groups);
+                if (!any) continue;
                 const int x = job.inputs(q, s);
-                if (c != have_c || x != have_x) load(a, b, q, s, c);
-                have_c = c;
-                have_x = x;
+                if (c != have_c || x != have_x) {
+                    if (ROWS == 8 && c == next_c && x == next_x) {
+#pragma unroll
+                        for (int t = 0; t < KK_STREAM_CHAIN; t++) a[t] = next[t];
+                    } else {
+                        load(a, b, q, s, c);
+                    }
+                    have_c = c;
+                    have_x = x;
+                }
+                if (ROWS == 8 && at.q < groups && at.any(job)) {
+                    const int then_x = job.inputs(at.q, at.s);
+                    if (at.c != c || then_x != x) {
+                        load(next, b, at.q, at.s, at.c);
+                        next_c = at.c;
+                        next_x = then_x;
+                    }
+                }
                 kk__bar_wait(&bars[slot], phase);
                 const uint2 *w = (const uint2 *)(ring + slot * g.chain * KK_TILE_BYTES) + lane;
                 float d[4] = {0, 0, 0, 0};
@@ -322,8 +355,8 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     const int sums = g.chains * (T < rows ? T : rows) * 32; /* bytes, of a stripe */
     const int piece = g.chain * KK_TILE_BYTES + 8;
     int64_t slots = KK_STREAM_SUMS / sums;
-    if (slots < 4 * g.ways) slots = 4 * g.ways;
-    if (slots * sums > 4 * KK_STREAM_SUMS) slots = 4 * KK_STREAM_SUMS / sums;
+    if (slots < 12 * g.ways) slots = 12 * g.ways;
+    if (slots * sums > KK_STREAM_SUMS_MOST) slots = KK_STREAM_SUMS_MOST / sums;
     if (slots > share) slots = share;
     slots = slots < parts ? parts : slots / parts * parts;
     g.slots = (int)slots;
