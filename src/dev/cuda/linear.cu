@@ -6,7 +6,7 @@ namespace
 
 /* act(gate x) * (up x): slots 2 i and 2 i + 1 are a stripe of gate and one of up */
 template <int ROWS> struct glu_job {
-    static constexpr bool early = true, gaps = false;
+    static constexpr bool early = true;
     const char *gate, *up;
     const bf16 *x;
     bf16 *y;

@@ -149,7 +149,7 @@ struct picks {
 /* h[row, choice, F] = act(gate x) * (up x). An item is 8 numbers of one expert: a stripe of gate,
  * one of up, or the two that the 8 lie in where F is no multiple of 8 (PARTS 3). */
 template <int ROWS, int PARTS> struct gate_up_job {
-    static constexpr bool early = false, gaps = PARTS == 3;
+    static constexpr bool early = false;
     picks p;
     const char *w;
     size_t mat_bytes, stripe_bytes;
@@ -172,15 +172,22 @@ template <int ROWS, int PARTS> struct gate_up_job {
     __device__ void finish() {}
     __device__ int groups() const { return (mine() + most - 1) / most; }
     __device__ int slots(int q) const { return min(most, mine() - q * most); }
+    /* which stripe of its matrix */
+    __device__ int which(int i, int part) const
+    {
+        const int n = items.rest(i);
+        return part ? (F + n * 8) / 8 + part - 1 : n;
+    }
     __device__ const char *stripe(int q, int s) const
     {
-        const int i = item(q, s), a = items.of(i), part = s % PARTS;
-        int n = items.rest(i);
-        if (part) n = (F + n * 8) / 8 + part - 1;
+        const int i = item(q, s), n = which(i, s % PARTS);
         if (n >= total) return NULL;
-        return w + (size_t)p.list[a] * mat_bytes + (size_t)n * stripe_bytes;
+        return w + (size_t)p.list[items.of(i)] * mat_bytes + (size_t)n * stripe_bytes;
     }
-    __device__ int inputs(int, int) const { return 0; }
+    __device__ int inputs(int q, int s) const
+    {
+        return PARTS == 3 && which(item(q, s), s % PARTS) >= total ? -1 : 0;
+    }
     __device__ const bf16 *row(int, int, int r) const
     {
         r += (int)blockIdx.y * ROWS;
@@ -209,7 +216,7 @@ template <int ROWS, int PARTS> struct gate_up_job {
  * experts is read before gate_up has ended: it waited for what wrote idx and weight before it let
  * this kernel start. */
 template <int ROWS> struct down_job {
-    static constexpr bool early = true, gaps = true;
+    static constexpr bool early = true;
     picks p;
     const char *w;
     size_t mat_bytes, stripe_bytes;
@@ -251,7 +258,10 @@ template <int ROWS> struct down_job {
         if (e < 0 || n >= stripes) return NULL;
         return w + (size_t)e * mat_bytes + (size_t)n * stripe_bytes;
     }
-    __device__ int inputs(int q, int s) const { return expert(q, of_slot(s)); }
+    __device__ int inputs(int q, int s) const
+    {
+        return output(q, columns.rest(ways.of(s))) < stripes ? expert(q, of_slot(s)) : -1;
+    }
     __device__ const bf16 *row(int q, int s, int r) const
     {
         const int slot = p.slot[expert(q, of_slot(s)) * 16 + r];

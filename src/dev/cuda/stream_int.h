@@ -11,9 +11,8 @@
  *   begin(tables)    by all threads
  *   groups()         of this block
  *   slots(q)         stripes of group q
- *   gaps             some slots may have none
- *   stripe(q, s)     of slot s, or NULL
- *   inputs(q, s)     which rows it is multiplied with: equal numbers, equal rows
+ *   inputs(q, s)     of slot s: -1 if it has no stripe; equal numbers: the same rows of x
+ *   stripe(q, s)     or NULL
  *   row(q, s, r)     row r of them, or NULL
  *   sum(part, q)     by all threads: part[s * chains + chain][row][output] has what is needed
  *   finish()         by all threads */
@@ -23,12 +22,11 @@
 #include "dev/cuda/cuda_int.h"
 
 enum {
-    KK_STREAM_THREADS = 256,
+    KK_STREAM_THREADS = 512,
     KK_STREAM_DEPTH = 8,
-    KK_STREAM_CHAIN = 11,            /* tiles of a chain, at most */
-    KK_STREAM_SMEM = 113 << 10,      /* of a block, if it can be: two fit a multiprocessor */
-    KK_STREAM_SMEM_MOST = 226 << 10, /* of any block */
-    KK_STREAM_SUMS = 16 << 10,       /* of a group: enough, and more for a few stripes at least */
+    KK_STREAM_CHAIN = 11,       /* tiles of a chain, at most */
+    KK_STREAM_SMEM = 226 << 10, /* of a block */
+    KK_STREAM_SUMS = 16 << 10,  /* of a group: enough, and more for a few stripes at least */
     KK_STREAM_SUMS_MOST = 64 << 10
 };
 
@@ -133,9 +131,10 @@ template <class Job> struct kk_walk {
         c = first_c;
         if (++q < groups) slots = job.slots(q);
     }
-    __device__ bool any(const Job &job) const
+    /* inputs of the piece, -1: there is none */
+    __device__ int inputs(const Job &job, int groups) const
     {
-        return s < slots && (!Job::gaps || job.stripe(q, s));
+        return q < groups && s < slots ? job.inputs(q, s) : -1;
     }
 };
 
@@ -257,14 +256,14 @@ template <int ROWS, class Job> struct kk_streamer {
         int have_c = -1, have_x = -1, next_c = -1, next_x = -1, slot = 0, phase = 0;
         kk_walk<Job> at;
         at.start(g, job, groups, warp);
+        int at_x = at.inputs(job, groups);
         for (int q = 0; q < groups; q++) {
             float *to = part + (q & 1) * g.part_floats;
             while (at.q == q) {
-                const int c = at.c, s = at.s, n = tiles_of(c);
-                const bool any = at.any(job);
+                const int c = at.c, s = at.s, n = tiles_of(c), x = at_x;
                 at.next(g, job, groups);
-                if (!any) continue;
-                const int x = job.inputs(q, s);
+                at_x = at.inputs(job, groups);
+                if (x < 0) continue;
                 if (c != have_c || x != have_x) {
                     if (ROWS == 8 && c == next_c && x == next_x) {
 #pragma unroll
@@ -275,13 +274,10 @@ template <int ROWS, class Job> struct kk_streamer {
                     have_c = c;
                     have_x = x;
                 }
-                if (ROWS == 8 && at.q < groups && at.any(job)) {
-                    const int then_x = job.inputs(at.q, at.s);
-                    if (at.c != c || then_x != x) {
-                        load(next, b, at.q, at.s, at.c);
-                        next_c = at.c;
-                        next_x = then_x;
-                    }
+                if (ROWS == 8 && at_x >= 0 && (at.c != c || at_x != x)) {
+                    load(next, b, at.q, at.s, at.c);
+                    next_c = at.c;
+                    next_x = at_x;
                 }
                 kk__bar_wait(&bars[slot], phase);
                 const uint2 *w = (const uint2 *)(ring + slot * g.chain * KK_TILE_BYTES) + lane;
@@ -310,7 +306,7 @@ template <int ROWS, class Job> struct kk_streamer {
 };
 
 template <int ROWS, class Job>
-__global__ void __launch_bounds__(KK_STREAM_THREADS, 2)
+__global__ void __launch_bounds__(KK_STREAM_THREADS, 1)
     kk__stream(const __grid_constant__ kk_stream g, const __grid_constant__ Job given)
 {
     extern __shared__ __align__(1024) char smem[];
@@ -344,7 +340,7 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     g.tiles = (int)kk__tiles(K);
     g.chain = kk__chain_tiles(g.tiles);
     g.chains = (g.tiles + g.chain - 1) / g.chain;
-    for (int w = KK_STREAM_THREADS / 32; w >= 4; w--) {
+    for (int w = KK_STREAM_THREADS / 32; w >= 8; w--) {
         const int ways = w / g.chains > 1 ? w / g.chains : 1, turns = (g.chains + w - 1) / w;
         const double busy = (double)(g.chains * ways) / (turns * w);
         if (busy <= best) continue;
@@ -360,11 +356,10 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     if (slots > share) slots = share;
     slots = slots < parts ? parts : slots / parts * parts;
     g.slots = (int)slots;
-    const int all = g.slots * sums, two = 2 * g.warps * piece, fixed = table_bytes + 256;
-    const int most = fixed + two + all <= KK_STREAM_SMEM ? KK_STREAM_SMEM : KK_STREAM_SMEM_MOST;
-    const int buffers = fixed + 2 * two + 2 * all <= most ? 2 : 1;
+    const int all = g.slots * sums, three = 3 * g.warps * piece, fixed = table_bytes + 256;
+    const int buffers = fixed + three + 2 * all <= KK_STREAM_SMEM ? 2 : 1;
     g.part_floats = buffers == 2 ? all / 4 : 0;
-    g.depth = (most - fixed - buffers * all) / (g.warps * piece);
+    g.depth = (KK_STREAM_SMEM - fixed - buffers * all) / (g.warps * piece);
     g.depth = g.depth < 1 ? 1 : g.depth > KK_STREAM_DEPTH ? KK_STREAM_DEPTH : g.depth;
     g.part_at = g.warps * g.depth * g.chain * KK_TILE_BYTES;
     g.bars_at = g.part_at + buffers * all;
@@ -409,7 +404,7 @@ struct kk_matrix {
 };
 
 template <int ROWS> struct kk_linear_job {
-    static constexpr bool early = true, gaps = false;
+    static constexpr bool early = true;
     kk_matrix m0, m1, m2;
     const bf16 *x;
     float softcap;
@@ -439,8 +434,9 @@ template <int ROWS> struct kk_linear_job {
     __device__ const char *stripe(int q, int s) const
     {
         const int i = index(q, s);
-        const kk_matrix m = of(i);
-        return m.w + (size_t)(i - m.first) * stripe_bytes;
+        const char *w = i < m1.first ? m0.w : i < m2.first ? m1.w : m2.w;
+        const int first = i < m1.first ? 0 : i < m2.first ? m1.first : m2.first;
+        return w + (size_t)(unsigned)(i - first) * stripe_bytes;
     }
     __device__ int inputs(int, int) const { return 0; }
     __device__ const bf16 *row(int, int, int r) const
