@@ -40,7 +40,7 @@ struct kk_large {
 /* Rows of a tile as they are multiplied: n, made up with zeros. */
 __host__ __device__ static inline int kk__large_rows(int n)
 {
-    return n <= 128 ? (n + 31) / 32 * 32 : KK_LARGE_ROWS;
+    return (n + 31) / 32 * 32;
 }
 
 #ifdef __CUDACC__
@@ -116,6 +116,32 @@ template <> __device__ inline void kk__wgmma<128>(float (&d)[64], uint64_t a, ui
                    "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]),
                    "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
                  : "l"(a), "l"(b), "r"(add));
+}
+
+template <> __device__ inline void kk__wgmma<160>(float (&d)[80], uint64_t a, uint64_t b, int add)
+{
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %82, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+        "}, %80, %81, p, 1, 1, 0, 0;}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+          "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+          "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
+          "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
+          "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
+          "+f"(d[63]), "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]),
+          "+f"(d[70]), "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]),
+          "+f"(d[77]), "+f"(d[78]), "+f"(d[79])
+        : "l"(a), "l"(b), "r"(add));
 }
 
 template <> __device__ inline void kk__wgmma<192>(float (&d)[96], uint64_t a, uint64_t b, int add)
@@ -342,6 +368,9 @@ __device__ static void kk__large_multiply(const kk_large &g, Job &job, kk_ring &
         case 128:
             kk_product<128>().run(g, job, ring);
             break;
+        case 160:
+            kk_product<160>().run(g, job, ring);
+            break;
         default:
             kk_product<192>().run(g, job, ring);
         }
@@ -399,11 +428,10 @@ static inline kk_large kk__large_plan(int64_t K, int table_bytes)
  * that the last round of blocks is not a waste. */
 static inline int kk__large_tile_rows(const struct kk_cuda *c, int T, int64_t columns)
 {
-    static const int sizes[] = {192, 128, 96, 64, 32};
+    static const int sizes[] = {192, 160, 128, 96, 64, 32};
     int best = 0;
     int64_t least = 0;
-    for (int i = 0; i < 5; i++) {
-        if (sizes[i] > KK_LARGE_ROWS) continue;
+    for (int i = 0; i < 6; i++) {
         const int64_t tiles = (T + sizes[i] - 1) / sizes[i] * columns;
         const int64_t cost = (tiles + c->sms - 1) / c->sms * (sizes[i] + 24);
         if (best && cost >= least) continue;
