@@ -1,7 +1,7 @@
 /* Private to dev/cuda: products of many rows, bound by the tensor cores (or by the bytes of the
  * weights, where rows are few for each expert).
  *
- * A tile is 16 stripes (128 outputs) by up to 192 rows of x. Four warps bring both into a ring in
+ * A tile is 16 stripes (128 outputs) by up to 192 rows of x. Eight warps bring both into a ring in
  * shared memory, 4 tiles of inputs at a time, 16 bytes a thread, 8 threads 128 bytes that follow
  * each other, put where wgmma looks for them when it swizzles: x by 128 bytes, tiles of weights by
  * 32. Two groups of four warps multiply, each
@@ -24,10 +24,11 @@
 
 enum {
     KK_LARGE_STRIPES = 16,
-    KK_LARGE_ROWS = 192,    /* of a tile, at most */
-    KK_LARGE_STEP = 4,      /* tiles of inputs in a slot of the ring */
-    KK_LARGE_SLOTS = 5,     /* of the ring */
-    KK_LARGE_THREADS = 384, /* two groups multiply, one loads */
+    KK_LARGE_ROWS = 192, /* of a tile, at most */
+    KK_LARGE_STEP = 4,   /* tiles of inputs in a slot of the ring */
+    KK_LARGE_SLOTS = 5,  /* of the ring */
+    KK_LARGE_LOAD_WARPS = 8,
+    KK_LARGE_THREADS = 256 + KK_LARGE_LOAD_WARPS * 32, /* two groups multiply, the others load */
     KK_LARGE_W_BYTES = KK_LARGE_STRIPES * KK_LARGE_STEP * KK_TILE_BYTES,
     KK_LARGE_SLOT_BYTES = KK_LARGE_W_BYTES + KK_LARGE_ROWS * KK_LARGE_STEP * KK_TILE_K * 2,
 };
@@ -211,24 +212,28 @@ struct kk_ring {
     }
 };
 
-/* ---- the four warps that load ------------------------------------------------------------- */
+/* ---- the warps that load ------------------------------------------------------------- */
 
-enum { KK_LARGE_LOADS = KK_LARGE_ROWS / 16 }; /* of x by a thread, for a step */
+enum { /* of a loading warp: stripes; rows of x at a time and how often */
+       KK_LOAD_STRIPES = KK_LARGE_STRIPES / KK_LARGE_LOAD_WARPS,
+       KK_LOAD_ROWS = KK_LARGE_LOAD_WARPS * 4,
+       KK_LARGE_LOADS = KK_LARGE_ROWS / KK_LOAD_ROWS
+};
 
 struct kk_loader {
     kk_ring ring;
     int warp, lane;
-    uint32_t to_w, to_x;          /* where a thread's first part of each goes in a slot */
-    const char *w[4];             /* this warp's stripes */
-    uint32_t row[KK_LARGE_LOADS]; /* a thread's parts of rows, in 8 numbers from job.x() */
+    uint32_t to_w, to_x;            /* where a thread's first part of each goes in a slot */
+    const char *w[KK_LOAD_STRIPES]; /* this warp's stripes */
+    uint32_t row[KK_LARGE_LOADS];   /* a thread's parts of rows, in 8 numbers from job.x() */
 
     __device__ kk_loader(const kk_ring &r)
     {
         ring = r;
-        warp = (int)threadIdx.x / 32 % 4;
+        warp = (int)threadIdx.x / 32 - 8;
         lane = (int)threadIdx.x % 32;
         const int x = warp * 4 + lane / 8;
-        to_w = (uint32_t)(warp * 4096 + (lane * 16 ^ (lane & 8) << 1));
+        to_w = (uint32_t)(warp * KK_LOAD_STRIPES * 1024 + (lane * 16 ^ (lane & 8) << 1));
         to_x = (uint32_t)(KK_LARGE_W_BYTES + x * 128 + (lane % 8 ^ x % 8) * 16);
     }
 
@@ -236,10 +241,11 @@ struct kk_loader {
     template <class Job> __device__ void open(const Job &job, int K)
     {
 #pragma unroll
-        for (int s = 0; s < 4; s++) w[s] = job.stripe(warp * 4 + s) + lane * 16;
+        for (int s = 0; s < KK_LOAD_STRIPES; s++)
+            w[s] = job.stripe(warp * KK_LOAD_STRIPES + s) + lane * 16;
 #pragma unroll
         for (int i = 0; i < KK_LARGE_LOADS; i++) {
-            const int r = min(i * 16 + warp * 4 + lane / 8, job.n - 1);
+            const int r = min(i * KK_LOAD_ROWS + warp * 4 + lane / 8, job.n - 1);
             row[i] = (uint32_t)job.row(r) * (uint32_t)(K / 8) + (uint32_t)(lane % 8);
         }
     }
@@ -251,7 +257,7 @@ struct kk_loader {
         const uint32_t at = ring.at();
         const int size = k + lane % 8 * 8 < K ? 16 : 0; /* else zeros */
 #pragma unroll
-        for (int s = 0; s < 4; s++) {
+        for (int s = 0; s < KK_LOAD_STRIPES; s++) {
             if (lane / 16 < n) kk__copy16(at + to_w + (uint32_t)s * 1024, w[s], 16);
             if (lane / 16 + 2 < n) kk__copy16(at + to_w + (uint32_t)s * 1024 + 512, w[s] + 512, 16);
             w[s] += n * KK_TILE_BYTES;
@@ -259,8 +265,8 @@ struct kk_loader {
         if (lane % 8 < 2 * n)
 #pragma unroll
             for (int i = 0; i < KK_LARGE_LOADS; i++)
-                if (i * 16 < rows)
-                    kk__copy16(at + to_x + (uint32_t)i * 2048,
+                if (i * KK_LOAD_ROWS < rows)
+                    kk__copy16(at + to_x + (uint32_t)i * (KK_LOAD_ROWS * 128),
                                x + (size_t)(row[i] + (uint32_t)(k / 8)) * 8, size);
         asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(
                          kk__shared(&ring.full[ring.slot]))
@@ -387,7 +393,7 @@ __global__ void __launch_bounds__(KK_LARGE_THREADS, 1)
     Job job = given;
     if (threadIdx.x == 0) {
         for (int i = 0; i < KK_LARGE_SLOTS; i++) {
-            kk__bar_init(&full[i], 128);
+            kk__bar_init(&full[i], KK_LARGE_LOAD_WARPS * 32);
             kk__bar_init(&empty[i], 8);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -398,10 +404,10 @@ __global__ void __launch_bounds__(KK_LARGE_THREADS, 1)
     job.begin(smem + g.tables_at);
     kk_ring ring = {smem, full, empty, 0, 0};
     if (threadIdx.x >= 256) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         kk__large_load(g, job, ring);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
         kk__large_multiply(g, job, ring);
     }
 }
@@ -424,18 +430,17 @@ static inline kk_large kk__large_plan(int64_t K, int table_bytes)
     return g;
 }
 
-/* How many of T rows a tile should have where all rows meet the same `columns` tiles of outputs: so
- * that the last round of blocks is not a waste. */
+/* How many of T rows a tile should have where all rows meet the same `columns` tiles of outputs: a
+ * round of blocks takes as long as its bytes, which are as rows + outputs. */
 static inline int kk__large_tile_rows(const struct kk_cuda *c, int T, int64_t columns)
 {
-    static const int sizes[] = {192, 160, 128, 96, 64, 32};
     int best = 0;
     int64_t least = 0;
-    for (int i = 0; i < 6; i++) {
-        const int64_t tiles = (T + sizes[i] - 1) / sizes[i] * columns;
-        const int64_t cost = (tiles + c->sms - 1) / c->sms * (sizes[i] + 24);
+    for (int rows = KK_LARGE_ROWS; rows; rows -= 32) {
+        const int64_t tiles = (T + rows - 1) / rows * columns;
+        const int64_t cost = (tiles + c->sms - 1) / c->sms * (rows + KK_LARGE_STRIPES * 8);
         if (best && cost >= least) continue;
-        best = sizes[i];
+        best = rows;
         least = cost;
     }
     return best;
