@@ -186,8 +186,7 @@ __device__ static void mask_max(const struct kk_attn_job &job, const struct kk_a
 __device__ static inline float max8(const float *x)
 {
     const float4 a = *(const float4 *)x, b = *(const float4 *)(x + 4);
-    return fmaxf(fmaxf(fmaxf(a.x, a.y), fmaxf(a.z, a.w)),
-                 fmaxf(fmaxf(b.x, b.y), fmaxf(b.z, b.w)));
+    return fmaxf(fmaxf(fmaxf(a.x, a.y), fmaxf(a.z, a.w)), fmaxf(fmaxf(b.x, b.y), fmaxf(b.z, b.w)));
 }
 
 __device__ static inline float sum8(const float *x)
@@ -361,9 +360,8 @@ __global__ void __launch_bounds__(THREADS, 1) k_attn(const __grid_constant__ str
     float2 row; /* of pair threadIdx.x */
 
     cudaGridDependencySynchronize();
-    const int all = kk__attn_plan(job, plan, [&](int b, int t0, int rows) {
-        return work_of<WALK>(job, b, t0, rows);
-    });
+    const int all = kk__attn_plan(
+        job, plan, [&](int b, int t0, int rows) { return work_of<WALK>(job, b, t0, rows); });
     int steps = ((int)all - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
     if ((int)blockIdx.x >= all) return;
     for (int d = threadIdx.x; KV == DERIVED && d < a.D; d += THREADS) norm[d] = a.k_norm[d];
@@ -383,7 +381,8 @@ __global__ void __launch_bounds__(THREADS, 1) k_attn(const __grid_constant__ str
     auto load = [&](int n, int value) {
         const struct kk_attn_tile &t = works[WALK ? 0 : n % 2].tile;
         const int split = WALK ? kk__attn_split_at(t.sight, n) : works[n % 2].split;
-        load16(job, t, split * S + warp * 16, (size_t)(t.g * a.D * 2 + (value && KV != DERIVED ? G2 : 0)),
+        load16(job, t, split * S + warp * 16,
+               (size_t)(t.g * a.D * 2 + (value && KV != DERIVED ? G2 : 0)),
                base + (value ? y.v : y.k) + mine, y.pitch);
     };
     if (steps > 0) load(0, KV == DERIVED);
@@ -417,7 +416,8 @@ __global__ void __launch_bounds__(THREADS, 1) k_attn(const __grid_constant__ str
         kk__copy_wait<KV == IN_TURN ? 0 : 1>();
         __syncthreads();
         if (threadIdx.x < 16 * MT) {
-            const float pm = max8(red_m + threadIdx.x * WARPS), pl = sum8(red_l + threadIdx.x * WARPS);
+            const float pm = max8(red_m + threadIdx.x * WARPS),
+                        pl = sum8(red_l + threadIdx.x * WARPS);
             if (WALK) {
                 float x, z;
                 kk__attn_merge(row.x, pm, x, z);
@@ -439,10 +439,11 @@ __global__ void __launch_bounds__(THREADS, 1) k_attn(const __grid_constant__ str
 #pragma unroll
             for (int i = 0; i < MT * 2; i++) {
                 const int pair = i / 2 * 16 + i % 2 * 8 + lane / 4;
-                to[i / 2][i % 2] = pair < t.n ? job.part + ((int64_t)(w.place - job.wave) * a.T * a.H +
-                                                            kk__attn_query(job, t, pair)) *
-                                                               a.D
-                                              : NULL;
+                to[i / 2][i % 2] = pair < t.n
+                                       ? job.part + ((int64_t)(w.place - job.wave) * a.T * a.H +
+                                                     kk__attn_query(job, t, pair)) *
+                                                        a.D
+                                       : NULL;
             }
             each<MT, NP>(a.D, o, [&](int i, int h, int d, float *x) {
                 if (to[i][h]) *(float2 *)(to[i][h] + d) = make_float2(x[0], x[1]);
@@ -472,8 +473,8 @@ __device__ static inline int few_rows(const struct kk_attn_job &job, int t, int 
 
 /* Sums of the splits [wave, wave + wave_len) of a row and head, 64 dims a block, into its state or,
  * of the last, its output. One warp. from: the state holds what came before. */
-__global__ void __launch_bounds__(32) k_merge(const __grid_constant__ struct kk_attn_job job, int from,
-                                              int to_o)
+__global__ void __launch_bounds__(32)
+    k_merge(const __grid_constant__ struct kk_attn_job job, int from, int to_o)
 {
     enum { AHEAD = 16 };
     const struct kk_attn_args &a = job.a;
@@ -526,7 +527,8 @@ __global__ void __launch_bounds__(32) k_merge(const __grid_constant__ struct kk_
     }
     __syncwarp();
     if (d < D && to_o)
-        ((uint32_t *)a.o)[(query * D + d) / 2] = kk__pack2(kk__attn_out(O.x, L), kk__attn_out(O.y, L));
+        ((uint32_t *)a.o)[(query * D + d) / 2] =
+            kk__pack2(kk__attn_out(O.x, L), kk__attn_out(O.y, L));
     else if (d < D)
         *(float2 *)(state + d) = O;
     if (!to_o && blockIdx.y == 0 && lane == 0) state[D] = M, state[D + 1] = L;
@@ -539,8 +541,9 @@ __global__ void __launch_bounds__(32) k_merge(const __grid_constant__ struct kk_
 template <typename K> static int fit(struct kk_cuda *c, K *kernel, int bytes)
 {
     int n = 0;
-    kk__cuda_latch(
-        c, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "attn");
+    kk__cuda_latch(c,
+                   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                   "attn");
     kk__cuda_latch(c, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, kernel, THREADS, bytes),
                    "attn");
     return n > 0 ? n : 1;
