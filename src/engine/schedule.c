@@ -242,10 +242,8 @@ static int64_t growth(const struct kk_runtime *rt, int n)
     int64_t bytes = 0;
     for (int i = 0; i < n; i++) {
         const struct kk_turn *t = &rt->turn[i];
-        const struct resident *r = t->arg;
-        int64_t rows = kk_kv_rows(t->s->kv) + (t->read ? t->read : KK_MAX_WIDTH);
-        int64_t more = kk_kv_bytes_at(rt->e->pool, rows) - r->device_bytes;
-        if (more > 0) bytes += more;
+        const int32_t width = t->s->drafter ? KK_MAX_WIDTH : 1;
+        bytes += kk_kv_growth(t->s->kv, t->read ? t->read : width);
     }
     return bytes;
 }

@@ -455,6 +455,43 @@ static void forks_and_prefixes(void **state)
     kk_engine_close(e);
 }
 
+/* A fork needs room for what it says, not for what it shares: where one session and a half fit,
+ * twenty forks of it do, and none of them is paged out. */
+static void forks_fit_where_one_does(void **state)
+{
+    enum { FORKS = 20, PROMPT = 500 };
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_engine *e = open_engine(1, "none");
+    struct kk_test_rng rng = kk_test_rng("room for forks");
+    struct kk_runtime_stats st;
+    uint32_t ids[PROMPT + 1], want[8];
+    char first[KK_SESSION_ID_MAX], id[KK_SESSION_ID_MAX];
+    struct answer a;
+    const int64_t one = kk_kv_bytes_at(e->pool, PROMPT), tail = kk_kv_bytes_at(e->pool, 128);
+    o.kv_bytes = one + (FORKS + 1) * tail;
+    assert_true(o.kv_bytes < FORKS / 2 * one);
+    struct kk_runtime *rt = open_runtime(o, 8, "none");
+    random_ids(&rng, ids, PROMPT);
+    create(rt, first);
+    append(rt, first, ids, PROMPT);
+    for (int i = 0; i < FORKS; i++) {
+        fine(ask(rt, (struct kk_request){.kind = KK_REQUEST_FORK, .session = first}, &a), &a);
+        memcpy(id, a.id, sizeof id);
+        ids[PROMPT] = (uint32_t)i;
+        append(rt, id, ids + PROMPT, 1);
+        fine(ask(rt, generation(id, 8, 0), &a), &a);
+        alone(e, ids, PROMPT + 1, 8, 0, want);
+        assert_memory_equal(a.ids, want, sizeof want);
+    }
+    kk_runtime_stats(rt, &st);
+    assert_int_equal(st.sessions_resident, FORKS + 1);
+    assert_int_equal(st.resumed, 0);
+    assert_true(st.kv_device_bytes <= o.kv_bytes);
+    kk_runtime_close(rt);
+    kk_engine_close(e);
+}
+
 static void idle_sessions_expire(void **state)
 {
     (void)state;
@@ -530,6 +567,7 @@ int main(void)
         cmocka_unit_test(a_cancelled_call_keeps_the_session),
         cmocka_unit_test(a_full_sink_waits_alone),
         cmocka_unit_test(forks_and_prefixes),
+        cmocka_unit_test(forks_fit_where_one_does),
         cmocka_unit_test(idle_sessions_expire),
         cmocka_unit_test(a_restart_loses_nothing),
     };
