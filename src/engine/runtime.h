@@ -122,6 +122,7 @@ void kk_call_release(struct kk_call *call); /* gives the reference of submit bac
 struct kk_runtime_stats {
     uint64_t sessions, sessions_resident, sessions_host, sessions_disk;
     uint64_t created, closed, expired, evicted, failed, forked, resumed;
+    uint64_t snapshots_lost, snapshots_failed; /* files: not usable; not written */
     uint64_t calls_running, calls_queued, calls_cancelled, calls_refused;
     uint64_t steps, rows, tokens_generated, tokens_appended, prefix_hits, prefix_hit_tokens;
     uint64_t drafted, accepted;
