@@ -95,6 +95,7 @@ struct kk_runtime {
     struct kk_runtime_stats published;
     struct written *written;
     uint64_t n_refused;
+    _Atomic int state_broken; /* shared with the journal's thread */
     /* the thread's own */
     struct kk_runtime_stats stats;
     struct resident **bucket;

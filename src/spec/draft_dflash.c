@@ -134,8 +134,7 @@ static int open_with(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk
     d->pool = pool;
     d->kv = kv;
     d->account.name = "drafter taps of a session";
-    int rc =
-        kk_dev_alloc(kk_dflash_dev(model), &d->account, held_bytes(d), (void **)&d->held, err);
+    int rc = kk_dev_alloc(kk_dflash_dev(model), &d->account, held_bytes(d), (void **)&d->held, err);
     if (rc) {
         close_dflash(&d->base);
         return rc;
