@@ -4,8 +4,9 @@
  *   bench/attn [--threads 1,2] [--rows 1024,4096,16384,65536] [--keys WORD] [--budget S]
  *              [--json FILE] [--quick yes]
  *
- * Geometries: bench/configs/cpu-1b.json, keys stored and derived; SmolLM2-135M; --keys: one of them. share: of the floor, the larger of the rows'
- * bytes / read bandwidth and operations / multiply-add rate. Medians. */
+ * Geometries: bench/configs/cpu-1b.json, keys stored and derived; SmolLM2-135M. --keys: one of
+ * them. share: of the floor, the larger of the rows' bytes / read bandwidth and operations /
+ * multiply-add rate. Medians. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
