@@ -725,7 +725,8 @@ int main(void)
         ON(arch, paging_changes_no_bit), ON(arch, paged_batches_and_drafts)
 #define RESTORED(arch) ON(arch, restored_from_exact_rows_is_native)
     const struct CMUnitTest tests[] = {
-        LAWS(gemma4), RESTORED(gemma4),
+        LAWS(gemma4),
+        RESTORED(gemma4),
 #ifndef __SANITIZE_ADDRESS__
         LAWS(gemma3),
         RESTORED(gemma3),
