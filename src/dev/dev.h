@@ -352,6 +352,7 @@ struct kk_dev {
     int attn_split; /* S */
     enum kk_dtype act;
     enum kk_block_act block_act; /* KK_ACT_Q8 after open; to be changed before reserve */
+    int q8_rows;                 /* 1: rows of keys and values may be KK_Q8_0 */
     struct kk_account tables;    /* memory of the device itself: scratch and constant tables */
 };
 
