@@ -56,7 +56,8 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         "rows kept: all; those the model can see; sinks and a window on sliding layers; the same, "
         "with the others of the model's window rebuilt by --f-theta; sinks and a window on every "
         "layer (no recall)"},
-    [KK_OPT_KV_TYPE] = {"kv-type", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|f32|bf16", CACHE,
+    [KK_OPT_KV_TYPE] = {"kv-type", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|f32|bf16|q8_0",
+        CACHE,
         "type of the kept rows; auto: f32 if the weights are, else bf16"},
     [KK_OPT_KV_SINKS] = {"kv-sinks", 0, KK_OPT_INT, 0, SIZES, 0, 65536, "4", "N", CACHE,
         "first rows that s5, restored and sinkwin keep"},

@@ -171,6 +171,9 @@ struct kk_attn_args {
     const int32_t *pos; /* [T] */
     const int32_t *seq; /* [T] index into seqs; a sequence's rows are consecutive, ascending */
     const struct kk_kv_seq *seqs; /* [B] */
+    /* what the host knows, for a device that sizes its work by it; 0: it does not */
+    int32_t longest;   /* rows of the longest sequence, those of the step included */
+    int32_t most_rows; /* no sequence has more of the T */
     struct kk_mask mask;
     float scale;
     const float *k_norm, *rope; /* [D], [positions, R, 2]; used when value_only */
@@ -349,6 +352,7 @@ struct kk_dev {
     int attn_split; /* S */
     enum kk_dtype act;
     enum kk_block_act block_act; /* KK_ACT_Q8 after open; to be changed before reserve */
+    int q8_rows;                 /* 1: rows of keys and values may be KK_Q8_0 */
     struct kk_account tables;    /* memory of the device itself: scratch and constant tables */
 };
 

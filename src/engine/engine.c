@@ -89,13 +89,35 @@ static int choose_kv_type(const struct kk_engine_options *o, const struct setup 
         *out = KK_F32;
     } else if (!strcmp(o->kv_type, "bf16")) {
         *out = KK_BF16;
+    } else if (!strcmp(o->kv_type, "q8_0")) {
+        *out = KK_Q8_0;
     } else if (!strcmp(o->kv_type, "auto")) {
         int rc = kk_model_dtype(s->mf, &s->info, out, err);
         if (rc) return rc;
         if (*out != KK_F32) *out = KK_BF16;
     } else {
-        return kk_fail(err, KK_EINVAL, "unknown KV type '%s' (known: auto, f32, bf16)", o->kv_type);
+        return kk_fail(err, KK_EINVAL, "unknown KV type '%s' (known: auto, f32, bf16, q8_0)",
+                       o->kv_type);
     }
+    return 0;
+}
+
+static int choose_layout(const struct kk_engine_options *o, struct setup *s, struct kk_err *err)
+{
+    enum kk_dtype t;
+    int rc = choose_kv_type(o, s, &t, err);
+    if (!rc) rc = kk_model_kv_layout(s->mf, t, &s->layout, err);
+    if (rc || t != KK_Q8_0) return rc;
+    if (!s->dev->q8_rows)
+        return kk_fail(err, KK_EUNSUPPORTED, "KV type q8_0: not on this device (%s)", s->dev->name);
+    if (!strcmp(o->kv, "restored"))
+        return kk_fail(err, KK_EINVAL,
+                       "KV type q8_0: policy restored rebuilds rows as f32 or bf16, choose one");
+    for (int l = 0; l < s->layout.n_layers; l++)
+        if (s->layout.layer[l].D % (int)kk_dtype_block(t))
+            return kk_fail(err, KK_EINVAL,
+                           "KV type q8_0 stores blocks of 32 numbers: a head of layer %d has %d", l,
+                           s->layout.layer[l].D);
     return 0;
 }
 
@@ -142,7 +164,6 @@ static int describe_restoration(const struct kk_engine_options *o, struct kk_kv_
 
 static int setup_make(const struct kk_engine_options *o, struct setup *s, struct kk_err *err)
 {
-    enum kk_dtype kv_type = KK_F32;
     *s = (struct setup){0};
     if (!o->model) return kk_fail(err, KK_EINVAL, "no model given");
     s->kv = (struct kk_kv_options){.policy = o->kv,
@@ -157,8 +178,7 @@ static int setup_make(const struct kk_engine_options *o, struct setup *s, struct
     if (!rc) rc = open_device(o, &s->dev, err);
     if (!rc) rc = choose_block_act(o, s->dev, err);
     if (!rc) s->kv.staging_blocks = kk_kv_staging_blocks(s->dev, o->kv_staging);
-    if (!rc) rc = choose_kv_type(o, s, &kv_type, err);
-    if (!rc) rc = kk_model_kv_layout(s->mf, kv_type, &s->layout, err);
+    if (!rc) rc = choose_layout(o, s, err);
     if (!rc) rc = choose_limits(o, s, err);
     if (rc) setup_release(s);
     return rc;

@@ -267,19 +267,6 @@ int kk__tier_reserve(struct kk_kv *kv, int l, int64_t total, struct kk_err *err)
     return rc;
 }
 
-static int share_host_block(struct kk_kv *parent, int32_t l, int32_t i, struct kk_err *err)
-{
-    struct layer_rows *y = &parent->layer[l];
-    if (!y->share[i]) {
-        y->share[i] = kk_malloc(sizeof *y->share[i]);
-        if (!y->share[i]) return kk_fail(err, KK_ENOMEM, "out of memory to share a KV block");
-        *y->share[i] = (struct shared_block){.p = y->host[i], .refs = 1};
-        kk_account_add(&parent->host, -(int64_t)kk__kv_block_bytes(&parent->pool->rule[l]));
-    }
-    y->share[i]->refs++;
-    return 0;
-}
-
 void kk__tier_place(struct kk_kv *kv, int l, int64_t rows)
 {
     struct layer_rows *y = &kv->layer[l];
@@ -299,7 +286,8 @@ int kk__tier_fork_layer(struct kk_kv *parent, struct kk_kv *child, int l, struct
     if (rc) return rc;
     to->n_blocks = from->n_blocks;
     for (int32_t i = fixed; !rc && i < full; i++) {
-        rc = share_host_block(parent, l, i, err);
+        rc = kk__block_share(&parent->host, NULL, from->host[i], &from->share[i],
+                             kk__kv_block_bytes(r), err);
         if (rc) break;
         to->host[i] = from->host[i];
         to->share[i] = from->share[i];

@@ -387,7 +387,8 @@ static void layer_forward(struct kk_dflash *d, struct kk_kv_pool *pool, int l,
         d->dev->ops->attn(d->dev, &(struct kk_attn_args){
             .T = p.T, .B = 1, .H = d->H, .G = d->G, .D = d->D, .q = d->q,
             .pos = kk_kv_step_pos(pool), .seq = kk_kv_step_seq(pool), .seqs = kv.seqs,
-            .mask = w->mask, .scale = (float)(1.0 / sqrt((double)d->D)),
+            .longest = kk_kv_step_pos_host(pool)[T - 1] + 1, .most_rows = T, .mask = w->mask,
+            .scale = (float)(1.0 / sqrt((double)d->D)),
             .kv_dtype = kk_kv_dtype(pool), .first_split = p.first_split, .end_split = p.end_split,
             .first = p.first, .last = p.last, .staging = kv.staging, .state = d->state, .o = d->o});
     d->dev->ops->linear(d->dev, &(struct kk_linear_args){
