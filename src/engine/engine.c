@@ -80,25 +80,23 @@ static int open_device(const struct kk_engine_options *o, struct kk_dev **out, s
 static int choose_kv_type(const struct kk_engine_options *o, const struct setup *s,
                           enum kk_dtype *out, struct kk_err *err)
 {
-    if (!s->dev->unified) { /* tensor cores read bf16 */
-        *out = KK_BF16;
-        if (!strcmp(o->kv_type, "f32"))
-            return kk_fail(err, KK_EUNSUPPORTED, "%s keeps KV rows in bf16: no --kv-type f32",
-                           s->dev->name);
-    } else if (!strcmp(o->kv_type, "f32")) {
+    if (!strcmp(o->kv_type, "f32")) {
         *out = KK_F32;
     } else if (!strcmp(o->kv_type, "bf16")) {
         *out = KK_BF16;
     } else if (!strcmp(o->kv_type, "q8_0")) {
         *out = KK_Q8_0;
     } else if (!strcmp(o->kv_type, "auto")) {
-        int rc = kk_model_dtype(s->mf, &s->info, out, err);
+        int rc = s->dev->unified ? kk_model_dtype(s->mf, &s->info, out, err) : 0;
         if (rc) return rc;
-        if (*out != KK_F32) *out = KK_BF16;
+        if (!s->dev->unified || *out != KK_F32) *out = KK_BF16;
     } else {
         return kk_fail(err, KK_EINVAL, "unknown KV type '%s' (known: auto, f32, bf16, q8_0)",
                        o->kv_type);
     }
+    if (!s->dev->unified && *out != KK_BF16) /* what tensor cores read */
+        return kk_fail(err, KK_EUNSUPPORTED, "%s keeps KV rows in bf16: no --kv-type %s",
+                       s->dev->name, o->kv_type);
     return 0;
 }
 
