@@ -84,7 +84,7 @@ recall_is_1() {
 
 batch_is_alone() {
     gpu bench batch -m "$here/models/tiny" --json="$out/batch.json" --lines 60 "$@" || return 1
-    python3 -c 'import json, sys; sys.exit(not all(r["byte_identical"] for r in json.load(open(sys.argv[1]))["results"]))' "$out/batch.json"
+    python3 -c 'import json, sys; sys.exit(not all(r["byte_identical"] for r in json.load(open(sys.argv[1]))["levels"]))' "$out/batch.json"
 }
 
 model() {
