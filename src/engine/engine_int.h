@@ -77,6 +77,7 @@ struct kk_session {
     uint32_t *eos;        /* its own end-of-sequence ids; NULL: the model's */
     int n_eos;
     struct kk_drafter *drafter; /* NULL: none */
+    int rested;                 /* its last step had no draft */
     struct kk_width width;
 };
 
