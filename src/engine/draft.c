@@ -67,6 +67,7 @@ void kk__draft_release(struct kk_engine *e)
     for (int i = 0; i < 2; i++)
         if (e->taps[i].dst)
             kk_dev_free(e->dev, &e->tap_account, e->taps[i].dst, taps_bytes(e, e->taps[i].n));
+    kk_one_shot_close(e->one_shot);
     kk_kv_pool_close(e->draft_pool);
     kk_dflash_close(e->dflash);
     kk_ftheta_close(e->ftheta);
