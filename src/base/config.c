@@ -448,8 +448,8 @@ static int read_file(struct kk_config *c, const char *command, const char *path,
     return rc ? kk_wrap(err, rc, "%s:%d", path, number) : 0;
 }
 
-/* The model that `make install` (BIN/../share/kakeya/models/tiny) or `make bundle` (BIN/models/tiny)
- * put beside the program. */
+/* The model that `make install` (BIN/../share/kakeya/models/tiny) or `make bundle`
+ * (BIN/models/tiny) put beside the program. */
 static void find_installed_model(struct kk_config *c)
 {
     static const char *const places[] = {"/../share/kakeya/models/tiny", "/models/tiny"};
