@@ -339,6 +339,7 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
         .eos = i->eos,
         .n_eos = i->n_eos,
         .rows_rebuilt = e->ftheta ? kk_ftheta_rebuilt(e->ftheta) : 0,
+        .rows_replaced = e->one_shot ? kk_one_shot_replaced(e->one_shot) : 0,
         .weight_bytes = weights,
         .scratch_bytes = kk_model_scratch_bytes(e->model),
         .kv_staging_bytes = kk_kv_staging_bytes(e->pool),
@@ -369,8 +370,10 @@ static void pack(struct kk_engine *e, const struct kk_step_item *item, int B, in
 
 int kk__step(struct kk_engine *e, const struct kk_step_item *item, int B, struct kk_err *err)
 {
-    struct kk_forward fwd = {
-        .ids = e->ids, .logit_rows = e->logit_rows, .taps = {e->taps[0], e->taps[1]}};
+    struct kk_forward fwd = {.ids = e->ids,
+                             .logit_rows = e->logit_rows,
+                             .taps = {e->taps[0], e->taps[1]},
+                             .one_shot = e->one_shot_step};
     pack(e, item, B, &fwd.n_logits);
     int rc = kk_kv_begin_mixed(e->pool, B, e->kv, e->rows_n, e->hold, err);
     if (rc) return rc;
