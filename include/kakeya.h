@@ -51,7 +51,8 @@ struct kk_engine_options {
     int64_t kv_host;   /* most host bytes of paged KV of all sessions; 0: no cap */
     int kv_staging;    /* blocks of the staging ring, shared by all sessions */
     int64_t draft_device;     /* as kv_device, of the drafter's context rows */
-    const char *kv_type;      /* "auto" (f32 where the weights are f32, else bf16), "f32", "bf16" */
+    const char *kv_type;      /* "auto" (f32 where the weights are f32, else bf16), "f32", "bf16",
+                                 "q8_0" */
     int64_t ctx;              /* most tokens of a session; 0: what the model was made for */
     int prefill_chunk;        /* rows of a prefill step */
     int max_batch;            /* sessions of one decode step */
@@ -73,6 +74,7 @@ struct kk_plan {
     int64_t session_kv_bytes; /* device bytes of a session of `ctx` tokens */
     int64_t sessions, ctx;
     int64_t total_bytes; /* all of it for `sessions` sessions */
+    int64_t free_bytes;  /* device memory that is free now; 0: not known */
 };
 int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t sessions,
                  struct kk_plan *out, struct kk_err *err);

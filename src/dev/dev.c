@@ -66,23 +66,24 @@ void kk_dev_close(struct kk_dev *dev)
 void kk_dev_check(const struct kk_dev *dev)
 {
     static const char *const names[] = {
-        "alloc",         "free",   "free_bytes", "host_alloc",  "host_free",    "upload",
-        "download",      "copy",   "page_out",   "weight_load", "weight_bytes", "reserve",
-        "reserve_bytes", "close",  "step_begin", "step_end",    "embed",        "norm",
-        "linear",        "qkv",    "attn",       "residual",    "glu",          "route",
-        "moe",           "gather", "argmax",     "kv_store",    "convert",
+        "alloc",       "free",         "free_bytes", "host_alloc",    "host_free",  "upload",
+        "download",    "copy",         "page_out",   "stage",         "stage_wait", "stage_free",
+        "weight_load", "weight_bytes", "reserve",    "reserve_bytes", "close",      "step_begin",
+        "step_end",    "embed",        "norm",       "linear",        "qkv",        "attn",
+        "residual",    "glu",          "route",      "moe",           "gather",     "argmax",
+        "kv_store",    "convert",
     };
     const struct kk_ops *o = dev->ops;
     void (*const slots[])(void) = {
 #define SLOT(name) (void (*)(void)) o->name
-        SLOT(alloc),         SLOT(free),        SLOT(free_bytes),   SLOT(host_alloc),
-        SLOT(host_free),     SLOT(upload),      SLOT(download),     SLOT(copy),
-        SLOT(page_out),      SLOT(weight_load), SLOT(weight_bytes), SLOT(reserve),
-        SLOT(reserve_bytes), SLOT(close),       SLOT(step_begin),   SLOT(step_end),
-        SLOT(embed),         SLOT(norm),        SLOT(linear),       SLOT(qkv),
-        SLOT(attn),          SLOT(residual),    SLOT(glu),          SLOT(route),
-        SLOT(moe),           SLOT(gather),      SLOT(argmax),       SLOT(kv_store),
-        SLOT(convert),
+        SLOT(alloc),       SLOT(free),         SLOT(free_bytes), SLOT(host_alloc),
+        SLOT(host_free),   SLOT(upload),       SLOT(download),   SLOT(copy),
+        SLOT(page_out),    SLOT(stage),        SLOT(stage_wait), SLOT(stage_free),
+        SLOT(weight_load), SLOT(weight_bytes), SLOT(reserve),    SLOT(reserve_bytes),
+        SLOT(close),       SLOT(step_begin),   SLOT(step_end),   SLOT(embed),
+        SLOT(norm),        SLOT(linear),       SLOT(qkv),        SLOT(attn),
+        SLOT(residual),    SLOT(glu),          SLOT(route),      SLOT(moe),
+        SLOT(gather),      SLOT(argmax),       SLOT(kv_store),   SLOT(convert),
 #undef SLOT
     };
     _Static_assert(sizeof slots == sizeof *o &&

@@ -94,13 +94,13 @@ struct kk_kv_seq {
     int32_t sinks, ring;
 };
 
-static inline void *kk_kv_slot(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
+KK_ANYWHERE static inline void *kk_kv_slot(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
 {
     int32_t slot = !s->ring || j < s->sinks ? j : s->sinks + (j - s->sinks) % s->ring;
     return (char *)s->blocks[slot / s->block_rows] + (size_t)(slot % s->block_rows) * row_bytes;
 }
 
-static inline void *kk_kv_row(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
+KK_ANYWHERE static inline void *kk_kv_row(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
 {
     if (j >= s->committed) return (char *)s->step + (size_t)(j - s->committed) * row_bytes;
     return kk_kv_slot(s, j, row_bytes);
@@ -300,11 +300,20 @@ struct kk_ops {
      * the ops around them. src of upload may
      * be written to again at once; download returns when dst holds the bytes. page_out is a
      * download to memory of host_alloc that need not be there before step_end or a download
-     * returns; ops and page_ins that come later find it. */
+     * returns; ops that come later find it. */
     void (*upload)(struct kk_dev *, void *dst, const void *src, size_t bytes);
     void (*download)(struct kk_dev *, void *dst, const void *src, size_t bytes);
     void (*copy)(struct kk_dev *, void *dst, const void *src, size_t bytes);
     void (*page_out)(struct kk_dev *, void *dst, const void *src, size_t bytes);
+    /* Copies from memory of host_alloc to the device beside the ops, on an engine of their own
+     * where there is one. stage: n copies; returns the number of the batch, ascending.
+     * stage_wait: ops that come later find what batches up to this one bring. stage_free: ops
+     * that came before have done with what stages that come later overwrite, and page_outs that
+     * came before are done. */
+    int64_t (*stage)(struct kk_dev *, int n, void *const *dst, const void *const *src,
+                     const size_t *bytes);
+    void (*stage_wait)(struct kk_dev *, int64_t batch);
+    void (*stage_free)(struct kk_dev *);
     int (*weight_load)(struct kk_dev *, const struct kk_weight_src *, struct kk_account *,
                        struct kk_weight *out, struct kk_err *);
     size_t (*weight_bytes)(const struct kk_dev *, const struct kk_weight_src *); /* for plan */
@@ -343,6 +352,7 @@ struct kk_dev {
     int attn_split; /* S */
     enum kk_dtype act;
     enum kk_block_act block_act; /* KK_ACT_Q8 after open; to be changed before reserve */
+    int q8_rows;                 /* 1: rows of keys and values may be KK_Q8_0 */
     struct kk_account tables;    /* memory of the device itself: scratch and constant tables */
 };
 

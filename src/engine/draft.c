@@ -51,7 +51,9 @@ static int open_dflash(struct kk_engine *e, const char *dir, struct kk_err *err)
     kk_model_file_close(mf);
     if (rc) return rc;
     e->taps[0].n = kk_dflash_taps(e->dflash, &e->taps[0].layers);
-    e->draft_layout = kk_dflash_layout(e->dflash, e->layout.dtype);
+    /* a drafter's own context stays exact: it is small, and its drafts are worth more */
+    e->draft_layout =
+        kk_dflash_layout(e->dflash, e->layout.dtype == KK_Q8_0 ? KK_BF16 : e->layout.dtype);
     rc = open_taps(e, &e->taps[0], err);
     return rc ? rc : kk_kv_pool_open(e->dev, &e->draft_layout, &native, &kl, &e->draft_pool, err);
 }

@@ -34,7 +34,8 @@ static size_t table_entries(int n_layers, const struct kk_kv_rule *rule,
                             const struct kk_kv_limits *lim)
 {
     size_t n = 0, blocks = (size_t)((lim->ctx + lim->max_hold_rows) / KK_KV_BLOCK_ROWS) + 1;
-    for (int l = 0; l < n_layers; l++) n += rule[l].ring ? 1 : blocks;
+    for (int l = 0; l < n_layers; l++)
+        n += rule[l].ring ? (size_t)kk__ring_pieces(rule[l].sinks + rule[l].ring) : blocks;
     return lim->ctx ? n * (size_t)lim->max_seqs : 0;
 }
 
@@ -186,14 +187,15 @@ int kk_kv_open(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
     struct kk_kv *kv = NULL;
     int rc = kk__kv_new(pool, &kv, err);
     if (rc) return rc;
-    for (int l = 0; !rc && l < pool->layout.n_layers; l++)
+    for (int l = 0; !rc && l < pool->layout.n_layers; l++) {
+        const struct ring_shape ring = kk__ring_of(&pool->rule[l]);
         if (pool->rule[l].ring)
-            rc = kk__blocks_grow(kv, l, 1, err);
+            rc = kk__ring_open(kv, &kv->layer[l].ring, &ring, err);
         else if (kk__kv_is_paged(pool, l))
             rc = kk__tier_open_layer(kv, l, err);
-    if (!rc)
-        rc = kk_dev_alloc(pool->dev, &kv->device, pool->latent_bytes * (size_t)pool->latent_rows,
-                          &kv->latents, err);
+    }
+    const struct ring_shape latents = kk__latent_ring(pool);
+    if (!rc) rc = kk__ring_open(kv, &kv->latents, &latents, err);
     if (rc) {
         kk_kv_close(kv);
         return rc;
@@ -205,15 +207,18 @@ int kk_kv_open(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
 void kk_kv_close(struct kk_kv *kv)
 {
     if (!kv) return;
+    const struct ring_shape latents = kk__latent_ring(kv->pool);
     for (int l = 0; kv->layer && l < kv->pool->layout.n_layers; l++) {
+        const struct ring_shape ring = kk__ring_of(&kv->pool->rule[l]);
         if (kk__kv_is_paged(kv->pool, l))
             kk__tier_close_layer(kv, l);
         else
             kk__blocks_shrink(kv, l, 0);
+        kk__ring_close(kv, &kv->layer[l].ring, &ring);
         kk_free(kv->layer[l].blocks);
         kk_free(kv->layer[l].share);
     }
-    kk__blocks_release_latents(kv);
+    kk__ring_close(kv, &kv->latents, &latents);
     KK_BUG_ON(atomic_load(&kv->device.bytes) != 0 || atomic_load(&kv->host.bytes) != 0);
     kk_free(kv->layer);
     kk_free(kv);
@@ -271,7 +276,7 @@ int kk_kv_check(const struct kk_kv *kv, struct kk_err *err)
         if (y->stored != kv->rows)
             return kk_fail(err, KK_EINVARIANT, "INV-1: layer %d stored %lld rows, session has %lld",
                            l, (long long)y->stored, (long long)kv->rows);
-        int64_t room = r->ring ? (y->n_blocks == 1 ? kk__kv_resident(r, kv->rows) : -1)
+        int64_t room = r->ring ? (y->ring.base ? kk__kv_resident(r, kv->rows) : -1)
                                : (int64_t)y->n_blocks * KK_KV_BLOCK_ROWS;
         if (room < kk__kv_resident(r, kv->rows))
             return kk_fail(err, KK_EINVARIANT, "INV-1: layer %d has room for %lld rows of %lld", l,
@@ -286,14 +291,12 @@ int kk_kv_check(const struct kk_kv *kv, struct kk_err *err)
 static void describe(const struct kk_kv *kv, int l, struct kk_kv_seq *s)
 {
     const struct kk_kv_rule *r = &kv->pool->rule[l];
-    s->blocks = kv->layer[l].blocks;
-    s->host = kk__tier_inline(kv->pool) && kk__kv_is_paged(kv->pool, l) ? kv->layer[l].host : NULL;
-    s->step = NULL;
-    s->committed = (int32_t)kv->rows;
-    s->n_step = 0;
-    s->block_rows = r->ring ? r->sinks + r->ring : KK_KV_BLOCK_ROWS;
-    s->sinks = r->sinks;
-    s->ring = r->ring;
+    const struct ring_shape ring = kk__ring_of(r);
+    *s = (struct kk_kv_seq){.blocks = kv->layer[l].blocks,
+                            .committed = (int32_t)kv->rows,
+                            .block_rows = KK_KV_BLOCK_ROWS};
+    if (kk__tier_inline(kv->pool) && kk__kv_is_paged(kv->pool, l)) s->host = kv->layer[l].host;
+    if (r->ring) kk__ring_describe(&kv->layer[l].ring, &ring, s);
 }
 
 int kk_kv_read_row(const struct kk_kv *kv, int layer, int64_t j, void *dst, struct kk_err *err)
@@ -317,18 +320,14 @@ int kk_kv_read_row(const struct kk_kv *kv, int layer, int64_t j, void *dst, stru
     return 0;
 }
 
-/* Copy n rows between a ring of `ring` rows after `sinks` fixed ones, from row `first` on, and rows
- * in order: each run of slots at once. */
-static void copy_ring(struct kk_dev *dev, char *ring, int32_t sinks, int32_t size, char *rows,
-                      int32_t first, int32_t n, size_t row_bytes, int store)
+/* Copy rows [first, first + n) of a ring to rows in order, or back: each run at once. */
+static void copy_ring(struct kk_dev *dev, const struct ring_rows *r, const struct ring_shape *y,
+                      char *rows, int64_t first, int32_t n, int store)
 {
-    for (int32_t i = 0; i < n;) {
-        int32_t j = first + i, slot = j < sinks ? j : sinks + (j - sinks) % size;
-        int32_t run = (j < sinks ? sinks : sinks + size) - slot;
-        if (run > n - i) run = n - i;
-        char *at = ring + (size_t)slot * row_bytes, *row = rows + (size_t)i * row_bytes;
-        dev->ops->copy(dev, store ? at : row, store ? row : at, (size_t)run * row_bytes);
-        i += run;
+    for (int32_t i = 0, run; i < n; i += run) {
+        run = n - i;
+        char *at = kk__ring_run(r, y, first + i, &run), *row = rows + (size_t)i * y->row_bytes;
+        dev->ops->copy(dev, store ? at : row, store ? row : at, (size_t)run * y->row_bytes);
     }
 }
 
@@ -340,25 +339,26 @@ int64_t kk_kv_latents(const struct kk_kv *kv)
 void kk_kv_store_latents(struct kk_kv *kv, const void *latents, int n)
 {
     const struct kk_kv_pool *p = kv->pool;
+    const struct ring_shape y = kk__latent_ring(p);
     const int32_t skip = n > p->latent_rows ? n - p->latent_rows : 0;
-    copy_ring(p->dev, kv->latents, 0, p->latent_rows,
-              (char *)(size_t)latents + (size_t)skip * p->latent_bytes,
-              (int32_t)kv->latent_at + skip, n - skip, p->latent_bytes, 1);
+    copy_ring(p->dev, &kv->latents, &y, (char *)(size_t)latents + (size_t)skip * p->latent_bytes,
+              kv->latent_at + skip, n - skip, 1);
     kv->latent_at += n;
 }
 
 void kk_kv_copy_latents(const struct kk_kv *kv, int32_t first, int32_t n, void *dst)
 {
-    const struct kk_kv_pool *p = kv->pool;
-    copy_ring(p->dev, kv->latents, 0, p->latent_rows, dst, first, n, p->latent_bytes, 0);
+    const struct ring_shape y = kk__latent_ring(kv->pool);
+    copy_ring(kv->pool->dev, &kv->latents, &y, dst, first, n, 0);
 }
 
 void kk_kv_copy_rows(const struct kk_kv_pool *p, int b, int l, int32_t first, int32_t n, void *dst)
 {
     const struct kk_kv_rule *r = &p->rule[l];
     const struct layer_rows *y = &p->step_kv[b]->layer[l];
+    const struct ring_shape ring = kk__ring_of(r);
     if (r->ring) {
-        copy_ring(p->dev, y->blocks[0], r->sinks, r->ring, dst, first, n, r->row_bytes, 0);
+        copy_ring(p->dev, &y->ring, &ring, dst, first, n, 0);
         return;
     }
     for (int32_t i = 0; i < n;) {
@@ -382,7 +382,7 @@ int kk__kv_reserve(struct kk_kv *kv, int32_t n, struct kk_err *err)
     int32_t before = (int32_t)((kv->rows + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS);
     int32_t need = (int32_t)((total + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS);
     if (total >= KK_NO_BOUND) return kk_fail(err, KK_ERANGE, "a session is limited to 2^31 tokens");
-    int rc = kk__blocks_own(kv, err), l = 0;
+    int rc = kk__blocks_own(kv, n, err), l = 0;
     for (; !rc && l < p->layout.n_layers; l++)
         if (kk__kv_is_paged(p, l))
             rc = kk__tier_reserve(kv, l, total, err);
@@ -398,22 +398,28 @@ static char *held_rows(const struct kk_kv_pool *p, int l)
     return (char *)p->scratch + p->hold_base + p->hold_offset[l];
 }
 
-/* Append the block table of s, layer l of kv, to the tables that go to the device. */
-static void pack_table(struct kk_kv_pool *p, struct kk_kv *kv, int l, struct kk_kv_seq *s,
-                       size_t *used)
+/* Append the block table of s, layer l of step sequence b, to the tables that go to the device. */
+static void pack_table(struct kk_kv_pool *p, int b, int l, struct kk_kv_seq *s, size_t *used,
+                       int64_t *staged)
 {
-    const struct layer_rows *y = &kv->layer[l];
+    const struct layer_rows *y = &p->step_kv[b]->layer[l];
+    const struct ring_shape ring = kk__ring_of(&p->rule[l]);
     const int paged = kk__kv_is_paged(p, l);
-    KK_BUG_ON(*used + (size_t)y->n_blocks > p->n_entries);
+    const int32_t n = p->rule[l].ring ? kk__ring_entries(&y->ring, &ring) : y->n_blocks;
+    void *const *from = s->blocks;
+    void **table = p->h_tables + *used;
+    KK_BUG_ON(*used + (size_t)n > p->n_entries);
     s->blocks = p->tables + *used;
     s->host = NULL;
-    for (int32_t i = 0; i < y->n_blocks; i++)
-        p->h_tables[(*used)++] = paged && !y->blocks[i] ? y->host[i] : y->blocks[i];
+    for (int32_t i = 0; i < n; i++) table[i] = paged && !from[i] ? y->host[i] : from[i];
+    *used += (size_t)n;
+    if (paged) kk__tier_slots(p, l, b, table, staged);
 }
 
 static void fill_tables(struct kk_kv_pool *p)
 {
     size_t used = 0;
+    int64_t staged = 0;
     int t = 0;
     for (int b = 0; b < p->B; b++)
         for (int i = 0; i < p->step_n[b]; i++, t++) {
@@ -425,7 +431,7 @@ static void fill_tables(struct kk_kv_pool *p)
         for (int b = 0; b < p->B; b++) {
             struct kk_kv_seq *s = &p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
             describe(p->step_kv[b], l, s);
-            if (p->tables) pack_table(p, p->step_kv[b], l, s, &used);
+            if (p->tables) pack_table(p, b, l, s, &used, &staged);
             s->step = rows;
             s->n_step = p->step_n[b];
             rows += (size_t)p->step_n[b] * p->rule[l].row_bytes;

@@ -113,10 +113,11 @@ void kk__cpu_residual(struct kk_dev *dev, const struct kk_residual_args *a)
 static void write_kv(const struct kk_cpu_kern *k, const struct kk_qkv_args *a, int64_t t, int g,
                      const float *cs, float *tmp)
 {
-    const int D = a->D, GD = a->G * D, esz = (int)kk_dtype_bytes(a->kv_dtype);
-    char *row = (char *)a->rows + t * GD * esz * (a->value_only ? 1 : 2);
+    const int D = a->D, GD = a->G * D, type = kk_row_type(a->kv_dtype);
+    const int64_t head = (int64_t)kk_dtype_size(a->kv_dtype, D), half = a->G * head;
+    char *row = (char *)a->rows + t * half * (a->value_only ? 1 : 2);
     const float *v = (a->value_only ? a->k : a->v) + t * GD + g * D;
-    char *v_row = row + (a->value_only ? g * D : GD + g * D) * esz;
+    char *v_row = row + (a->value_only ? 0 : half) + g * head;
     if (!a->value_only) {
         const float *from = a->k + t * GD + g * D;
         if (a->k_norm)
@@ -124,14 +125,14 @@ static void write_kv(const struct kk_cpu_kern *k, const struct kk_qkv_args *a, i
         else
             memcpy(tmp, from, (size_t)D * sizeof *tmp);
         k->rope(D, a->R, cs, tmp);
-        k->store[a->kv_dtype](D, tmp, row + g * D * esz);
+        k->store[type](D, tmp, row + g * head);
     }
     if (a->raw_value) {
-        k->store[a->kv_dtype](D, v, v_row);
+        k->store[type](D, v, v_row);
         return;
     }
     k->norm(D, v, NULL, a->eps, tmp);
-    k->store[a->kv_dtype](D, tmp, v_row);
+    k->store[type](D, tmp, v_row);
 }
 
 static void qkv_rows(struct kk_cpu *c, const void *args, int64_t lo, int64_t hi, int worker)

@@ -34,6 +34,7 @@ enum {
     KK_CUDA_SPLIT = 128, /* keys of an attention split: kk_dev.attn_split */
     KK_SUM_LANES = 256,  /* lanes of a sum over a row */
     KK_CUDA_RING_PART = 8 << 20,
+    KK_CUDA_WIDEST = 16384, /* elements of a row that a block keeps in registers: model width */
 };
 
 __host__ __device__ static inline int64_t kk__tiles(int64_t k)
@@ -77,6 +78,7 @@ struct kk_cuda {
     struct kk_upload *upload;           /* pinned ring for what travels (memory.cu) */
     struct kk_slab *slabs;              /* of host_alloc (memory.cu) */
     struct kk_account pinned;           /* bytes of both */
+    struct kk_stager *stager;           /* copies beside the ops (stage.cu) */
     struct kk_pool *pool;               /* host threads that read weights */
 };
 
@@ -179,6 +181,13 @@ void kk__cuda_upload(struct kk_dev *, void *dst, const void *src, size_t bytes);
 void kk__cuda_download(struct kk_dev *, void *dst, const void *src, size_t bytes);
 void kk__cuda_copy(struct kk_dev *, void *dst, const void *src, size_t bytes);
 void kk__cuda_page_out(struct kk_dev *, void *dst, const void *src, size_t bytes);
+/* stage.cu */
+int kk__cuda_stage_open(struct kk_cuda *, struct kk_err *);
+void kk__cuda_stage_close(struct kk_cuda *);
+int64_t kk__cuda_stage(struct kk_dev *, int n, void *const *dst, const void *const *src,
+                       const size_t *bytes);
+void kk__cuda_stage_wait(struct kk_dev *, int64_t batch);
+void kk__cuda_stage_free(struct kk_dev *);
 /* weight.cu */
 int kk__cuda_weight_load(struct kk_dev *, const struct kk_weight_src *, struct kk_account *,
                          struct kk_weight *out, struct kk_err *);

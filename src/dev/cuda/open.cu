@@ -76,6 +76,9 @@ static int reserve(struct kk_dev *dev, const struct kk_limits *want, struct kk_a
     const struct kk_limits l = kk_limits_widest(c->limits, want);
     const size_t bytes = reserve_bytes(dev, &l);
     void *base;
+    if (l.max_model_width > KK_CUDA_WIDEST)
+        return kk_fail(err, KK_EUNSUPPORTED, "%s: a model width of %d, at most %d", dev->name,
+                       l.max_model_width, KK_CUDA_WIDEST);
     int rc = kk_dev_alloc(dev, acc, bytes, &base, err);
     if (rc) return rc;
     kk_dev_free(dev, c->account, c->scratch, c->scratch_bytes);
@@ -94,6 +97,7 @@ static void close_cuda(struct kk_dev *dev)
     kk__cuda_use(c);
     if (c->stream) cudaStreamSynchronize(c->stream);
     if (c->scratch) kk_dev_free(dev, c->account, c->scratch, c->scratch_bytes);
+    kk__cuda_stage_close(c);
     kk__cuda_memory_close(c);
     if (c->stream) cudaStreamDestroy(c->stream);
     if (c->fault) cudaFreeHost(c->fault);
@@ -113,6 +117,9 @@ static struct kk_ops cuda_ops(void)
     o.download = kk__cuda_download;
     o.copy = kk__cuda_copy;
     o.page_out = kk__cuda_page_out;
+    o.stage = kk__cuda_stage;
+    o.stage_wait = kk__cuda_stage_wait;
+    o.stage_free = kk__cuda_stage_free;
     o.weight_load = kk__cuda_weight_load;
     o.weight_bytes = kk__cuda_weight_bytes;
     o.reserve = reserve;
@@ -194,6 +201,7 @@ static int start(struct kk_cuda *c, struct kk_err *err)
         return kk_fail(err, e == cudaErrorMemoryAllocation ? KK_ENOMEM : KK_EUNAVAILABLE,
                        "cuda:%d: cannot be opened: %s", c->index, cudaGetErrorString(e));
     int rc = kk__cuda_memory_open(c, err);
+    if (!rc) rc = kk__cuda_stage_open(c, err);
     return rc ? rc : kk_pool_open(0, &c->pool, err);
 }
 

@@ -56,7 +56,7 @@ static void make_blocks(int n, int block_rows, size_t row_bytes, char **mem, voi
 static void make_seq(struct attn_case *c, struct seq *s, int committed, int n)
 {
     const enum kk_dtype t = c->a.kv_dtype;
-    const size_t row_bytes = (size_t)c->row * kk_dtype_bytes(t);
+    const size_t row_bytes = kk_dtype_size(t, c->row);
     const int total = committed + n, block = between(1, 70);
     const int reach = c->a.mask.near < c->a.mask.window ? c->a.mask.near : c->a.mask.window;
     *s = (struct seq){.committed = committed, .n = n, .v = normals((int64_t)total * c->row, 1)};
@@ -96,7 +96,10 @@ static struct kk_mask any_mask(void)
 
 static void make_case(struct attn_case *c, int n)
 {
-    int D = 2 * between(1, 48), G = between(1, 3), H = G * between(1, 5), B = between(1, MOST_SEQS);
+    static const enum kk_dtype types[] = {KK_F32, KK_BF16, KK_Q8_0};
+    const enum kk_dtype type = types[n / 4 % 3];
+    int D = type == KK_Q8_0 ? 32 * between(1, 3) : 2 * between(1, 48);
+    int G = between(1, 3), H = G * between(1, 5), B = between(1, MOST_SEQS);
     int deep = n % 3 ? 300 : 1500, T = 0;
     *c = (struct attn_case){.row = G * D * (n / 2 % 2 ? 1 : 2)};
     c->a = (struct kk_attn_args){.B = B,
@@ -109,7 +112,7 @@ static void make_case(struct attn_case *c, int n)
                                  .seq = c->seq,
                                  .mask = any_mask(),
                                  .scale = between(0, 1) ? 1.0f : 0.21f,
-                                 .kv_dtype = n % 2 ? KK_BF16 : KK_F32};
+                                 .kv_dtype = type};
     if (B == 1 && between(0, 2)) {
         c->a.mask.exact_near = between(20, 64);
         c->a.mask.exact_sinks = between(0, 5);
