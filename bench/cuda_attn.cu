@@ -131,7 +131,7 @@ static void count(const struct point *p, double *keys, double *bytes)
     *keys = 0;
     for (int i = p->context - p->rows; i < p->context; i++)
         *keys += i + 1 < y->window ? i + 1 : y->window;
-    if (seen > y->window + p->rows - 1) seen = y->window + p->rows - 1;
+    if (seen > (double)y->window + p->rows - 1) seen = (double)y->window + p->rows - 1;
     *keys *= p->B;
     *bytes = seen * (double)row_bytes(y) * p->B;
 }

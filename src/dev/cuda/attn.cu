@@ -461,7 +461,8 @@ __global__ void __launch_bounds__(THREADS, 1) k_attn(const __grid_constant__ str
 /* The first and the number of the rows that row t's sequence has here; 0 if they are not few. */
 __device__ static inline int few_rows(const struct kk_attn_job &job, int t, int *first)
 {
-    const int lane = threadIdx.x, back = lane < 16, at = back ? t - 1 - lane : t + 1 + lane - 16;
+    const int lane = threadIdx.x % 32, back = lane < 16,
+              at = back ? t - 1 - lane : t + 1 + lane - 16;
     const int same = at >= 0 && at < job.a.T && job.a.seq[at] == job.a.seq[t];
     const unsigned other = ~__ballot_sync(~0u, same);
     const int before = min(16, __ffs(other & 0xffff | 0x10000) - 1);
@@ -471,14 +472,16 @@ __device__ static inline int few_rows(const struct kk_attn_job &job, int t, int 
     return rows > job.over && rows <= job.most ? rows : 0;
 }
 
-/* Sums of the splits [wave, wave + wave_len) of a row and head, 64 dims a block, into its state or,
- * of the last, its output. One warp. from: the state holds what came before. */
-__global__ void __launch_bounds__(32)
+/* Sums of the splits [wave, wave + wave_len) of a row and head into its state or, of the last, its
+ * output. A warp has 64 dims. from: the state holds what came before; a block then has all dims of
+ * the query, so that none reads what another wrote. */
+__global__ void __launch_bounds__(32 * KK_ATTN_HEAD / MERGE_DIMS)
     k_merge(const __grid_constant__ struct kk_attn_job job, int from, int to_o)
 {
     enum { AHEAD = 16 };
     const struct kk_attn_args &a = job.a;
-    const int D = a.D, lane = threadIdx.x, d = blockIdx.y * MERGE_DIMS + lane * 2;
+    const int D = a.D, lane = threadIdx.x % 32;
+    const int d = (blockIdx.y * blockDim.x / 32 + threadIdx.x / 32) * MERGE_DIMS + lane * 2;
     const int64_t query = blockIdx.x, all = (int64_t)a.T * a.H;
     const int t = blockIdx.x / a.H;
     int first;
@@ -525,13 +528,13 @@ __global__ void __launch_bounds__(32)
             }
         }
     }
-    __syncwarp();
+    __syncthreads();
     if (d < D && to_o)
         ((uint32_t *)a.o)[(query * D + d) / 2] =
             kk__pack2(kk__attn_out(O.x, L), kk__attn_out(O.y, L));
     else if (d < D)
         *(float2 *)(state + d) = O;
-    if (!to_o && blockIdx.y == 0 && lane == 0) state[D] = M, state[D + 1] = L;
+    if (!to_o && threadIdx.x == 0) state[D] = M, state[D + 1] = L;
 }
 
 /* ---- launching ---------------------------------------------------------------------------- */
@@ -621,7 +624,7 @@ static int few(struct kk_cuda *c, struct kk_attn_job *job, int rows)
     const struct kk_attn_args *a = &job->a;
     const int64_t queries = (int64_t)a->T * a->H, splits = most_splits(a);
     const int64_t fit = PART_BYTES / (queries * (a->D + 2) * 4);
-    const dim3 grid((unsigned)queries, (unsigned)((a->D + MERGE_DIMS - 1) / MERGE_DIMS));
+    const unsigned warps = (unsigned)(a->D + MERGE_DIMS - 1) / MERGE_DIMS;
     if (splits <= 0 || fit < (splits < 4 ? splits : 4)) return 0;
     job->over = 0;
     job->most = KK_ATTN_FEW;
@@ -630,8 +633,11 @@ static int few(struct kk_cuda *c, struct kk_attn_job *job, int rows)
     job->part_ml = (float2 *)(job->part + job->wave_len * queries * a->D);
     for (job->wave = 0; job->wave < splits; job->wave += job->wave_len) {
         by_pairs<0>(c, job, rows < KK_ATTN_FEW ? rows : KK_ATTN_FEW);
-        kk__launch(c, "attn", k_merge, grid, dim3(32), 0, *job, job->wave > 0 || !a->first,
-                   a->last && job->wave + job->wave_len >= splits);
+        const int from = job->wave > 0 || !a->first;
+        const int to_o = a->last && job->wave + job->wave_len >= splits;
+        const unsigned apart = from || !to_o ? 1 : warps; /* blocks of a query */
+        kk__launch(c, "attn", k_merge, dim3((unsigned)queries, apart), dim3(32 * warps / apart), 0,
+                   *job, from, to_o);
     }
     return 1;
 }
@@ -660,5 +666,6 @@ extern "C" void kk__cuda_attn(struct kk_dev *dev, const struct kk_attn_args *a)
     if (done && rows <= KK_ATTN_FEW) return;
     job.over = done ? KK_ATTN_FEW : 0;
     job.most = a->T;
+    if (kk__cuda_attn_wide(c, &job)) return;
     by_pairs<1>(c, &job, rows);
 }

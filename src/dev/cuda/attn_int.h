@@ -46,7 +46,7 @@ struct kk_attn_tile {
 };
 
 /* attn_wg.cu: long runs of rows on wgmma. 0: not this geometry. */
-int kk__cuda_attn_wide(struct kk_cuda *c, const struct kk_attn_job *job);
+int kk__cuda_attn_wide(struct kk_cuda *c, struct kk_attn_job *job);
 
 /* ---- numbers ------------------------------------------------------------------------------ */
 

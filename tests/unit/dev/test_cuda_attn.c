@@ -339,6 +339,7 @@ static void test_any(void **state)
     double worst = 0;
     for (int n = 0; n < CASES; n++) {
         int G = between(1, 3), D = 16 * between(1, n % 4 ? 16 : 32), committed[MOST_SEQS];
+        if (n % 4 >= 2) D = n / 2 % 2 ? 512 : 64 << between(0, 2);
         int B = between(0, 1) ? 1 : between(1, n % 5 ? 4 : MOST_SEQS), rows[MOST_SEQS];
         struct geometry y = {G * between(1, n % 3 ? 5 : 20), G, D, between(0, D / 2), n / 2 % 2};
         struct kk_mask m = any_mask();
