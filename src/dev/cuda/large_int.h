@@ -25,7 +25,6 @@ enum {
     KK_LARGE_ROWS = 192,    /* of a tile, at most */
     KK_LARGE_STEP = 4,      /* tiles of inputs in a slot of the ring */
     KK_LARGE_SLOTS = 5,     /* of the ring */
-    KK_LARGE_AHEAD = 3,     /* steps under way */
     KK_LARGE_THREADS = 384, /* two groups multiply, one loads */
     KK_LARGE_W_BYTES = KK_LARGE_STRIPES * KK_LARGE_STEP * KK_TILE_BYTES,
     KK_LARGE_SLOT_BYTES = KK_LARGE_W_BYTES + KK_LARGE_ROWS * KK_LARGE_STEP * KK_TILE_K * 2,
@@ -188,16 +187,7 @@ struct kk_ring {
 
 struct kk_loader {
     kk_ring ring;
-    int lane, told, under_way; /* told: the slot whose step is next to be announced */
-
-    __device__ void tell()
-    {
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-        __syncwarp();
-        if (lane == 0) kk__bar_arrive(&ring.full[told]);
-        if (++told == KK_LARGE_SLOTS) told = 0;
-        under_way--;
-    }
+    int lane;
 
     /* n tiles of 4 stripes of each warp, from w[]; then n * 16 inputs from k on of each row */
     __device__ void step(const char *const (&w)[4], const bf16 *const (&x)[KK_LARGE_ROWS / 32],
@@ -227,17 +217,10 @@ struct kk_loader {
                                in ? 16 : 0);
             }
         }
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(
+                         kk__shared(&ring.full[ring.slot]))
+                     : "memory");
         ring.next();
-        if (++under_way <= KK_LARGE_AHEAD) return;
-        asm volatile("cp.async.wait_group %0;" ::"n"((int)KK_LARGE_AHEAD) : "memory");
-        tell();
-    }
-
-    __device__ void drain()
-    {
-        asm volatile("cp.async.wait_group 0;" ::: "memory");
-        while (under_way) tell();
     }
 };
 
@@ -245,7 +228,7 @@ template <class Job>
 __device__ static void kk__large_load(const kk_large &g, Job &job, const kk_ring &ring)
 {
     const int warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32;
-    kk_loader l = {ring, lane, 0, 0};
+    kk_loader l = {ring, lane};
     for (int i = (int)blockIdx.x; i < job.tiles(); i += (int)gridDim.x) {
         const char *w[4];
         const bf16 *x[KK_LARGE_ROWS / 32];
@@ -267,7 +250,6 @@ __device__ static void kk__large_load(const kk_large &g, Job &job, const kk_ring
             left = left == n ? g.chain : left - n;
         }
     }
-    l.drain();
 }
 
 /* ---- the eight that multiply -------------------------------------------------------------- */
@@ -293,6 +275,7 @@ template <int N> struct kk_product {
             const int n = min((int)KK_LARGE_STEP, tiles - t);
             const uint32_t at = ring.at();
             kk__bar_wait(&ring.full[ring.slot], ring.phase);
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
             const uint64_t w = kk__operand(at + (uint32_t)group * (KK_LARGE_W_BYTES / 2));
             const uint64_t x = kk__operand(at + KK_LARGE_W_BYTES);
             if (n == 4)
@@ -366,7 +349,7 @@ __global__ void __launch_bounds__(KK_LARGE_THREADS, 1)
     Job job = given;
     if (threadIdx.x == 0) {
         for (int i = 0; i < KK_LARGE_SLOTS; i++) {
-            kk__bar_init(&full[i], 4);
+            kk__bar_init(&full[i], 128);
             kk__bar_init(&empty[i], 8);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -411,6 +394,7 @@ static inline int kk__large_tile_rows(const struct kk_cuda *c, int T, int64_t co
     int best = 0;
     int64_t least = 0;
     for (int i = 0; i < 5; i++) {
+        if (sizes[i] > KK_LARGE_ROWS) continue;
         const int64_t tiles = (T + sizes[i] - 1) / sizes[i] * columns;
         const int64_t cost = (tiles + c->sms - 1) / c->sms * (sizes[i] + 24);
         if (best && cost >= least) continue;

@@ -6,7 +6,7 @@
 namespace
 {
 
-enum { MAX_ACTIVE = 32, MAX_EXPERTS = 1024 };
+enum { MAX_ACTIVE = 32, MAX_EXPERTS = 1024, DOWN_COLUMNS = 4 };
 
 /* ---- route -------------------------------------------------------------------------------- */
 
@@ -72,6 +72,14 @@ struct router {
             choose<MAX_EXPERTS / 32>(l, scale, E, A, i, w);
     }
 };
+
+__global__ void __launch_bounds__(256) choose_rows(const __grid_constant__ router r)
+{
+    const int t = (int)(blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+    if (t < r.T) r.row(t);
+}
 
 /* Logits by the product; the last block of a slice to have them chooses for its rows. */
 template <int ROWS> struct route_job : kk_linear_job<ROWS> {
@@ -141,35 +149,37 @@ struct picks {
 /* h[row, choice, F] = act(gate x) * (up x). An item is 8 numbers of one expert: a stripe of gate,
  * one of up, or the two that the 8 lie in where F is no multiple of 8 (PARTS 3). */
 template <int ROWS, int PARTS> struct gate_up_job {
-    static constexpr bool early = false, same_rows = true;
+    static constexpr bool early = false, gaps = PARTS == 3;
     picks p;
     const char *w;
     size_t mat_bytes, stripe_bytes;
     const bf16 *x;
     bf16 *h;
     enum kk_activation act;
-    int K, F, items, total, slots, chains; /* items of an expert; stripes of a matrix */
+    int K, F, items, total, most, chains; /* items of an expert; stripes of a matrix; of a group */
 
     __device__ int item(int q, int s) const
     {
-        return ((int)blockIdx.x + q * (int)gridDim.x) * (slots / PARTS) + s / PARTS;
+        return (int)blockIdx.x + (q * most + s) / PARTS * (int)gridDim.x;
+    }
+    __device__ int mine() const
+    {
+        const int n = *p.count * items - (int)blockIdx.x + (int)gridDim.x - 1;
+        return n / (int)gridDim.x * PARTS;
     }
     __device__ void begin(char *tables) { p.begin<ROWS>(tables); }
     __device__ void finish() {}
-    __device__ int groups() const
-    {
-        const int per = slots / PARTS, n = (*p.count * items + per - 1) / per;
-        return (n - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
-    }
+    __device__ int groups() const { return (mine() + most - 1) / most; }
+    __device__ int slots(int q) const { return min(most, mine() - q * most); }
     __device__ const char *stripe(int q, int s) const
     {
         const int i = item(q, s), a = i / items, part = s % PARTS;
-        if (a >= *p.count) return NULL;
         int n = i - a * items;
         if (part) n = (F + n * 8) / 8 + part - 1;
         if (n >= total) return NULL;
         return w + (size_t)p.list[a] * mat_bytes + (size_t)n * stripe_bytes;
     }
+    __device__ int inputs(int, int) const { return 0; }
     __device__ const bf16 *row(int, int, int r) const
     {
         r += (int)blockIdx.y * ROWS;
@@ -177,78 +187,98 @@ template <int ROWS, int PARTS> struct gate_up_job {
     }
     __device__ void sum(const float *part, int q) const
     {
-        const int n = (int)blockDim.x, turn = (int)(threadIdx.x + (unsigned)q * ROWS * 8) % n;
-        for (int j = turn; j < slots / PARTS * ROWS * 8; j += n) {
-            const int s = j / (ROWS * 8) * PARTS, e = j % (ROWS * 8), r = e / 8, o = e % 8;
+        const int rows = kk__slice_rows<ROWS>(p.T), n = slots(q) / PARTS, step = rows * 8;
+        for (int j = (int)threadIdx.x; j < n * step; j += (int)blockDim.x) {
+            const int s = j / step * PARTS, e = j % step, r = e / 8, o = e % 8;
             const int i = item(q, s), a = i / items, f = (i - a * items) * 8 + o;
-            if (a >= *p.count || f >= F) continue;
             const int slot = p.slot[p.list[a] * 16 + r], at = F % 8 + o;
-            if (slot == picks::none) continue;
-            const float *g = part + s * chains * ROWS * 8 + e;
-            const float *u = g + (1 + at / 8) * chains * ROWS * 8 + at % 8 - o;
-            const float y = kk__act(act, kk__chains<ROWS>(g, chains)) * kk__chains<ROWS>(u, chains);
+            if (f >= F || slot == picks::none) continue;
+            const float *g = part + s * chains * step + e;
+            const float *u = g + (1 + at / 8) * chains * step + at % 8 - o;
+            const float y = kk__act(act, kk__chains(g, chains, step)) * kk__chains(u, chains, step);
             const size_t pair = (size_t)((int)blockIdx.y * ROWS + r) * (size_t)p.A + (size_t)slot;
             h[pair * (size_t)F + (size_t)f] = __float2bfloat16_rn(y);
         }
     }
 };
 
-/* y = sum of weight * down h over experts, ascending. A block goes through all experts for one
- * stripe of outputs, `slots` at a time. Which experts is read before gate_up has ended: it waited
- * for what wrote idx and weight before it let this kernel start. */
+/* y = sum of weight * down h over experts, ascending. A block has up to `columns` stripes of
+ * outputs at a time and goes through the experts for them, `experts` in a group: slot
+ * (a / ways * columns + column) * ways + a % ways, so that a warp takes an expert's h once. Which
+ * experts is read before gate_up has ended: it waited for what wrote idx and weight before it let
+ * this kernel start. */
 template <int ROWS> struct down_job {
-    static constexpr bool early = true, same_rows = false;
+    static constexpr bool early = true, gaps = true;
     picks p;
     const char *w;
     size_t mat_bytes, stripe_bytes;
     const bf16 *h;
     const float *weight;
     float *y;
-    int F, C, stripes, slots, chains;
-    float total;
+    int F, C, stripes, columns, experts, ways, chains;
+    float total[DOWN_COLUMNS]; /* of the rows and outputs that are this thread's */
 
-    __device__ int turns() const { return max(1, (*p.count + slots - 1) / slots); }
-    __device__ int expert(int q, int s) const
+    __device__ int turns() const { return max(1, (*p.count + experts - 1) / experts); }
+    __device__ int expert(int q, int a) const
     {
-        const int a = q % turns() * slots + s;
+        a += q % turns() * experts;
         return a < *p.count ? p.list[a] : -1;
     }
-    __device__ int outputs(int q) const { return (int)blockIdx.x + q / turns() * (int)gridDim.x; }
+    __device__ int output(int q, int column) const
+    {
+        return (int)blockIdx.x + (q / turns() * columns + column) * (int)gridDim.x;
+    }
+    __device__ int of_slot(int s) const { return s / ways / columns * ways + s % ways; }
     __device__ void begin(char *tables) { p.begin<ROWS>(tables); }
     __device__ void finish() {}
     __device__ int groups() const
     {
-        return (stripes - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x * turns();
+        const int mine = (stripes - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+        return (mine + columns - 1) / columns * turns();
     }
+    __device__ int slots(int) const { return experts * columns; }
     __device__ const char *stripe(int q, int s) const
     {
-        const int e = expert(q, s);
-        return e < 0 ? NULL : w + (size_t)e * mat_bytes + (size_t)outputs(q) * stripe_bytes;
+        const int e = expert(q, of_slot(s)), n = output(q, s / ways % columns);
+        if (e < 0 || n >= stripes) return NULL;
+        return w + (size_t)e * mat_bytes + (size_t)n * stripe_bytes;
     }
+    __device__ int inputs(int q, int s) const { return expert(q, of_slot(s)); }
     __device__ const bf16 *row(int q, int s, int r) const
     {
-        const int slot = p.slot[expert(q, s) * 16 + r];
+        const int slot = p.slot[expert(q, of_slot(s)) * 16 + r];
         if (slot == picks::none) return NULL;
         const size_t t = (size_t)((int)blockIdx.y * ROWS + r);
         return h + (t * (size_t)p.A + (size_t)slot) * (size_t)F;
     }
     __device__ void sum(const float *part, int q)
     {
-        const int turn = q % turns(), j = outputs(q), n = (int)blockDim.x;
-        const int e = ((int)threadIdx.x + q / turns() * ROWS * 8) % n, r = e / 8, o = e % 8;
-        const int t = (int)blockIdx.y * ROWS + r;
-        if (e >= ROWS * 8 || t >= p.T) return;
-        if (turn == 0) total = 0;
-        for (int s = 0; s < slots; s++) {
-            const int x = expert(q, s);
+        const int rows = kk__slice_rows<ROWS>(p.T), step = rows * 8, turn = q % turns();
+        const int e = (int)threadIdx.x % step, r = e / 8, t = (int)blockIdx.y * ROWS + r;
+        int column = (int)threadIdx.x / step;
+        if (column >= (int)blockDim.x / step) return;
+#pragma unroll
+        for (int i = 0; i < DOWN_COLUMNS; i++, column += (int)blockDim.x / step) {
+            const int n = output(q, column) * 8 + e % 8;
+            if (column >= columns || n >= C) return;
+            const float *at = part + column * ways * chains * step + e;
+            total[i] = more(at, step, q, r, t, turn ? total[i] : 0);
+            if (turn == turns() - 1) y[(size_t)t * (size_t)C + (size_t)n] = total[i];
+        }
+    }
+    /* v and what the group's experts add to it: row t, r of the slice */
+    __device__ float more(const float *at, int step, int q, int r, int t, float v) const
+    {
+        for (int a = 0; a < experts; a++) {
+            const int x = expert(q, a);
             if (x < 0) break;
             const int slot = p.slot[x * 16 + r];
             if (slot == picks::none) continue;
-            const float d = kk__chains<ROWS>(part + s * chains * ROWS * 8 + e, chains);
-            total = __fmaf_rn(weight[t * p.A + slot], d, total);
+            const int s = a / ways * columns * ways + a % ways;
+            v = __fmaf_rn(weight[t * p.A + slot], kk__chains(at + s * chains * step, chains, step),
+                          v);
         }
-        if (turn == turns() - 1 && j * 8 + o < C)
-            y[(size_t)t * (size_t)C + (size_t)(j * 8 + o)] = total;
+        return v;
     }
 };
 
@@ -489,6 +519,15 @@ bool too_many(struct kk_cuda *c, int E, int A, const char *op)
 
 /* ---- launching ---------------------------------------------------------------------------- */
 
+void route_many(struct kk_cuda *c, const struct kk_route_args *a)
+{
+    float *logits = (float *)(c->scratch + c->moe_at + plan(&c->limits).logits);
+    const kk_linear_args l = {a->T, 1, a->x, {a->w}, {logits}, {}, 0};
+    const router r = {logits, a->expert_scale, a->idx, a->weight, a->T, a->E, a->A};
+    kk__cuda_linear(&c->dev, &l);
+    kk__launch(c, "route", choose_rows, dim3((unsigned)(a->T + 7) / 8), dim3(256), 0, r);
+}
+
 template <int ROWS> void route_rows(struct kk_cuda *c, const struct kk_route_args *a)
 {
     const room m = plan(&c->limits);
@@ -496,61 +535,74 @@ template <int ROWS> void route_rows(struct kk_cuda *c, const struct kk_route_arg
     const kk_linear_args l = {a->T, 1, a->x, {a->w}, {logits}, {}, 0};
     route_job<ROWS> j = {};
     (kk_linear_job<ROWS> &)j = kk__linear_job<ROWS>(&l);
-    const kk_stream g = kk__stream_plan(a->T, j.K, 1, ROWS, 0);
-    j.slots = g.slots;
+    const kk_stream g = kk__stream_plan(a->T, j.K, ROWS, kk__block_share(c, j.stripes), 1, 0);
+    j.most = g.slots;
     j.chains = g.chains;
     j.r = {logits, a->expert_scale, a->idx, a->weight, a->T, a->E, a->A};
     j.done = (unsigned *)(c->scratch + c->moe_at + m.done);
-    kk__stream_launch<ROWS>(c, "route", g, j, (j.stripes + g.slots - 1) / g.slots);
+    kk__stream_launch<ROWS>(c, "route", g, j, j.stripes);
 }
 
 template <int ROWS, int PARTS>
 void gate_up_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p, bf16 *h)
 {
-    const int F = (int)a->down->cols, K = (int)a->gate_up->cols;
-    const kk_stream g = kk__stream_plan(a->T, K, PARTS, ROWS, (int)picks::bytes(a->E));
-    const int n = (int)kk__stripes(F), most = (int)min((int64_t)a->E, (int64_t)a->T * a->A);
-    gate_up_job<ROWS, PARTS> j = {p,
-                                  (const char *)a->gate_up->data,
-                                  a->gate_up->mat_bytes,
-                                  (size_t)g.tiles * KK_TILE_BYTES,
-                                  (const bf16 *)a->x,
-                                  h,
-                                  a->act,
-                                  K,
-                                  F,
-                                  n,
-                                  (int)kk__stripes(2 * F),
-                                  g.slots,
-                                  g.chains};
-    kk__stream_launch<ROWS>(c, "moe gate_up", g, j,
-                            ((int64_t)most * n * PARTS + g.slots - 1) / g.slots);
+    const int64_t pairs = (int64_t)a->T * a->A;
+    gate_up_job<ROWS, PARTS> j = {};
+    j.p = p;
+    j.w = (const char *)a->gate_up->data;
+    j.mat_bytes = a->gate_up->mat_bytes;
+    j.x = (const bf16 *)a->x;
+    j.h = h;
+    j.act = a->act;
+    j.K = (int)a->gate_up->cols;
+    j.F = (int)a->down->cols;
+    j.items = (int)kk__stripes(j.F);
+    j.total = (int)kk__stripes(2 * j.F);
+    const int64_t items = (pairs < a->E ? pairs : a->E) * j.items;
+    const kk_stream g = kk__stream_plan(a->T, j.K, ROWS, PARTS * kk__block_share(c, items), PARTS,
+                                        (int)picks::bytes(a->E));
+    j.stripe_bytes = (size_t)g.tiles * KK_TILE_BYTES;
+    j.most = g.slots;
+    j.chains = g.chains;
+    kk__stream_launch<ROWS>(c, "moe gate_up", g, j, items);
+}
+
+template <int ROWS>
+void down_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p, const bf16 *h)
+{
+    const int64_t pairs = (int64_t)a->T * a->A;
+    down_job<ROWS> j = {};
+    j.p = p;
+    j.w = (const char *)a->down->data;
+    j.mat_bytes = a->down->mat_bytes;
+    j.h = h;
+    j.weight = a->weight;
+    j.y = a->y;
+    j.F = (int)a->down->cols;
+    j.C = (int)a->down->rows;
+    j.stripes = (int)kk__stripes(j.C);
+    const int64_t share = kk__block_share(c, j.stripes);
+    const int ways = kk__stream_plan(a->T, j.F, ROWS, 1, 1, 0).ways;
+    j.columns = (int)(share < DOWN_COLUMNS ? share : (int64_t)DOWN_COLUMNS);
+    const int64_t experts = ((pairs < a->E ? pairs : a->E) + ways - 1) / ways * ways;
+    const kk_stream g = kk__stream_plan(a->T, j.F, ROWS, experts * j.columns, ways * j.columns,
+                                        (int)picks::bytes(a->E));
+    j.experts = g.slots / j.columns;
+    j.ways = g.ways;
+    j.chains = g.chains;
+    j.stripe_bytes = (size_t)g.tiles * KK_TILE_BYTES;
+    kk__stream_launch<ROWS>(c, "moe down", g, j, j.stripes);
 }
 
 template <int ROWS> void moe_rows(struct kk_cuda *c, const struct kk_moe_args *a)
 {
-    const int F = (int)a->down->cols, C = (int)a->down->rows, n = (int)kk__stripes(C);
     const picks p = {a->idx, a->T, a->E, a->A, NULL, NULL, NULL};
     bf16 *h = (bf16 *)(c->scratch + c->moe_at + plan(&c->limits).h);
-    if (F % 8)
+    if (a->down->cols % 8)
         gate_up_rows<ROWS, 3>(c, a, p, h);
     else
         gate_up_rows<ROWS, 2>(c, a, p, h);
-    const kk_stream g = kk__stream_plan(a->T, F, 1, ROWS, (int)picks::bytes(a->E));
-    down_job<ROWS> j = {p,
-                        (const char *)a->down->data,
-                        a->down->mat_bytes,
-                        (size_t)g.tiles * KK_TILE_BYTES,
-                        h,
-                        a->weight,
-                        a->y,
-                        F,
-                        C,
-                        n,
-                        g.slots,
-                        g.chains,
-                        0};
-    kk__stream_launch<ROWS>(c, "moe down", g, j, n);
+    down_rows<ROWS>(c, a, p, h);
 }
 
 void moe_many(struct kk_cuda *c, const struct kk_moe_args *a)
@@ -602,7 +654,9 @@ void kk__cuda_route(struct kk_dev *dev, const struct kk_route_args *a)
 {
     struct kk_cuda *c = kk__cuda(dev);
     if (too_many(c, a->E, a->A, "route")) return;
-    if (a->T <= 8)
+    if (a->T > 128)
+        route_many(c, a);
+    else if (a->T <= 8)
         route_rows<8>(c, a);
     else
         route_rows<16>(c, a);
