@@ -22,11 +22,11 @@ static int check_numbers(const json_t *a, struct kk_err *err)
     static const char *const keys[] = {"kv_device_bytes",  "drafter_device_bytes",
                                        "kv_staging_bytes", "kv_host_bytes",
                                        "resident_rows",    "recall",
-                                       "ar_tok_s"};
+                                       "recall_keyed",     "ar_tok_s"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!json_is_number(json_object_get(a, keys[i])) || number(a, keys[i]) < 0)
             REFUSE("'%s' is missing or negative", keys[i]);
-    if (number(a, "recall") > 1) REFUSE("recall is over 1");
+    if (number(a, "recall") > 1 || number(a, "recall_keyed") > 1) REFUSE("recall is over 1");
     if (count(a, "samples") < 1) REFUSE("no samples were run");
     return 0;
 }
