@@ -463,7 +463,8 @@ static uint64_t relieve(struct kk_runtime *rt, uint64_t now)
         if (a->file[0]) n = a;
     if (!n) return rt->next_relief;
     kk_spool_remove(rt->spool, n->file, NULL);
-    kk_journal_drop_snapshot(rt->journal, n->entry, NULL); /* else a restart finds that it is gone */
+    kk_journal_drop_snapshot(rt->journal, n->entry,
+                             NULL); /* else a restart finds that it is gone */
     rt->stats.snapshots_lost++;
     n->file[0] = 0;
     n->file_tokens = 0;
