@@ -430,7 +430,7 @@ void kk__resident_adopt(struct kk_runtime *rt, struct resident *n)
 
 /* ---- snapshots of what stays -------------------------------------------------------------- */
 
-/* Write n to a file if it has news enough; its rows stay where they are. KK_EIO: the disk is full. */
+/* Write n to a file if it has news enough; its rows stay where they are. KK_EIO: a full disk. */
 static int snapshot(struct kk_runtime *rt, struct resident *n, int64_t least)
 {
     struct memory m;
@@ -448,9 +448,9 @@ static int snapshot(struct kk_runtime *rt, struct resident *n, int64_t least)
     return rc;
 }
 
-/* The journal cannot be written and the disk is full: history comes before speed, so the snapshot of
- * whoever is idle longest goes, without waiting for the journal to hear of it. Returns when to look
- * again. */
+/* The journal cannot be written and the disk is full: history comes before speed, so the snapshot
+ * of whoever is idle longest goes, without waiting for the journal to hear of it. Returns when to
+ * look again. */
 static uint64_t relieve(struct kk_runtime *rt, uint64_t now)
 {
     if (now < rt->next_relief) return rt->next_relief;

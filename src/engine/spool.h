@@ -61,8 +61,8 @@ void kk_spool_drain(struct kk_spool *sp);
 
 /* Queue a file; never blocks. data comes from kk_malloc, is the spool's on success and untouched on
  * failure. A ticket (growing, > 0), or KK_EINVAL (name), KK_EBUSY (the name is taken),
- * KK_EEXHAUSTED (disk_bytes or the queue's bound: the message has the numbers), KK_EIO (the disk has
- * only the spare bytes left), KK_ENOMEM. */
+ * KK_EEXHAUSTED (disk_bytes or the queue's bound: the message has the numbers), KK_EIO (only the
+ * spare bytes of the disk are left), KK_ENOMEM. */
 int64_t kk_spool_write(struct kk_spool *sp, const char *name, void *data, size_t len,
                        struct kk_err *err);
 
