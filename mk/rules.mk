@@ -30,9 +30,9 @@ $(PROTO_OBJ): %.o: %.c $B/flags
 $(SERVE_OBJ): | $(PROTO_H)
 
 # Bench programs: one file each over the library's insides.
-$B/bench/gemm $B/bench/attn: $B/bench/floor.o
+$B/bench/gemm $B/bench/attn $B/bench/cuda_ops: $B/bench/floor.o
 $B/bench/%: $B/bench/%.o $B/libkakeya.a
-	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIBS)
 
 # A removed file leaves the archive.
 $B/sources: FORCE
@@ -47,6 +47,8 @@ $B/%.o: %.c $B/flags | $B/gen/kk_build.h
 $B/%.o: %.cu $B/flags
 	@mkdir -p $(@D)
 	$(NVCC) $(NVFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+
+cuda-objects: $(CUDA_SRC:%.cu=$B/%.o)
 
 # Everything that decides what an object holds. Rewritten, and all rebuilt, only when it changes.
 $B/flags: FORCE
@@ -70,5 +72,5 @@ $B/gen/kk_build.h: FORCE
 
 -include $(LIB_OBJ:.o=.d) $(SERVE_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(wildcard $B/bench/*.d)
 FORCE:
-.PHONY: FORCE
+.PHONY: FORCE cuda-objects
 .DELETE_ON_ERROR:

@@ -68,8 +68,9 @@ int kk__history_reserve(struct kk_session *s, size_t n, struct kk_err *err)
 
 int kk__append_check(const struct kk_session *s, const uint32_t *ids, size_t n, struct kk_err *err)
 {
-    if (s->closed_for_steps)
-        return kk_fail(err, KK_EINVAL, "the session was used for logits and takes no more tokens");
+    if (s->closed_for_steps || s->one_shot)
+        return kk_fail(err, KK_EINVAL,
+                       "the session was used for a measurement and takes no more tokens");
     return kk__ids_check(s->e, s->n, ids, n, err);
 }
 
@@ -143,7 +144,8 @@ int kk__step_allowed(const struct kk_session *s, struct kk_err *err)
 {
     if (!s->n) return kk_fail(err, KK_EINVAL, "the session has no history: append tokens first");
     if (s->closed_for_steps)
-        return kk_fail(err, KK_EINVAL, "the session was used for logits and takes no more tokens");
+        return kk_fail(err, KK_EINVAL,
+                       "the session was used for a measurement and takes no more tokens");
     if ((int64_t)s->n >= s->e->ctx)
         return kk_fail(err, KK_ERANGE, "the context of %lld tokens is full", (long long)s->e->ctx);
     return 0;

@@ -41,7 +41,7 @@ struct kk_kv_layer {
 struct kk_kv_layout {
     int n_layers;
     const struct kk_kv_layer *layer; /* borrowed for the pool's life */
-    enum kk_dtype dtype;             /* of stored rows: KK_F32 or KK_BF16 */
+    enum kk_dtype dtype;             /* of stored rows: KK_F32, KK_BF16 or KK_Q8_0 */
 };
 
 /* A named configuration (DESIGN §4); sinks and window are its two numbers. */
