@@ -59,11 +59,9 @@ int kk__history_reserve(struct kk_session *s, size_t n, struct kk_err *err)
     return 0;
 }
 
-int kk__append_check(const struct kk_session *s, const uint32_t *ids, size_t n, struct kk_err *err)
+static int check_ids(const struct kk_session *s, const uint32_t *ids, size_t n, struct kk_err *err)
 {
     int V = kk_model_info(s->e->model)->V;
-    if (s->closed_for_steps)
-        return kk_fail(err, KK_EINVAL, "the session was used for logits and takes no more tokens");
     for (size_t i = 0; i < n; i++)
         if (ids[i] >= (uint32_t)V)
             return kk_fail(err, KK_ERANGE,
@@ -73,6 +71,13 @@ int kk__append_check(const struct kk_session *s, const uint32_t *ids, size_t n, 
                        "%zu tokens do not fit: the context is %lld and %zu are used", n,
                        (long long)s->e->ctx, s->n);
     return 0;
+}
+
+int kk__append_check(const struct kk_session *s, const uint32_t *ids, size_t n, struct kk_err *err)
+{
+    if (s->closed_for_steps)
+        return kk_fail(err, KK_EINVAL, "the session was used for logits and takes no more tokens");
+    return check_ids(s, ids, n, err);
 }
 
 /* Feed history rows up to `end` in chunks. */
@@ -143,7 +148,7 @@ int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_lo
 {
     struct kk_engine *e = s->e;
     size_t V = (size_t)kk_model_info(e->model)->V;
-    int rc = kk__append_check(s, ids, n, err);
+    int rc = check_ids(s, ids, n, err);
     if (!rc) rc = kk__history_reserve(s, n, err);
     if (!rc && s->n) rc = prefill(s, s->n, err); /* the pending token first */
     if (rc) return rc;
