@@ -69,7 +69,8 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         "blocks of the ring that paged rows come back through"},
     [KK_OPT_F_THETA] = {"f-theta", 0, KK_OPT_STRING, 0, SIZES, 0, 0, NULL, "DIR", CACHE,
         "the learned map of --kv restored; exact: exact rows in its place (a check)"},
-    [KK_OPT_CTX] = {"ctx", 0, KK_OPT_INT, 0, SIZES & ~(KK_CMD_DECODE | KK_CMD_PPL), 0, BIG, "0", "N", CACHE,
+    [KK_OPT_CTX] = {"ctx", 0, KK_OPT_INT, 0, SIZES & ~(KK_CMD_DECODE | KK_CMD_PPL), 0, BIG, "0",
+        "N", CACHE,
         "most tokens of a session; 0: what the model was made for"},
 
     [KK_OPT_DRAFT] = {"draft", 0, KK_OPT_STRING, 0, GENERATES, 0, 0, "none",
@@ -491,8 +492,7 @@ int kk_config_change(struct kk_config *c, const char *command, const char *name,
                      struct kk_err *err)
 {
     int elsewhere, id = find(c, name, strlen(name), &elsewhere);
-    return id < 0 ? unknown(c, command, name, elsewhere, err)
-                  : set(c, id, text, KK_FROM_FLAG, err);
+    return id < 0 ? unknown(c, command, name, elsewhere, err) : set(c, id, text, KK_FROM_FLAG, err);
 }
 
 int kk_config_has(const struct kk_config *c, enum kk_option_id id)

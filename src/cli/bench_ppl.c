@@ -1,9 +1,9 @@
 /* kakeya bench ppl: perplexity of a text, and the distance between two settings.
  *
- * As llama-perplexity does it: the ids of the text (with BOS in front, where the model wants one) are
- * cut into windows of --ctx ids, what is left over is not used; each window is a fresh session, its
- * first id becomes BOS (likewise), and the tokens of its second half are scored: perplexity is exp
- * of the mean of -log p.
+ * As llama-perplexity does it: the ids of the text (with BOS in front, where the model wants one)
+ * are cut into windows of --ctx ids, what is left over is not used; each window is a fresh session,
+ * its first id becomes BOS (likewise), and the tokens of its second half are scored: perplexity is
+ * exp of the mean of -log p.
  *
  * --against NAME=VALUE,..: a second engine with these options changed is the reference. Both read
  * the same windows; for each scored position KL(reference || this) in nats, and whether both would
