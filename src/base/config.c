@@ -200,6 +200,8 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         BENCH, "tokens that each agent appends"},
     [KK_OPT_GEN] = {"gen", 0, KK_OPT_INT, 0, KK_CMD_AGENTS, 1, 1e9, "4", "N", BENCH,
         "tokens that each agent then asks for"},
+    [KK_OPT_MIXED] = {"mixed", 0, KK_OPT_BOOL, 0, KK_CMD_AGENTS, 0, 0, "no", NULL, BENCH,
+        "every other agent reads while the others write: the gaps between tokens of those"},
     [KK_OPT_CONNECT] = {"connect", 0, KK_OPT_STRING, 0, KK_CMD_AGENTS, 0, 0, NULL, "HOST:PORT",
         BENCH, "measure a server that runs already, rather than start one"},
     [KK_OPT_TLS_CA] = {"tls-ca", 0, KK_OPT_STRING, 0, KK_CMD_AGENTS, 0, 0, NULL, "FILE", BENCH,

@@ -117,6 +117,7 @@ enum kk_option_id {
     KK_OPT_BATCH_LEVELS,
     KK_OPT_CONTEXT_LEN,
     KK_OPT_GEN,
+    KK_OPT_MIXED,
     KK_OPT_CONNECT,
     KK_OPT_TLS_CA,
     KK_OPT_TOKEN_FILE,

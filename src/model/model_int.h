@@ -204,7 +204,7 @@ const char *kk__tensor_prefix(const struct kk_model_file *mf);
 
 int kk__bind_matrix(struct kk_loader *ld, int l, const char *what, int n_mats, int64_t rows,
                     int64_t cols, struct kk_weight *w, struct kk_err *err);
-int kk__bind_vector(struct kk_loader *ld, int l, const char *what, int64_t n, float scale,
+int kk__bind_vector(struct kk_loader *ld, int l, const char *what, int64_t count, float scale,
                     float **out, struct kk_err *err);
 int kk__bind_scalar(struct kk_loader *ld, int l, const char *what, float *out, struct kk_err *err);
 /* WHAT.weight, [C] */
