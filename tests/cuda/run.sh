@@ -48,7 +48,10 @@ programs() { # FILE..: all at once
     done
 }
 
-units() { programs "$here"/test_cuda_*; }
+units() { # the one that counts what is free runs alone
+    programs "$here"/test_cuda_memory
+    programs $(ls "$here"/test_cuda_* | grep -v test_cuda_memory)
+}
 engine() { programs $(ls "$here"/test_* | grep -v test_cuda_); }
 
 # ---- models/tiny
