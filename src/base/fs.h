@@ -15,6 +15,8 @@ struct kk_map {
 /* Map a regular file read-only. Owned by the caller until kk_fs_unmap. KK_ENOENT, KK_EIO. */
 int kk_fs_map(const char *path, struct kk_map *out, struct kk_err *err);
 void kk_fs_unmap(struct kk_map *m);
+/* The pages that were read go back to the system; reading them again brings them in again. */
+void kk_fs_map_rest(const struct kk_map *m);
 
 /* Append a whole file to buf (its max is the limit). "-" reads standard input. */
 int kk_fs_read(const char *path, struct kk_buf *buf, struct kk_err *err);
@@ -33,6 +35,10 @@ struct kk_fs_out {
 int kk_fs_out_open(const char *path, struct kk_fs_out *o, struct kk_err *err);
 int kk_fs_out_write(struct kk_fs_out *o, const void *p, size_t n, struct kk_err *err);
 int kk_fs_out_close(struct kk_fs_out *o, int rc, struct kk_err *err);
+
+/* Tests: while code is not 0 whatever writes a file as above fails with this errno, a write after
+ * half of its bytes. */
+void kk_fs_fail_writes(int code);
 
 /* 1 if path is a directory / exists. */
 int kk_fs_is_dir(const char *path);
