@@ -53,9 +53,11 @@ static int choose_block_act(const struct kk_engine_options *o, struct kk_dev *de
 {
     if (!strcmp(o->act, "f32")) {
         dev->block_act = KK_ACT_F32;
+    } else if (!strcmp(o->act, "bf16")) {
+        dev->bf16_act = 1;
     } else if (strcmp(o->act, "q8") && strcmp(o->act, "auto")) {
-        return kk_fail(err, KK_EINVAL, "unknown type '%s' of activations (known: auto, q8, f32)",
-                       o->act);
+        return kk_fail(err, KK_EINVAL,
+                       "unknown type '%s' of activations (known: auto, q8, f32, bf16)", o->act);
     }
     return 0;
 }
@@ -208,9 +210,11 @@ static uint64_t rows_fingerprint(const struct kk_engine *e, const struct setup *
 {
     const int32_t n[] = {s->kv.sinks, s->kv.window, (int32_t)s->kv.latent_bytes,
                          (int32_t)s->layout.dtype};
+    const int32_t act[] = {(int32_t)s->dev->block_act, s->dev->bf16_act};
     struct kk_hash h;
     kk_hash_init(&h, e->ftheta ? kk_ftheta_fingerprint(e->ftheta) : 0);
     kk_hash_add(&h, s->kv.policy, strlen(s->kv.policy));
+    kk_hash_add(&h, act, sizeof act);
     if (strcmp(s->kv.policy, "full") && strcmp(s->kv.policy, "native"))
         kk_hash_add(&h, n, sizeof n);
     else

@@ -34,6 +34,8 @@ int kk__load_matrix(struct kk_loader *ld, const char *name, int n_mats, int64_t 
     struct kk_weight_src src = {t.dtype, n_mats, rows, cols, t.data, &t, read_tensor};
     if (kk_dtype_is_block(t.dtype) && cols > ld->m->max_block_cols)
         ld->m->max_block_cols = (int)cols;
+    const int bf16_in = ld->bf16_in && t.dtype == KK_BF16;
+    if (bf16_in && cols > ld->m->max_bf16_cols) ld->m->max_bf16_cols = (int)cols;
     if (ld->plan) {
         ld->planned += ld->m->dev->ops->weight_bytes(ld->m->dev, &src);
         ld->total += t.bytes;
@@ -41,6 +43,7 @@ int kk__load_matrix(struct kk_loader *ld, const char *name, int n_mats, int64_t 
     }
     rc = ld->m->dev->ops->weight_load(ld->m->dev, &src, account_of(ld), w, err);
     if (rc) return kk_wrap(err, rc, "tensor '%s'", name);
+    w->bf16_in = bf16_in;
     progress(ld, &t);
     return 0;
 }

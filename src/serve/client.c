@@ -121,7 +121,7 @@ static grpc_channel *make_channel(const struct kk_client_options *o,
 int kk_client_open(struct kk_client_loop *l, const struct kk_client_options *o,
                    struct kk_client **out, struct kk_err *err)
 {
-    struct kk_err none;
+    struct kk_err none = {0};
     struct kk_client *c = kk_calloc(1, sizeof *c);
     if (!err) err = &none;
     if (!c) return kk_fail(err, KK_ENOMEM, "out of memory for a connection");
