@@ -166,7 +166,7 @@ static int bind_to(struct kk_metrics_http *m, const char *address, struct kk_err
         evconnlistener_free(m->listener);
         return kk_fail(err, KK_ENOMEM, "out of memory for the page of metrics");
     }
-    struct sockaddr_storage bound;
+    struct sockaddr_storage bound = {0};
     socklen_t len = sizeof bound;
     if (!getsockname(evconnlistener_get_fd(m->listener), (struct sockaddr *)&bound, &len))
         m->port = ntohs(bound.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&bound)->sin6_port

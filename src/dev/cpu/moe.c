@@ -210,6 +210,7 @@ void kk__cpu_moe(struct kk_dev *dev, const struct kk_moe_args *a)
     KK_BUG_ON(a->E > c->s.max_experts || (size_t)(pairs * j.F) > c->s.n_pairs ||
               a->T > c->s.limits.max_rows || a->A > c->s.limits.max_active);
     if (a->T == 0 || group_by_expert(&j)) return;
+    KK_BUG_ON(!j.n_experts); /* a row has experts */
     const int64_t ns = weights * (6 * j.n_experts + pairs) / 64;
     const int64_t items = threads == 1 ? 1 : kk__min64(4 * threads, ns / 2000);
     j.x = kk__cpu_x(c, a->T, j.C, a->x, 1, &a->gate_up);
