@@ -4,9 +4,10 @@
  *              [--json FILE] [--quick yes]
  *
  * share: of the floor, the larger of bytes / read bandwidth and operations / multiply-add rate.
- * "pairs" is bf16 weights with the input rounded to bf16 (--act bf16), whose rate is taken to be twice
- * that of f32. Each run takes the next copy of the weights, so that none is in a cache unless it is in use.
- * OpenBLAS (f32, loaded if this machine has it) multiplies the same numbers. Medians. */
+ * "pairs": bf16 weights with the input rounded to bf16 (--act bf16), whose rate is taken to be
+ * twice that of f32. Each run takes the next copy of the weights, so that none is in a cache unless
+ * it is in use. OpenBLAS (f32, loaded if this machine has it) multiplies the same numbers. Medians.
+ */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
