@@ -38,7 +38,9 @@ struct kk_session;
 typedef void kk_progress_cb(void *arg, const char *what, uint64_t done, uint64_t total);
 
 struct kk_engine_options {
-    const char *model;   /* snapshot directory, GGUF file, or "synth:CONFIG.json[:SEED]" */
+    const char *model;  /* snapshot directory, GGUF file, or "synth:CONFIG.json[:SEED]" */
+    const char *device; /* "auto" (a GPU if the program was built for one and there is one, else the
+                            CPU), "cpu", "cuda", "cuda:1" */
     const char *cpu_isa; /* "auto", "scalar", "avx2", "avx512" */
     const char *act;     /* input of products with quantised weights: "q8" (8 bits with a scale for
                         every 32 numbers), "f32" (several times slower), "auto" (q8); "bf16": auto,
@@ -50,7 +52,8 @@ struct kk_engine_options {
     int64_t kv_host;   /* most host bytes of paged KV of all sessions; 0: no cap */
     int kv_staging;    /* blocks of the staging ring, shared by all sessions */
     int64_t draft_device;     /* as kv_device, of the drafter's context rows */
-    const char *kv_type;      /* "auto" (f32 where the weights are f32, else bf16), "f32", "bf16" */
+    const char *kv_type;      /* "auto" (f32 where the weights are f32, else bf16), "f32", "bf16",
+                                 "q8_0" */
     int64_t ctx;              /* most tokens of a session; 0: what the model was made for */
     int prefill_chunk;        /* rows of a prefill step */
     int max_batch;            /* sessions of one decode step */
@@ -72,6 +75,7 @@ struct kk_plan {
     int64_t session_kv_bytes; /* device bytes of a session of `ctx` tokens */
     int64_t sessions, ctx;
     int64_t total_bytes; /* all of it for `sessions` sessions */
+    int64_t free_bytes;  /* device memory that is free now; 0: not known */
 };
 int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t sessions,
                  struct kk_plan *out, struct kk_err *err);

@@ -40,7 +40,7 @@ static int open_dflash(struct kk_engine *e, const char *dir, struct kk_err *err)
                                              kk_kv_staging_blocks(e->dev, e->options.kv_staging)};
     const int chunk =
         e->kv_limits.max_chunk_rows < KK_TAPS_HELD ? KK_TAPS_HELD : e->kv_limits.max_chunk_rows;
-    const struct kk_kv_limits kl = {1, chunk, KK_MAX_WIDTH};
+    const struct kk_kv_limits kl = {1, chunk, KK_MAX_WIDTH, e->kv_limits.ctx};
     const struct kk_model_limits ml = {.max_rows = chunk,
                                        .max_logit_rows = KK_MAX_WIDTH,
                                        .positions = e->ctx < 16384 ? e->ctx : 16384};
@@ -52,7 +52,9 @@ static int open_dflash(struct kk_engine *e, const char *dir, struct kk_err *err)
     kk_model_file_close(mf);
     if (rc) return rc;
     e->taps[0].n = kk_dflash_taps(e->dflash, &e->taps[0].layers);
-    e->draft_layout = kk_dflash_layout(e->dflash, e->layout.dtype);
+    /* a drafter's own context stays exact: it is small, and its drafts are worth more */
+    e->draft_layout =
+        kk_dflash_layout(e->dflash, e->layout.dtype == KK_Q8_0 ? KK_BF16 : e->layout.dtype);
     rc = open_taps(e, &e->taps[0], err);
     return rc ? rc : kk_kv_pool_open(e->dev, &e->draft_layout, &native, &kl, &e->draft_pool, err);
 }

@@ -41,6 +41,16 @@ static void attend_restored(const struct kk_step *s, int l, struct kk_attn_args 
     }
 }
 
+/* What the host knows of the step's positions. */
+static void size_up(const struct kk_step *s, struct kk_attn_args *a)
+{
+    const int32_t *pos = kk_kv_step_pos_host(s->pool);
+    for (int t = 0; t < s->T; t++)
+        if (pos[t] >= a->longest) a->longest = pos[t] + 1;
+    for (int b = 0; b < a->B; b++)
+        if (kk_kv_step_rows(s->pool, b) > a->most_rows) a->most_rows = kk_kv_step_rows(s->pool, b);
+}
+
 void kk__attention(const struct kk_step *s, int l)
 {
     struct kk_buffers *b = &s->m->buf;
@@ -66,6 +76,7 @@ void kk__attention(const struct kk_step *s, int l)
         .value_only = y->value_only, .seqs = kv.seqs, .mask = kv.mask,
         .scale = c->attn_scale, .k_norm = w->k_norm, .rope = rope,
         .kv_dtype = kk_kv_dtype(s->pool), .staging = kv.staging};
+    size_up(s, &a);
     if (kv.mask.exact_near)
         attend_restored(s, l, &a);
     else

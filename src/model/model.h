@@ -76,7 +76,7 @@ int64_t
 kk_model_scratch_bytes(const struct kk_model *m); /* activations, rotary tables, the device's */
 
 /* Layers as the KV cache needs them, without opening the model. out->layer is owned by the caller
- * (kk_free). kv_type: KK_F32 or KK_BF16; rows are rounded to it. */
+ * (kk_free). kv_type: KK_F32, KK_BF16 or KK_Q8_0; rows are rounded to it. */
 int kk_model_kv_layout(const struct kk_model_file *mf, enum kk_dtype kv_type,
                        struct kk_kv_layout *out, struct kk_err *err);
 

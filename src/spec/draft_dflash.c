@@ -69,16 +69,16 @@ static int64_t device_bytes(const struct kk_drafter *base)
 
 /* ---- fork, save, load: the context rows, with nothing held back ---- */
 
-static int fork_dflash(struct kk_drafter *base, struct kk_drafter *fresh, struct kk_err *err)
+static int open_with(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk_kv *kv,
+                     struct kk_drafter **out, struct kk_err *err);
+
+static int fork_dflash(struct kk_drafter *base, struct kk_drafter **out, struct kk_err *err)
 {
-    struct dflash *d = (struct dflash *)base, *f = (struct dflash *)fresh;
-    struct kk_kv *kv;
+    struct dflash *d = (struct dflash *)base;
+    struct kk_kv *kv = NULL;
     int rc = flush(d, err);
     if (!rc) rc = kk_kv_fork(d->kv, &kv, err);
-    if (rc) return rc;
-    kk_kv_close(f->kv);
-    f->kv = kv;
-    return 0;
+    return rc ? rc : open_with(d->model, d->pool, kv, out, err);
 }
 
 static int64_t saved_bytes(struct kk_drafter *base, struct kk_err *err)
@@ -114,8 +114,9 @@ static void close_dflash(struct kk_drafter *base)
     kk_free(d);
 }
 
-int kk_draft_dflash_open(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk_drafter **out,
-                         struct kk_err *err)
+/* Takes kv, on failure too. */
+static int open_with(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk_kv *kv,
+                     struct kk_drafter **out, struct kk_err *err)
 {
     static const struct kk_drafter_ops ops = {.name = "dflash",
                                               .propose = propose,
@@ -128,20 +129,30 @@ int kk_draft_dflash_open(struct kk_dflash *model, struct kk_kv_pool *pool, struc
                                               .load = load,
                                               .close = close_dflash};
     struct dflash *d = kk_calloc(1, sizeof *d);
-    if (!d) return kk_fail(err, KK_ENOMEM, "out of memory for a drafter");
+    if (!d) {
+        kk_kv_close(kv);
+        return kk_fail(err, KK_ENOMEM, "out of memory for a drafter");
+    }
     d->base.ops = &ops;
     d->model = model;
     d->pool = pool;
+    d->kv = kv;
     /* a GPU projects sixteen rows for little more than the read of the weights */
     d->most = kk_dflash_dev(model)->n_threads ? KK_TAPS_HELD : KK_MAX_WIDTH;
     d->account.name = "drafter taps of a session";
-    int rc = kk_kv_open(pool, &d->kv, err);
-    if (!rc)
-        rc = kk_dev_alloc(kk_dflash_dev(model), &d->account, held_bytes(d), (void **)&d->held, err);
+    int rc = kk_dev_alloc(kk_dflash_dev(model), &d->account, held_bytes(d), (void **)&d->held, err);
     if (rc) {
         close_dflash(&d->base);
         return rc;
     }
     *out = &d->base;
     return 0;
+}
+
+int kk_draft_dflash_open(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk_drafter **out,
+                         struct kk_err *err)
+{
+    struct kk_kv *kv = NULL;
+    int rc = kk_kv_open(pool, &kv, err);
+    return rc ? rc : open_with(model, pool, kv, out, err);
 }

@@ -64,10 +64,10 @@ static int64_t device_bytes(const struct kk_drafter *d)
 }
 
 /* The fork drafts by itself. */
-static int fork_replay(struct kk_drafter *d, struct kk_drafter *fresh, struct kk_err *err)
+static int fork_replay(struct kk_drafter *d, struct kk_drafter **out, struct kk_err *err)
 {
     struct kk_drafter *inner = ((struct replay *)d)->inner;
-    return inner && inner->ops->fork ? inner->ops->fork(inner, fresh, err) : 0;
+    return inner && inner->ops->fork ? inner->ops->fork(inner, out, err) : 0;
 }
 
 static void close_replay(struct kk_drafter *d)

@@ -36,9 +36,10 @@ struct kk_drafter_ops {
      * its time is not taken for that of a draft. May be NULL: nothing is put off. */
     int (*catch_up)(struct kk_drafter *d, struct kk_err *err);
     int64_t (*device_bytes)(const struct kk_drafter *d); /* of this session; may be NULL: none */
-    /* Make a fresh drafter of the same kind know what d knows; save what it knows, and fill a fresh
-     * one. All may be NULL: the history is all there is to know. */
-    int (*fork)(struct kk_drafter *d, struct kk_drafter *fresh, struct kk_err *err);
+    /* A second drafter that knows what d knows (*out stays NULL: one that was just opened does);
+     * save what it knows, and fill a fresh one. All may be NULL: the history is all there is to
+     * know. */
+    int (*fork)(struct kk_drafter *d, struct kk_drafter **out, struct kk_err *err);
     int64_t (*saved_bytes)(struct kk_drafter *d, struct kk_err *err); /* settles what is held */
     int (*save)(struct kk_drafter *d, const struct kk_io *sink, struct kk_err *err);
     int (*load)(struct kk_drafter *fresh, const struct kk_io *source, struct kk_err *err);
