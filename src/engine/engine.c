@@ -280,12 +280,11 @@ int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, st
     e->kv_limits = s.kv_limits;
     e->max_logit_rows = s.limits.max_logit_rows;
     e->ctx = s.ctx;
+    e->fingerprint.model = kk_model_file_fingerprint(s.mf); /* reads here and there */
+    kk_model_file_rest(s.mf);
     rc = kk_model_open(s.mf, e->dev, &s.limits, &progress, &e->model, err);
     if (!rc) rc = kk__restore_setup(e, err);
-    if (!rc) {
-        e->fingerprint.model = kk_model_file_fingerprint(s.mf);
-        e->fingerprint.rows = rows_fingerprint(e, &s);
-    }
+    if (!rc) e->fingerprint.rows = rows_fingerprint(e, &s);
     if (!rc) rc = kk_kv_pool_open(e->dev, &e->layout, &s.kv, &s.kv_limits, &e->pool, err);
     if (!rc) rc = alloc_step_arrays(e, err);
     if (!rc) rc = kk__draft_setup(e, err);

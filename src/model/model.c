@@ -131,6 +131,12 @@ static int round_embed_scale(struct kk_model *m, const struct kk_model_file *mf,
     return 0;
 }
 
+static int make_room(struct kk_model *m, int64_t n, struct kk_err *err)
+{
+    int rc = kk__rope_room(m->dev, &m->scratch, &m->rope[0], n, err);
+    return rc ? rc : kk__rope_room(m->dev, &m->scratch, &m->rope[1], n, err);
+}
+
 static int ensure_positions(struct kk_model *m, int64_t n, struct kk_err *err)
 {
     int rc = kk__rope_ensure(m->dev, &m->scratch, &m->rope[0], n, err);
@@ -185,7 +191,7 @@ int kk_model_open(const struct kk_model_file *mf, struct kk_dev *dev,
         if (rc == KK_ENOMEM) kk_wrap(err, rc, "loading needs %zu bytes", ld.planned);
     }
     if (!rc) rc = alloc_buffers(m, err);
-    if (!rc) rc = ensure_positions(m, limits->positions, err);
+    if (!rc) rc = make_room(m, limits->positions, err);
     if (rc) {
         kk_model_close(m);
         return rc;

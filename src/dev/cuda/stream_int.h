@@ -1,7 +1,7 @@
 /* Private to dev/cuda: products of up to 16 rows, bound by the bytes of the weights.
  *
- * A block works on a group of stripes. A piece of work is one chain of one stripe. A warp has chains
- * of its own, holds their inputs of x in registers, and goes through the group's stripes (all, or
+ * A block works on a group of stripes. A piece of work is one chain of one stripe. A warp has
+ * chains of its own, holds their inputs of x in registers, and goes through the group's stripes (all, or
  * every `ways`-th where there are more warps than chains): it brings its pieces in by bulk copies,
  * `depth` of them ahead, through a ring of its own, and multiplies (weights are operand B). No warp
  * waits for another before the group's end; then the sums of chains, in shared memory, are added in
