@@ -1,5 +1,5 @@
 /* Opening an engine, and the one function that runs a step. */
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/hash.h"
@@ -68,15 +68,18 @@ static int choose_block_act(const struct kk_engine_options *o, struct kk_dev *de
 static int open_device(const struct kk_engine_options *o, struct kk_dev **out, struct kk_err *err)
 {
     const char *name = o->device ? o->device : "auto";
-    int is_auto = !strcmp(name, "auto"), index = 0, end = 0;
+    int is_auto = !strcmp(name, "auto");
+    long index = 0;
+    char *end = "";
     if (!strcmp(name, "cpu")) return kk_dev_open_cpu(o->cpu_isa, o->threads, out, err);
-    if (!is_auto && strcmp(name, "cuda") &&
-        (sscanf(name, "cuda:%3d%n", &index, &end) != 1 || name[end] || index < 0))
+    const int numbered = !strncmp(name, "cuda:", 5) && name[5] >= '0' && name[5] <= '9';
+    if (numbered) index = strtol(name + 5, &end, 10);
+    if ((!is_auto && strcmp(name, "cuda") && !numbered) || *end || index > 999)
         return kk_fail(err, KK_EINVAL, "unknown device '%s' (known: auto, cpu, cuda, cuda:N)",
                        name);
     if (is_auto && !kk_dev_open_cuda(0, out, NULL)) return 0;
     return is_auto ? kk_dev_open_cpu(o->cpu_isa, o->threads, out, err)
-                   : kk_dev_open_cuda(index, out, err);
+                   : kk_dev_open_cuda((int)index, out, err);
 }
 
 static int choose_kv_type(const struct kk_engine_options *o, const struct setup *s,
