@@ -43,7 +43,8 @@ struct kk_engine_options {
                             CPU), "cpu", "cuda", "cuda:1" */
     const char *cpu_isa; /* "auto", "scalar", "avx2", "avx512" */
     const char *act;     /* input of products with quantised weights: "q8" (8 bits with a scale for
-                        every 32 numbers), "f32" (several times slower), "auto" (q8) */
+                        every 32 numbers), "f32" (several times slower), "auto" (q8); "bf16": auto,
+                        and the input of bf16 weights rounded to bf16 (other tokens) */
     int threads;         /* 0: all cores this process may use */
     const char *kv;      /* "full", "native", "s5", "restored", "sinkwin" */
     int kv_sinks, kv_window; /* of s5, restored and sinkwin */

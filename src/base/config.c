@@ -45,9 +45,10 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_CPU_ISA] = {"cpu-isa", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto",
         "auto|scalar|avx2|avx512", MODEL,
         "instruction set; auto: the best this machine has"},
-    [KK_OPT_ACT] = {"act", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|q8|f32", MODEL,
-        "what quantised weights are multiplied with: 8 bits and a scale for every 32 numbers "
-        "(auto), or f32 as it is, several times slower"},
+    [KK_OPT_ACT] = {"act", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|q8|f32|bf16", MODEL,
+        "what weights are multiplied with. Quantised ones: 8 bits and a scale for every 32 numbers "
+        "(auto, q8), or f32 as it is, several times slower. bf16 ones: f32, or rounded to bf16 "
+        "(bf16: other tokens, faster with AVX512_BF16)"},
     [KK_OPT_PREFILL_CHUNK] = {"prefill-chunk", 0, KK_OPT_INT, 0, SIZES, 1, 65536, "512", "N", MODEL,
         "tokens of a prompt that go through the model at once"},
 

@@ -1,5 +1,5 @@
 /* Opening an engine, and the one function that runs a step. */
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/hash.h"
@@ -55,9 +55,11 @@ static int choose_block_act(const struct kk_engine_options *o, struct kk_dev *de
 {
     if (!strcmp(o->act, "f32")) {
         dev->block_act = KK_ACT_F32;
+    } else if (!strcmp(o->act, "bf16")) {
+        dev->bf16_act = 1;
     } else if (strcmp(o->act, "q8") && strcmp(o->act, "auto")) {
-        return kk_fail(err, KK_EINVAL, "unknown type '%s' of activations (known: auto, q8, f32)",
-                       o->act);
+        return kk_fail(err, KK_EINVAL,
+                       "unknown type '%s' of activations (known: auto, q8, f32, bf16)", o->act);
     }
     return 0;
 }
@@ -66,14 +68,17 @@ static int choose_block_act(const struct kk_engine_options *o, struct kk_dev *de
 static int open_device(const struct kk_engine_options *o, struct kk_dev **out, struct kk_err *err)
 {
     const char *name = o->device ? o->device : "auto";
-    int is_auto = !strcmp(name, "auto"), index = 0, end = 0;
+    int is_auto = !strcmp(name, "auto");
+    long index = 0;
+    char *end = "";
     if (!strcmp(name, "cpu")) return kk_dev_open_cpu(o->cpu_isa, o->threads, out, err);
-    if (!is_auto && strcmp(name, "cuda") &&
-        (sscanf(name, "cuda:%3d%n", &index, &end) != 1 || name[end] || index < 0))
+    const int numbered = !strncmp(name, "cuda:", 5) && name[5] >= '0' && name[5] <= '9';
+    if (numbered) index = strtol(name + 5, &end, 10);
+    if ((!is_auto && strcmp(name, "cuda") && !numbered) || *end || index > 999)
         return kk_fail(err, KK_EINVAL, "unknown device '%s' (known: auto, cpu, cuda, cuda:N)",
                        name);
     struct kk_err why;
-    int rc = kk_dev_open_cuda(index, out, &why);
+    int rc = kk_dev_open_cuda((int)index, out, &why);
     if (is_auto && (rc == KK_EUNAVAILABLE || rc == KK_EUNSUPPORTED))
         return kk_dev_open_cpu(o->cpu_isa, o->threads, out, err);
     return rc ? kk_fail(err, rc, "%s", why.msg) : 0;
@@ -251,9 +256,11 @@ static uint64_t rows_fingerprint(const struct kk_engine *e, const struct setup *
 {
     const int32_t n[] = {s->kv.sinks, s->kv.window, (int32_t)s->kv.latent_bytes,
                          (int32_t)s->layout.dtype};
+    const int32_t act[] = {(int32_t)s->dev->block_act, s->dev->bf16_act};
     struct kk_hash h;
     kk_hash_init(&h, e->ftheta ? kk_ftheta_fingerprint(e->ftheta) : 0);
     kk_hash_add(&h, s->kv.policy, strlen(s->kv.policy));
+    kk_hash_add(&h, act, sizeof act);
     if (strcmp(s->kv.policy, "full") && strcmp(s->kv.policy, "native"))
         kk_hash_add(&h, n, sizeof n);
     else
