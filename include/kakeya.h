@@ -184,7 +184,7 @@ int kk_session_check(const struct kk_session *s, struct kk_err *err);
 typedef int kk_logits_cb(void *arg, int64_t position, const float *logits);
 
 /* Append n ids and hand out the logits of every one of them (position = index in the history). The
- * session then has no pending token: it can only be closed or described. */
+ * session then has no pending token: it can only be asked for more logits, described or closed. */
 int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_logits_cb *on_row,
                       void *arg, struct kk_err *err);
 

@@ -62,7 +62,8 @@ struct kk_weight_src {
     const void *data; /* mapped source, or NULL: then read() makes elements [first, first + n) */
     const void *ctx;
     void (*read)(const void *ctx, uint64_t first, uint64_t n, void *dst); /* thread-safe */
-    const struct kk_synth *synth; /* not NULL: what read() makes, which a device may make itself */
+    const struct kk_synth *synth;  /* not NULL: what read() makes, which a device may make itself */
+    void (*rest)(const void *ctx); /* or NULL: now and then, what was read is not needed again */
 };
 
 /* ---- the rows a query may see ------------------------------------------------------------- */

@@ -248,7 +248,7 @@ static int alloc_buffers(struct kk_dflash *d, int max_block_cols, struct kk_err 
     buffer_specs(d, s);
     int rc = d->dev->ops->reserve(d->dev, &lim, &d->dev->tables, err);
     if (!rc) rc = kk__buffers_alloc(d->dev, &d->scratch, s, N_BUFFERS, err);
-    if (!rc) rc = kk__rope_ensure(d->dev, &d->scratch, &d->rope, d->limits.positions, err);
+    if (!rc) rc = kk__rope_room(d->dev, &d->scratch, &d->rope, d->limits.positions, err);
     return rc;
 }
 

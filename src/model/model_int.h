@@ -43,13 +43,18 @@ struct kk_rope {
     double low, high, original;
 };
 
-/* cos and sin of every position up to `positions`; grows by doubling. */
+/* cos and sin of every position below `filled`; made as histories reach them. There is room for
+ * `positions`, which grows by doubling. */
 struct kk_rope_table {
     struct kk_rope rope;
-    int64_t positions;
-    float *cs; /* device [positions, R, 2] */
+    int64_t positions, filled;
+    float *cs;   /* device [positions, R, 2] */
+    float *host; /* rows on their way */
 };
 size_t kk__rope_bytes(const struct kk_rope_table *t, int64_t positions); /* of a fresh table */
+/* Room for so many positions; then, also filled. */
+int kk__rope_room(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t,
+                  int64_t positions, struct kk_err *err);
 int kk__rope_ensure(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t,
                     int64_t positions, struct kk_err *err);
 void kk__rope_free(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t);
@@ -204,7 +209,7 @@ const char *kk__tensor_prefix(const struct kk_model_file *mf);
 
 int kk__bind_matrix(struct kk_loader *ld, int l, const char *what, int n_mats, int64_t rows,
                     int64_t cols, struct kk_weight *w, struct kk_err *err);
-int kk__bind_vector(struct kk_loader *ld, int l, const char *what, int64_t n, float scale,
+int kk__bind_vector(struct kk_loader *ld, int l, const char *what, int64_t count, float scale,
                     float **out, struct kk_err *err);
 int kk__bind_scalar(struct kk_loader *ld, int l, const char *what, float *out, struct kk_err *err);
 /* WHAT.weight, [C] */

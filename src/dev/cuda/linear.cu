@@ -107,7 +107,9 @@ struct linear_tiles {
         const kk_matrix m = j.of(s);
         return m.w + (size_t)(s - m.first) * j.stripe_bytes;
     }
-    __device__ const bf16 *row(int r) const { return j.x + (size_t)(at.t0 + r) * (size_t)j.K; }
+    __device__ const char *base() const { return j.m0.w; }
+    __device__ const bf16 *x() const { return j.x; }
+    __device__ int row(int r) const { return at.t0 + r; }
     __device__ float *to(int s, int o, float *bias, int *stride) const
     {
         if (s >= j.stripes) return NULL;
@@ -150,7 +152,9 @@ struct glu_tiles {
         const size_t i = (size_t)min(at.s0 + s / 2, j.stripes - 1);
         return (s & 1 ? j.up : j.gate) + i * j.stripe_bytes;
     }
-    __device__ const bf16 *row(int r) const { return j.x + (size_t)(at.t0 + r) * (size_t)j.K; }
+    __device__ const char *base() const { return j.gate; }
+    __device__ const bf16 *x() const { return j.x; }
+    __device__ int row(int r) const { return at.t0 + r; }
     __device__ void open(int s, int o) { f = (at.s0 + s / 2) * 8 + o; }
     __device__ void store(int r, float a, float b) const
     {

@@ -392,7 +392,7 @@ struct gate_up_tiles {
     expert_tile t;
     const char *w;
     size_t mat_bytes, stripe_bytes;
-    const bf16 *x;
+    const bf16 *in;
     bf16 *h;
     enum kk_activation act;
     int K, F, A, stripes; /* of gate */
@@ -410,10 +410,9 @@ struct gate_up_tiles {
         const int i = min(t.column * (KK_LARGE_STRIPES / 2) + s / 2, stripes - 1);
         return w + (size_t)t.e * mat_bytes + (size_t)(i + s % 2 * stripes) * stripe_bytes;
     }
-    __device__ const bf16 *row(int r) const
-    {
-        return x + (size_t)(t.g.list[t.place + r] / A) * (size_t)K;
-    }
+    __device__ const char *base() const { return w; }
+    __device__ const bf16 *x() const { return in; }
+    __device__ int row(int r) const { return t.g.list[t.place + r] / A; }
     __device__ void open(int s, int o) { f = (t.column * (KK_LARGE_STRIPES / 2) + s / 2) * 8 + o; }
     __device__ void store(int r, float gate, float up) const
     {
@@ -444,7 +443,9 @@ struct down_tiles {
         const int i = min(t.column * KK_LARGE_STRIPES + s, stripes - 1);
         return w + (size_t)t.e * mat_bytes + (size_t)i * stripe_bytes;
     }
-    __device__ const bf16 *row(int r) const { return h + (size_t)(t.place + r) * (size_t)F; }
+    __device__ const char *base() const { return w; }
+    __device__ const bf16 *x() const { return h; }
+    __device__ int row(int r) const { return t.place + r; }
     __device__ void open(int s, int o) { at = (t.column * KK_LARGE_STRIPES + s) * 8 + o; }
     __device__ void store(int r, float a, float b) const
     {
@@ -454,7 +455,7 @@ struct down_tiles {
     }
 };
 
-/* A block for each row. */
+/* A block for each row; C is a multiple of 4. */
 __global__ void __launch_bounds__(COMBINE_THREADS)
     combine(const int32_t *idx, const float *weight, const int *where, const float *d, int A, int C,
             float *y)
@@ -471,12 +472,17 @@ __global__ void __launch_bounds__(COMBINE_THREADS)
         times[before] = weight[t * A + mine];
     }
     __syncthreads();
-    for (int c = mine; c < C; c += COMBINE_THREADS) {
-        float v = 0;
+    for (int c = mine * 4; c < C; c += COMBINE_THREADS * 4) {
+        float4 v = {0, 0, 0, 0};
 #pragma unroll 8
-        for (int i = 0; i < A; i++)
-            v = __fmaf_rn(times[i], d[(size_t)place[i] * (size_t)C + (size_t)c], v);
-        y[(size_t)t * (size_t)C + (size_t)c] = v;
+        for (int i = 0; i < A; i++) {
+            const float4 x = *(const float4 *)(d + (size_t)place[i] * (size_t)C + (size_t)c);
+            v.x = __fmaf_rn(times[i], x.x, v.x);
+            v.y = __fmaf_rn(times[i], x.y, v.y);
+            v.z = __fmaf_rn(times[i], x.z, v.z);
+            v.w = __fmaf_rn(times[i], x.w, v.w);
+        }
+        *(float4 *)(y + (size_t)t * (size_t)C + (size_t)c) = v;
     }
 }
 
@@ -621,7 +627,7 @@ void moe_many(struct kk_cuda *c, const struct kk_moe_args *a)
     u.w = (const char *)a->gate_up->data;
     u.mat_bytes = a->gate_up->mat_bytes;
     u.stripe_bytes = (size_t)in.tiles * KK_TILE_BYTES;
-    u.x = (const bf16 *)a->x;
+    u.in = (const bf16 *)a->x;
     d.h = u.h = (bf16 *)(base + m.h);
     u.act = a->act;
     u.K = K;

@@ -1,11 +1,11 @@
 /* Private to dev/cuda: products of up to 16 rows, bound by the bytes of the weights.
  *
- * A block works on a group of stripes. A piece of work is one chain of one stripe. A warp has chains
- * of its own, holds their inputs of x in registers, and goes through the group's stripes (all, or
- * every `ways`-th where there are more warps than chains): it brings its pieces in by bulk copies,
- * `depth` of them ahead, through a ring of its own, and multiplies (weights are operand B). No warp
- * waits for another before the group's end; then the sums of chains, in shared memory, are added in
- * ascending order: 0020. What the stripes are and what becomes of a sum is the job's:
+ * A block works on a group of stripes. A piece of work is one chain of one stripe. A warp has
+ * chains of its own, holds their inputs of x in registers, and goes through the group's stripes
+ * (all, or every `ways`-th where there are more warps than chains): it brings its pieces in by bulk
+ * copies, `depth` of them ahead, through a ring of its own, and multiplies (weights are operand B).
+ * No warp waits for another before the group's end; then the sums of chains, in shared memory, are
+ * added in ascending order: 0020. What the stripes are and what becomes of a sum is the job's:
  *
  *   early            weights are known before other ops end: they are fetched while those run
  *   begin(tables)    by all threads
@@ -280,7 +280,7 @@ template <int ROWS, class Job>
 __global__ void __launch_bounds__(KK_STREAM_THREADS, 2)
     kk__stream(const __grid_constant__ kk_stream g, const __grid_constant__ Job given)
 {
-    extern __shared__ __align__(128) char smem[];
+    extern __shared__ __align__(1024) char smem[];
     Job job = given;
     kk_streamer<ROWS, Job> s(g, job, smem);
     if (Job::early) {

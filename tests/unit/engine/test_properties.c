@@ -51,7 +51,9 @@ static struct kk_engine *open_engine(struct kk_engine_options o)
     struct kk_err err = {0};
     if (!o.model) o.model = model;
     if (!strcmp(o.kv_type, "auto")) o.kv_type = kv_type;
-    if (kk_engine_open(&o, &e, &err)) fail_msg("%s", err.msg);
+    int rc = kk_engine_open(&o, &e, &err);
+    if (rc == KK_EUNSUPPORTED && !strcmp(o.kv_type, "q8_0")) skip(); /* a GPU has no such rows */
+    if (rc) fail_msg("%s", err.msg);
     return e;
 }
 
@@ -226,14 +228,15 @@ static void company_does_not_matter(void **state)
             total += n;
         }
         ok(kk__step(e, item, B, &err), &err);
-        memcpy(together, kk_model_logits(e->model), (size_t)total * V * sizeof(float));
+        e->dev->ops->download(e->dev, together, kk_model_logits(e->model),
+                              (size_t)total * V * sizeof(float));
         kk_kv_commit(e->pool, NULL);
         float *row = together;
         for (int b = 0; b < B; b++) {
             struct kk_step_item one = {t[b], item[b].n, !(r & 1), KK_WANT_ALL};
             size_t bytes = (size_t)item[b].n * V * sizeof(float);
             ok(kk__step(alone, &one, 1, &err), &err);
-            memcpy(single, kk_model_logits(alone->model), bytes);
+            alone->dev->ops->download(alone->dev, single, kk_model_logits(alone->model), bytes);
             kk_kv_commit(alone->pool, NULL);
             assert_memory_equal(single, row, bytes);
             row += (size_t)item[b].n * V;
