@@ -38,7 +38,9 @@ struct kk_session;
 typedef void kk_progress_cb(void *arg, const char *what, uint64_t done, uint64_t total);
 
 struct kk_engine_options {
-    const char *model;   /* snapshot directory, GGUF file, or "synth:CONFIG.json[:SEED]" */
+    const char *model;  /* snapshot directory, GGUF file, or "synth:CONFIG.json[:SEED]" */
+    const char *device; /* "auto" (a GPU if the program was built for one and there is one, else the
+                            CPU), "cpu", "cuda", "cuda:1" */
     const char *cpu_isa; /* "auto", "scalar", "avx2", "avx512" */
     const char *act;     /* input of products with quantised weights: "q8" (8 bits with a scale for
                         every 32 numbers), "f32" (several times slower), "auto" (q8) */
@@ -73,6 +75,7 @@ struct kk_plan {
     int64_t sessions, ctx;
     int64_t made_for_ctx; /* the context that the model was made for */
     int64_t total_bytes;  /* all of it for `sessions` sessions */
+    int64_t free_bytes;   /* device memory that is free now; 0: not known */
 };
 int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t sessions,
                  struct kk_plan *out, struct kk_err *err);
@@ -82,6 +85,7 @@ void kk_engine_close(struct kk_engine *e); /* after its sessions; NULL is fine *
 
 struct kk_engine_info {
     int64_t rows_rebuilt;     /* by f_theta since the engine was opened */
+    int64_t rows_replaced;    /* by one-shot restoration */
     const char *device;       /* "cpu avx512, 2 threads" */
     const char *architecture; /* borrowed */
     const char *kv, *kv_type;
@@ -185,6 +189,20 @@ typedef int kk_logits_cb(void *arg, int64_t position, const float *logits);
  * session then has no pending token: it can only be asked for more logits, described or closed. */
 int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_logits_cb *on_row,
                       void *arg, struct kk_err *err);
+
+/* ---- measurement: the reference system's restoration -------------------------------------- */
+
+/* Load its map, converted by tools/convert_f_theta.py: policy native, and `draft` the drafter that
+ * the map was made for. KK_EUNSUPPORTED for a map that is causal, or without such a drafter. */
+int kk_engine_load_one_shot(struct kk_engine *e, const char *f_theta, struct kk_err *err);
+
+/* Make ids[n] the history of a fresh session, at once: sliding layers keep in place of rows
+ * [kv_sinks, n - kv_window) what the map makes of the drafter's keys and values over all n ids.
+ * Logits of positions [from, n - 1) are handed out (on_row NULL: none). A row so replaced depends
+ * on ids after it, so the session emits tokens and does nothing else: it takes no more ids, is not
+ * saved and not forked. */
+int kk_session_one_shot(struct kk_session *s, const uint32_t *ids, size_t n, size_t from,
+                        kk_logits_cb *on_row, void *arg, struct kk_err *err);
 
 #ifdef __cplusplus
 }

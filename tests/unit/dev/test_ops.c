@@ -753,7 +753,7 @@ static void test_weights(void **state)
     struct kk_weight w[N], big;
     int rests = 0;
     float *from = normals((int64_t)ROWS * COLS, 1), *large = calloc((size_t)24 << 18, 4);
-    struct kk_weight_src src = {KK_F32, 1, ROWS, COLS, from, NULL, NULL, NULL};
+    struct kk_weight_src src = {KK_F32, 1, ROWS, COLS, from, NULL, NULL, NULL, NULL};
     for (int i = 0; i < N; i++) KK_ASSERT_OK(d->ops->weight_load(d, &src, &acc, &w[i], &err), &err);
     assert_int_equal(atomic_load(&acc.bytes), N * ROWS * COLS * 4);
     for (int i = 0; i < N; i += 2) kk_weight_free(d, &w[i]);
@@ -764,7 +764,7 @@ static void test_weights(void **state)
                 assert_true(((float *)w[i].data)[(COLS + k) * 16 + l] == from[(16 + l) * COLS + k]);
         kk_weight_free(d, &w[i]);
     }
-    src = (struct kk_weight_src){KK_F32, 1, 6 * 1024, 1024, large, &rests, NULL, count_rest};
+    src = (struct kk_weight_src){KK_F32, 1, 6 * 1024, 1024, large, &rests, NULL, NULL, count_rest};
     KK_ASSERT_OK(d->ops->weight_load(d, &src, &acc, &big, &err), &err);
     assert_in_range(rests, 3, 4); /* 24 MB */
     kk_weight_free(d, &big);
@@ -779,7 +779,7 @@ static void test_broken_blocks(void **state)
     struct kk_account acc = {.name = "test"};
     struct kk_err err = {0};
     struct kk_weight w;
-    const struct kk_weight_src src = {KK_Q4_K, 1, 16, 640, "", NULL, NULL, NULL};
+    const struct kk_weight_src src = {KK_Q4_K, 1, 16, 640, "", NULL, NULL, NULL, NULL};
     KK_ASSERT_FAILS(devs[0]->ops->weight_load(devs[0], &src, &acc, &w, &err), KK_EFORMAT, &err,
                     "640 inputs are not whole blocks of q4_k, which hold 256");
 }

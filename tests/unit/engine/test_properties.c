@@ -651,7 +651,7 @@ static void restored_is_causal(void **state)
     o.f_theta = "models/tiny/f_theta";
     p.ignore_eos = 1;
     for (int variant = 0; variant < 5; variant++) {
-        o.prefill_chunk = variant == 1 ? 13 : 512;
+        o.prefill_chunk = variant == 1 || variant == 3 ? 13 : 512;
         o.kv_device = variant == 2 ? 512 * 1024 : 0;
         o.draft = variant == 3 ? "models/tiny/drafter" : variant == 4 ? "wrong" : "none";
         o.draft_width = variant >= 3 ? 16 : 0;
