@@ -1,5 +1,5 @@
-/* Operations of vectors of W outputs that have one name in every width: qf of floats, qi of codes or
- * integers, QI(op) the instruction. What has not is with the types, in q_avx2.c and
+/* Operations of vectors of W outputs that have one name in every width: qf of floats, qi of codes
+ * or integers, QI(op) the instruction. What has not is with the types, in q_avx2.c and
  * q_vec512_int.h. */
 #ifndef KK_DEV_CPU_Q_OPS_INT_H
 #define KK_DEV_CPU_Q_OPS_INT_H
