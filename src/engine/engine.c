@@ -73,9 +73,11 @@ static int open_device(const struct kk_engine_options *o, struct kk_dev **out, s
         (sscanf(name, "cuda:%3d%n", &index, &end) != 1 || name[end] || index < 0))
         return kk_fail(err, KK_EINVAL, "unknown device '%s' (known: auto, cpu, cuda, cuda:N)",
                        name);
-    if (is_auto && !kk_dev_open_cuda(0, out, NULL)) return 0;
-    return is_auto ? kk_dev_open_cpu(o->cpu_isa, o->threads, out, err)
-                   : kk_dev_open_cuda(index, out, err);
+    struct kk_err why;
+    int rc = kk_dev_open_cuda(index, out, &why);
+    if (is_auto && (rc == KK_EUNAVAILABLE || rc == KK_EUNSUPPORTED))
+        return kk_dev_open_cpu(o->cpu_isa, o->threads, out, err);
+    return rc ? kk_fail(err, rc, "%s", why.msg) : 0;
 }
 
 static int choose_kv_type(const struct kk_engine_options *o, const struct setup *s,

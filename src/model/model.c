@@ -126,7 +126,6 @@ static int round_embed_scale(struct kk_model *m, const struct kk_model_file *mf,
     if (rc) return rc;
     float *s = &m->config.embed_scale;
     if (t.dtype == KK_BF16) *s = kk_bf16_to_f32(kk_f32_to_bf16(*s));
-    m->config.info.dtype = t.dtype;
     return 0;
 }
 
@@ -187,6 +186,7 @@ int kk_model_open(const struct kk_model_file *mf, struct kk_dev *dev,
     if (!rc) rc = check_room(m, ld.planned, err);
     if (!rc) {
         rc = kk__bind_model(&ld, err);
+        m->config.info.dtype = m->embed.dtype; /* as the device keeps it */
         if (rc == KK_ENOMEM) kk_wrap(err, rc, "loading needs %zu bytes", ld.planned);
     }
     if (!rc) rc = alloc_buffers(m, err);
