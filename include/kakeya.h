@@ -74,8 +74,9 @@ struct kk_plan {
     int64_t kv_staging_bytes; /* KV step scratch and staging ring, one per process */
     int64_t session_kv_bytes; /* device bytes of a session of `ctx` tokens */
     int64_t sessions, ctx;
-    int64_t total_bytes; /* all of it for `sessions` sessions */
-    int64_t free_bytes;  /* device memory that is free now; 0: not known */
+    int64_t made_for_ctx; /* the context that the model was made for */
+    int64_t total_bytes;  /* all of it for `sessions` sessions */
+    int64_t free_bytes;   /* device memory that is free now; 0: not known */
 };
 int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t sessions,
                  struct kk_plan *out, struct kk_err *err);
@@ -91,8 +92,9 @@ struct kk_engine_info {
     const char *kv, *kv_type;
     int n_layers, vocabulary, hidden;
     int64_t n_params, n_active_params, ctx;
-    int64_t bos;         /* -1: none */
-    const uint32_t *eos; /* borrowed */
+    int64_t made_for_ctx; /* ctx may be larger: what is written there may be worse */
+    int64_t bos;          /* -1: none */
+    const uint32_t *eos;  /* borrowed */
     int n_eos;
     int64_t weight_bytes, scratch_bytes, kv_staging_bytes; /* from the allocator */
     int64_t step_weight_bytes; /* weight bytes one decode step of one session reads */

@@ -75,7 +75,7 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         "the learned map of --kv restored; exact: exact rows in its place (a check)"},
     [KK_OPT_CTX] = {"ctx", 0, KK_OPT_INT, 0, SIZES & ~(KK_CMD_DECODE | KK_CMD_PPL), 0, BIG, "0",
         "N", CACHE,
-        "most tokens of a session; 0: what the model was made for"},
+        "most tokens of a session; 0: what the model was made for (beyond it is warned of)"},
 
     [KK_OPT_DRAFT] = {"draft", 0, KK_OPT_STRING, 0, GENERATES, 0, 0, "none",
         "DIR|ngram|none", DRAFT,

@@ -10,7 +10,8 @@ enum {
     LOGITS_BUFFER_BYTES = 32 << 20,
     MIN_LOGIT_ROWS = 16,
     MAX_LOGIT_ROWS = 128,
-    BATCH_HOLD_ROWS = 64
+    BATCH_HOLD_ROWS = 64,
+    CTX_MOST = 1 << 24
 };
 
 struct kk_engine_options kk_engine_defaults(void)
@@ -132,7 +133,7 @@ static int choose_limits(const struct kk_engine_options *o, struct setup *s, str
         return kk_fail(err, KK_EINVAL, "prefill chunk %d: must be 1 to 65536", o->prefill_chunk);
     if (o->max_batch < 1 || o->max_batch > 4096)
         return kk_fail(err, KK_EINVAL, "batch of %d: must be 1 to 4096", o->max_batch);
-    if (o->ctx < 0 || o->ctx > s->info.max_positions)
+    if (o->ctx < 0 || (o->ctx > CTX_MOST && o->ctx > s->info.max_positions))
         return kk_fail(err, KK_EINVAL, "context of %lld tokens: the model was made for %lld",
                        (long long)o->ctx, (long long)s->info.max_positions);
     s->ctx = o->ctx ? o->ctx : s->info.max_positions;
@@ -199,10 +200,10 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
     struct kk_kv_rule *rule = kk_calloc((size_t)s.layout.n_layers, sizeof *rule);
     if (!ctx) ctx = s.ctx;
     if (!rule) rc = kk_fail(err, KK_ENOMEM, "out of memory for a plan");
-    if (!rc && (ctx < 1 || ctx > s.info.max_positions || sessions < 1))
+    if (!rc && (ctx < 1 || ctx > s.ctx || sessions < 1))
         rc = kk_fail(err, KK_EINVAL,
                      "plan for %lld sessions of %lld tokens: the model was made for %lld",
-                     (long long)sessions, (long long)ctx, (long long)s.info.max_positions);
+                     (long long)sessions, (long long)ctx, (long long)s.ctx);
     if (!rc) rc = kk_kv_rules(&s.layout, &s.kv, rule, err);
     if (!rc) rc = kk_model_plan(s.mf, s.dev, &s.limits, &mp, err);
     if (!rc) {
@@ -213,6 +214,7 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
             .session_kv_bytes = (int64_t)kk_kv_plan_bytes(&s.layout, &s.kv, rule, ctx - 1),
             .sessions = sessions,
             .ctx = ctx,
+            .made_for_ctx = s.info.max_positions,
             .free_bytes = (int64_t)s.dev->ops->free_bytes(s.dev),
         };
         out->total_bytes = out->weight_bytes + out->scratch_bytes + out->kv_staging_bytes +
@@ -343,6 +345,7 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
         .n_params = i->n_params,
         .n_active_params = i->n_active_params,
         .ctx = e->ctx,
+        .made_for_ctx = i->max_positions,
         .bos = i->bos,
         .eos = i->eos,
         .n_eos = i->n_eos,
