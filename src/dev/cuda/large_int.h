@@ -1,13 +1,14 @@
 /* Private to dev/cuda: products of many rows, bound by the tensor cores (or by the bytes of the
- * weights, where rows are few for each expert).
+ * weights, where rows are few for each expert). H200: experts of 17 to 512 rows 78 to 84 % of their
+ * floor, dense products of 2048 rows 350 to 475 TFLOP/s, experts of 2048 260. docs/adr/0022.
  *
  * A tile is 16 stripes (128 outputs) by up to 192 rows of x. Eight warps bring both into a ring in
  * shared memory, 4 tiles of inputs at a time, 16 bytes a thread, 8 threads 128 bytes that follow
  * each other, put where wgmma looks for them when it swizzles: x by 128 bytes, tiles of weights by
- * 32. Two groups of four warps multiply, each
- * 64 outputs; a chain is one accumulator, added to the sum in registers: 0020, whose order wgmma
- * keeps as mma.sync does. One group's additions pass while the other multiplies. Blocks stay, and
- * take every gridDim-th tile. Inputs are a multiple of 8.
+ * 32. Two groups of four warps multiply, each 64 outputs; a chain is one accumulator, added to the
+ * sum in registers: 0020, whose order wgmma keeps as mma.sync does. One group's additions pass
+ * while the other multiplies. Blocks stay, and take every gridDim-th tile. Inputs are a multiple of
+ * 8.
  *
  *   begin(tables)    by all threads
  *   tiles()          in all
