@@ -2,11 +2,11 @@
  * with the running sums in registers (docs/adr/0023). The bits are those of attn.cu.
  *
  * A warpgroup of producers brings keys and values by 16-byte copies, two warpgroups compute.
- * k_stored, for stored keys and heads of 64, 128 or 256: a warpgroup has 64 pairs of the tile's 128;
- * while one makes weights of scores, the other keeps the tensor cores busy. k_halves: both have the
- * tile's 64 pairs, one half of the keys for scores, one half of the dims for values; for fewer rows,
- * and for keys derived from values, heads of 512: a key is derived once, 64 dims at a time, while
- * wgmma takes the 64 before. */
+ * k_stored, for stored keys and heads of 64, 128 or 256: a warpgroup has 64 pairs of the tile's
+ * 128; while one makes weights of scores, the other keeps the tensor cores busy. k_halves: both
+ * have the tile's 64 pairs, one half of the keys for scores, one half of the dims for values; for
+ * fewer rows, and for keys derived from values, heads of 512: a key is derived once, 64 dims at a
+ * time, while wgmma takes the 64 before. */
 #include "dev/cuda/attn_plan_int.h"
 #include "dev/cuda/attn_wg_int.h"
 
