@@ -562,6 +562,7 @@ __global__ void __launch_bounds__(THREADS, 1) k_attn(const __grid_constant__ str
     const struct kk_attn_tile &t = w.tile;
     const int steps = WALK ? kk__attn_splits(t.sight)
                            : (all - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+    int queries = 1; /* they are another tile's */
     if (WALK) w.split = kk__attn_split_at(t.sight, 0);
     load_first<KV>(job, y, t, w.split, steps > 0, base);
     for (int d = threadIdx.x; KV == DERIVED && d < a.D; d += THREADS) norm[d] = a.k_norm[d];
@@ -569,12 +570,13 @@ __global__ void __launch_bounds__(THREADS, 1) k_attn(const __grid_constant__ str
     for (int n = 0; n < steps; n++) {
         const int j = w.split * S + warp * 16, last = t.seq.committed + t.seq.n_step - 1;
         const int more = n + 1 < steps;
-        if (!WALK || n == 0) load_queries(job, t, 16 * MT, smem + y.q, y.pitch, pos);
+        if (queries) load_queries(job, t, 16 * MT, smem + y.q, y.pitch, pos);
         if (WALK)
             next.split = kk__attn_split_at(t.sight, n + 1);
         else if (more)
             next = take<0>(job, plan, blockIdx.x + (n + 1) * gridDim.x);
         const struct kk_attn_tile &then = WALK ? t : next.tile;
+        queries = then.t0 != t.t0 || then.p0 != t.p0 || then.g != t.g;
         turns cs;
         if (KV == DERIVED) load_turns(a, j, last, cs);
         kk__copy_wait<KV == STORED ? 1 : 0>();
