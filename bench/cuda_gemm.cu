@@ -2,8 +2,8 @@
  *
  *   bench/cuda_gemm [--rows 1,2,4,..] [--only WORD] [--json FILE]
  *
- * floor: the larger of bytes (weights once, of experts those that rows go to; inputs and outputs) at
- * 4.47 TB/s and operations at 790 TFLOP/s, both measured on one H200. Each op is captured many
+ * floor: the larger of bytes (weights once, of experts those that rows go to; inputs and outputs)
+ * at 4.47 TB/s and operations at 790 TFLOP/s, both measured on one H200. Each op is captured many
  * times over, with other weights each time so that L2 does not help, and replayed; the median of
  * the replays. "layer" is what this program measures of a layer, one after another. */
 #include <stdio.h>

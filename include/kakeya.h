@@ -84,6 +84,7 @@ void kk_engine_close(struct kk_engine *e); /* after its sessions; NULL is fine *
 
 struct kk_engine_info {
     int64_t rows_rebuilt;     /* by f_theta since the engine was opened */
+    int64_t rows_replaced;    /* by one-shot restoration */
     const char *device;       /* "cpu avx512, 2 threads" */
     const char *architecture; /* borrowed */
     const char *kv, *kv_type;
@@ -183,9 +184,23 @@ int kk_session_check(const struct kk_session *s, struct kk_err *err);
 typedef int kk_logits_cb(void *arg, int64_t position, const float *logits);
 
 /* Append n ids and hand out the logits of every one of them (position = index in the history). The
- * session then has no pending token: it can only be closed or described. */
+ * session then has no pending token: it can only be asked for more logits, described or closed. */
 int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_logits_cb *on_row,
                       void *arg, struct kk_err *err);
+
+/* ---- measurement: the reference system's restoration -------------------------------------- */
+
+/* Load its map, converted by tools/convert_f_theta.py: policy native, and `draft` the drafter that
+ * the map was made for. KK_EUNSUPPORTED for a map that is causal, or without such a drafter. */
+int kk_engine_load_one_shot(struct kk_engine *e, const char *f_theta, struct kk_err *err);
+
+/* Make ids[n] the history of a fresh session, at once: sliding layers keep in place of rows
+ * [kv_sinks, n - kv_window) what the map makes of the drafter's keys and values over all n ids.
+ * Logits of positions [from, n - 1) are handed out (on_row NULL: none). A row so replaced depends
+ * on ids after it, so the session emits tokens and does nothing else: it takes no more ids, is not
+ * saved and not forked. */
+int kk_session_one_shot(struct kk_session *s, const uint32_t *ids, size_t n, size_t from,
+                        kk_logits_cb *on_row, void *arg, struct kk_err *err);
 
 #ifdef __cplusplus
 }

@@ -61,7 +61,7 @@ int kk_cli_options(struct kk_cli *cli, struct kk_engine_options *o, struct kk_er
         o->f_theta = kk_config_text(c, KK_OPT_F_THETA);
     }
     if (kk_config_has(c, KK_OPT_MAX_BATCH)) o->max_batch = (int)kk_config_int(c, KK_OPT_MAX_BATCH);
-    o->ctx = kk_config_int(c, KK_OPT_CTX);
+    o->ctx = kk_config_int(c, c->command == KK_CMD_PPL ? KK_OPT_WINDOW : KK_OPT_CTX);
     if (kk_config_has(c, KK_OPT_DRAFT)) {
         o->draft = kk_config_text(c, KK_OPT_DRAFT);
         o->draft_width = (int)kk_config_int(c, KK_OPT_DRAFT_WIDTH);

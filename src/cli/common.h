@@ -30,7 +30,7 @@ struct kk_cli {
 typedef int kk_cli_fn(struct kk_cli *cli, struct kk_err *err);
 kk_cli_fn kk_cli_run, kk_cli_chat, kk_cli_inspect, kk_cli_tokenize, kk_cli_logits, kk_cli_plan,
     kk_cli_bench_niah, kk_cli_bench_decode, kk_cli_bench_spec, kk_cli_bench_scorecard, kk_cli_serve,
-    kk_cli_bench_agents, kk_cli_bench_batch;
+    kk_cli_bench_agents, kk_cli_bench_batch, kk_cli_bench_ppl;
 
 /* Close what is open. */
 void kk_cli_release(struct kk_cli *cli);

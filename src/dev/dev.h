@@ -62,7 +62,8 @@ struct kk_weight_src {
     const void *data; /* mapped source, or NULL: then read() makes elements [first, first + n) */
     const void *ctx;
     void (*read)(const void *ctx, uint64_t first, uint64_t n, void *dst); /* thread-safe */
-    const struct kk_synth *synth; /* not NULL: what read() makes, which a device may make itself */
+    const struct kk_synth *synth;  /* not NULL: what read() makes, which a device may make itself */
+    void (*rest)(const void *ctx); /* or NULL: now and then, what was read is not needed again */
 };
 
 /* ---- the rows a query may see ------------------------------------------------------------- */
@@ -92,6 +93,7 @@ struct kk_kv_seq {
     int32_t committed, n_step;
     int32_t block_rows;
     int32_t sinks, ring;
+    int32_t row_bytes; /* for kv_store; 0: it has nothing to store here */
 };
 
 KK_ANYWHERE static inline void *kk_kv_slot(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
@@ -257,13 +259,12 @@ struct kk_argmax_args {
     int32_t *out;
 };
 
-/* Copy the first keep[b] step rows of every sequence into their slots (ring slots overwrite). Of
- * more rows than a ring holds, the newest win. */
+/* In each layer, copy the first keep[b] step rows of every sequence into their slots (ring slots
+ * overwrite). Of more rows than a ring holds, the newest win. */
 struct kk_kv_store_args {
-    int B;
-    const struct kk_kv_seq *seqs;
-    const int32_t *keep; /* [B], each <= n_step */
-    size_t row_bytes;
+    int n_layers, B, stride, most; /* most: the largest keep[b] */
+    const struct kk_kv_seq *seqs;  /* layer l's: from l * stride on */
+    const int32_t *keep;           /* [B], each <= n_step */
 };
 
 /* n numbers from one type to another: f32 to bf16 (to nearest even) or bf16 to f32 */

@@ -72,9 +72,11 @@ static int open_device(const struct kk_engine_options *o, struct kk_dev **out, s
         (sscanf(name, "cuda:%3d%n", &index, &end) != 1 || name[end] || index < 0))
         return kk_fail(err, KK_EINVAL, "unknown device '%s' (known: auto, cpu, cuda, cuda:N)",
                        name);
-    if (is_auto && !kk_dev_open_cuda(0, out, NULL)) return 0;
-    return is_auto ? kk_dev_open_cpu(o->cpu_isa, o->threads, out, err)
-                   : kk_dev_open_cuda(index, out, err);
+    struct kk_err why;
+    int rc = kk_dev_open_cuda(index, out, &why);
+    if (is_auto && (rc == KK_EUNAVAILABLE || rc == KK_EUNSUPPORTED))
+        return kk_dev_open_cpu(o->cpu_isa, o->threads, out, err);
+    return rc ? kk_fail(err, rc, "%s", why.msg) : 0;
 }
 
 static int choose_kv_type(const struct kk_engine_options *o, const struct setup *s,
@@ -276,12 +278,11 @@ int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, st
     e->kv_limits = s.kv_limits;
     e->max_logit_rows = s.limits.max_logit_rows;
     e->ctx = s.ctx;
+    e->fingerprint.model = kk_model_file_fingerprint(s.mf); /* reads here and there */
+    kk_model_file_rest(s.mf);
     rc = kk_model_open(s.mf, e->dev, &s.limits, &progress, &e->model, err);
     if (!rc) rc = kk__restore_setup(e, err);
-    if (!rc) {
-        e->fingerprint.model = kk_model_file_fingerprint(s.mf);
-        e->fingerprint.rows = rows_fingerprint(e, &s);
-    }
+    if (!rc) e->fingerprint.rows = rows_fingerprint(e, &s);
     if (!rc) rc = kk_kv_pool_open(e->dev, &e->layout, &s.kv, &s.kv_limits, &e->pool, err);
     if (!rc) rc = alloc_step_arrays(e, err);
     if (!rc) rc = kk__draft_setup(e, err);
@@ -339,6 +340,7 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
         .eos = i->eos,
         .n_eos = i->n_eos,
         .rows_rebuilt = e->ftheta ? kk_ftheta_rebuilt(e->ftheta) : 0,
+        .rows_replaced = e->one_shot ? kk_one_shot_replaced(e->one_shot) : 0,
         .weight_bytes = weights,
         .scratch_bytes = kk_model_scratch_bytes(e->model),
         .kv_staging_bytes = kk_kv_staging_bytes(e->pool),
@@ -369,8 +371,10 @@ static void pack(struct kk_engine *e, const struct kk_step_item *item, int B, in
 
 int kk__step(struct kk_engine *e, const struct kk_step_item *item, int B, struct kk_err *err)
 {
-    struct kk_forward fwd = {
-        .ids = e->ids, .logit_rows = e->logit_rows, .taps = {e->taps[0], e->taps[1]}};
+    struct kk_forward fwd = {.ids = e->ids,
+                             .logit_rows = e->logit_rows,
+                             .taps = {e->taps[0], e->taps[1]},
+                             .one_shot = e->one_shot_step};
     pack(e, item, B, &fwd.n_logits);
     int rc = kk_kv_begin_mixed(e->pool, B, e->kv, e->rows_n, e->hold, err);
     if (rc) return rc;

@@ -44,7 +44,9 @@ struct kk_engine {
     struct kk_dflash *dflash;                    /* NULL: no such drafter */
     struct kk_kv_layout draft_layout;            /* layer borrowed from dflash */
     struct kk_kv_pool *draft_pool;
-    struct kk_ftheta *ftheta; /* NULL: nothing is rebuilt */
+    struct kk_ftheta *ftheta;          /* NULL: nothing is rebuilt */
+    struct kk_one_shot *one_shot;      /* NULL: kk_engine_load_one_shot was not called */
+    struct kk_one_shot *one_shot_step; /* the same while it reads a prompt */
     struct kk_account tap_account;
     struct kk_taps taps[2];          /* of the last step: for the drafter, for f_theta */
     struct kk_step_costs costs;      /* of verifying steps, by width */
@@ -74,9 +76,11 @@ struct kk_session {
     uint32_t *history;
     size_t n, cap;
     int closed_for_steps; /* after kk_session_logits */
+    int one_shot;         /* after kk_session_one_shot: it emits tokens, and that is all */
     uint32_t *eos;        /* its own end-of-sequence ids; NULL: the model's */
     int n_eos;
     struct kk_drafter *drafter; /* NULL: none */
+    int rested;                 /* its last step had no draft */
     struct kk_width width;
 };
 

@@ -82,8 +82,9 @@ int kk__session_encode(struct kk_session *s, const struct kk_io *sink, struct kk
     struct checked body = {.under = sink};
     const struct kk_io io = {checked_fn, &body};
     kk_hash_init(&body.hash, VERSION);
-    if (s->closed_for_steps)
-        return kk_fail(err, KK_EINVAL, "the session was used for logits and cannot be saved");
+    if (s->closed_for_steps || s->one_shot)
+        return kk_fail(err, KK_EINVAL,
+                       "the session was used for a measurement and cannot be saved");
     int rc = kk_session_check(s, err);
     if (!rc) rc = make_head(s, &h, err);
     if (!rc) rc = kk_io(sink, &h, sizeof h, err);
@@ -250,8 +251,8 @@ int kk_session_fork(struct kk_session *s, struct kk_session **out, struct kk_err
     if (!f) return kk_fail(err, KK_ENOMEM, "out of memory for a session");
     f->e = s->e;
     int rc = 0;
-    if (s->closed_for_steps)
-        rc = kk_fail(err, KK_EINVAL, "the session was used for logits and cannot be forked");
+    if (s->closed_for_steps || s->one_shot)
+        rc = kk_fail(err, KK_EINVAL, "the session was used for a measurement and cannot be forked");
     if (!rc) rc = kk_kv_fork(s->kv, &f->kv, err);
     if (!rc && s->drafter && s->drafter->ops->fork)
         rc = s->drafter->ops->fork(s->drafter, &f->drafter, err);

@@ -108,16 +108,14 @@ struct kk_kv_pool {
     size_t hold_base;    /* where held rows start in scratch; before them: one layer of a chunk */
     size_t *hold_offset; /* [n_layers]: where a layer's start, from hold_base */
     size_t scratch_bytes;
-    void *scratch;          /* device */
-    struct kk_kv_seq *seqs; /* device [n_layers, max_seqs] */
-    int32_t *pos, *seq, *keep;
-    void *
-        *tables; /* device [n_entries]: block tables of the step, where it cannot read the host's */
+    void *scratch;       /* device */
+    struct step_tables { /* one block of memory */
+        char *base;
+        struct kk_kv_seq *seqs;    /* [n_layers, max_seqs] */
+        int32_t *keep, *pos, *seq; /* [max_seqs], [T], [T] */
+        void **blocks; /* [n_entries]: block tables, where the device cannot read the host's */
+    } tables, h;       /* the device's, and their host twins, filled by begin */
     size_t n_entries;
-    /* host twins of the device tables, filled by begin */
-    void **h_tables;
-    struct kk_kv_seq *h_seqs;
-    int32_t *h_pos, *h_seq, *h_keep;
     /* the running step */
     enum kk_step_kind kind;
     int mixed; /* kind is KK_STEP_CHUNK, and some sequences are held */

@@ -302,7 +302,7 @@ void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep)
 {
     struct kk_kv *kv = p->step_kv[b];
     struct layer_rows *y = &kv->layer[l];
-    const struct kk_kv_seq *s = &p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
+    const struct kk_kv_seq *s = &p->h.seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
     const struct kk_kv_rule *r = &p->rule[l];
     const int32_t fixed = p->resident - 1;
     for (int32_t i = 0; i < keep;) {
@@ -328,7 +328,7 @@ void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep)
 static void host_blocks(const struct kk_kv_pool *p, int l, int b, int32_t *from, int32_t *end)
 {
     const int64_t committed =
-        p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b].committed;
+        p->h.seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b].committed;
     const int32_t window = p->rule[l].mask.window;
     *from = p->resident - 1;
     *end = (int32_t)(committed / KK_KV_BLOCK_ROWS);

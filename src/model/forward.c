@@ -70,6 +70,7 @@ void kk__attention(const struct kk_step *s, int l)
         .raw_value = c->raw_value, .q = b->q, .k = b->k, .v = b->v,
         .q_norm = w->q_norm, .k_norm = w->k_norm, .eps = c->eps, .pos = pos, .rope = rope,
         .kv_dtype = kk_kv_dtype(s->pool), .rows = kv.rows});
+    if (s->one_shot && y->sliding) kk__one_shot_replace(s->one_shot, s->pool, l);
     struct kk_attn_args a = {
         .B = kk_kv_step_B(s->pool), .H = H, .G = y->G, .D = y->D, .R = y->R,
         .value_only = y->value_only, .seqs = kv.seqs, .mask = kv.mask,
@@ -121,7 +122,8 @@ void kk__forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_fo
 {
     struct kk_buffers *b = &m->buf;
     const struct kk_model_config *c = &m->config;
-    const struct kk_step s = {m, m->dev, m->dev->ops, pool, kk_kv_step_T(pool), c->info.C};
+    const struct kk_step s = {m, m->dev, m->dev->ops, pool, kk_kv_step_T(pool), c->info.C,
+                              fwd->one_shot};
     const int N = c->info.n_layers;
 
     kk_kv_prefetch(pool);

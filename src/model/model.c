@@ -126,8 +126,13 @@ static int round_embed_scale(struct kk_model *m, const struct kk_model_file *mf,
     if (rc) return rc;
     float *s = &m->config.embed_scale;
     if (t.dtype == KK_BF16) *s = kk_bf16_to_f32(kk_f32_to_bf16(*s));
-    m->config.info.dtype = t.dtype;
     return 0;
+}
+
+static int make_room(struct kk_model *m, int64_t n, struct kk_err *err)
+{
+    int rc = kk__rope_room(m->dev, &m->scratch, &m->rope[0], n, err);
+    return rc ? rc : kk__rope_room(m->dev, &m->scratch, &m->rope[1], n, err);
 }
 
 static int ensure_positions(struct kk_model *m, int64_t n, struct kk_err *err)
@@ -181,10 +186,11 @@ int kk_model_open(const struct kk_model_file *mf, struct kk_dev *dev,
     if (!rc) rc = check_room(m, ld.planned, err);
     if (!rc) {
         rc = kk__bind_model(&ld, err);
+        m->config.info.dtype = m->embed.dtype; /* as the device keeps it */
         if (rc == KK_ENOMEM) kk_wrap(err, rc, "loading needs %zu bytes", ld.planned);
     }
     if (!rc) rc = alloc_buffers(m, err);
-    if (!rc) rc = ensure_positions(m, limits->positions, err);
+    if (!rc) rc = make_room(m, limits->positions, err);
     if (rc) {
         kk_model_close(m);
         return rc;

@@ -43,13 +43,18 @@ struct kk_rope {
     double low, high, original;
 };
 
-/* cos and sin of every position up to `positions`; grows by doubling. */
+/* cos and sin of every position below `filled`; made as histories reach them. There is room for
+ * `positions`, which grows by doubling. */
 struct kk_rope_table {
     struct kk_rope rope;
-    int64_t positions;
-    float *cs; /* device [positions, R, 2] */
+    int64_t positions, filled;
+    float *cs;   /* device [positions, R, 2] */
+    float *host; /* rows on their way */
 };
 size_t kk__rope_bytes(const struct kk_rope_table *t, int64_t positions); /* of a fresh table */
+/* Room for so many positions; then, also filled. */
+int kk__rope_room(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t,
+                  int64_t positions, struct kk_err *err);
 int kk__rope_ensure(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t,
                     int64_t positions, struct kk_err *err);
 void kk__rope_free(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t);
@@ -177,6 +182,13 @@ int kk__load_scalar(struct kk_loader *ld, const char *name, float *out, struct k
 const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *pool, int b, int l,
                                int32_t first, int32_t n);
 
+/* one_shot.c: replace rows of the running step in sliding layer l, after they were written. */
+void kk__one_shot_replace(struct kk_one_shot *o, struct kk_kv_pool *pool, int l);
+/* dflash.c: raw keys and values of every layer, of ids [n] read without context, every row seeing
+ * every row. k, v: device [n, n_layers, G*D]. */
+int kk__dflash_capture(struct kk_dflash *d, const int32_t *ids, int64_t n, float scale, float *k,
+                       float *v, struct kk_err *err);
+
 /* A device buffer: where its pointer goes, and its size. */
 struct kk_buffer_spec {
     void **ptr;
@@ -197,7 +209,7 @@ const char *kk__tensor_prefix(const struct kk_model_file *mf);
 
 int kk__bind_matrix(struct kk_loader *ld, int l, const char *what, int n_mats, int64_t rows,
                     int64_t cols, struct kk_weight *w, struct kk_err *err);
-int kk__bind_vector(struct kk_loader *ld, int l, const char *what, int64_t n, float scale,
+int kk__bind_vector(struct kk_loader *ld, int l, const char *what, int64_t count, float scale,
                     float **out, struct kk_err *err);
 int kk__bind_scalar(struct kk_loader *ld, int l, const char *what, float *out, struct kk_err *err);
 /* WHAT.weight, [C] */
@@ -220,6 +232,7 @@ struct kk_step {
     const struct kk_ops *op;
     struct kk_kv_pool *pool;
     int T, C;
+    struct kk_one_shot *one_shot;
 };
 
 /* buf.x -> attention output, projected, in buf.a. Q and K are normalised where there are norms. */

@@ -1,24 +1,22 @@
 /* The DFlash drafter of one session: its context rows, and the block it proposes. Taps of settled
- * rows are held back and projected into context rows sixteen at a time, or when a draft is asked
- * for: while drafting rests, a token costs a copy and not a small matrix product. */
+ * rows are held back and projected into context rows when a draft is asked for, or when no more can
+ * be held: while drafting rests, a token costs a copy (docs/adr/0014). */
 #include "base/mem.h"
 #include "spec/spec.h"
-
-enum { HELD = 16 };
 
 struct dflash {
     struct kk_drafter base;
     struct kk_dflash *model; /* borrowed */
     struct kk_kv_pool *pool; /* borrowed */
     struct kk_kv *kv; /* context rows: one a settled token of the verifier, but for those held */
-    float *held;      /* device [HELD, n_taps, C] */
-    int n_held;
+    float *held;      /* device [most, n_taps, C] */
+    int n_held, most;
     struct kk_account account; /* of held */
 };
 
 static size_t held_bytes(const struct dflash *d)
 {
-    return HELD * kk_dflash_tap_floats(d->model) * sizeof(float);
+    return (size_t)d->most * kk_dflash_tap_floats(d->model) * sizeof(float);
 }
 
 /* Project what is held. */
@@ -48,14 +46,19 @@ static int observe(struct kk_drafter *base, const float *taps, int rows, struct 
     struct dflash *d = (struct dflash *)base;
     struct kk_dev *dev = kk_dflash_dev(d->model);
     const int width = (int)kk_dflash_tap_floats(d->model);
-    int rc = d->n_held + rows > HELD ? flush(d, err) : 0;
+    int rc = d->n_held + rows > d->most ? flush(d, err) : 0;
     if (rc) return rc;
-    if (rows > HELD) return kk_dflash_observe(d->model, d->pool, d->kv, taps, rows, err);
+    if (rows > d->most) return kk_dflash_observe(d->model, d->pool, d->kv, taps, rows, err);
     dev->ops->gather(dev,
                      &(struct kk_gather_args){
                          .n = rows, .C = width, .src = taps, .dst = d->held + d->n_held * width});
     d->n_held += rows;
     return 0;
+}
+
+static int catch_up(struct kk_drafter *base, struct kk_err *err)
+{
+    return flush((struct dflash *)base, err);
 }
 
 static int64_t device_bytes(const struct kk_drafter *base)
@@ -118,6 +121,7 @@ static int open_with(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk
     static const struct kk_drafter_ops ops = {.name = "dflash",
                                               .propose = propose,
                                               .observe = observe,
+                                              .catch_up = catch_up,
                                               .device_bytes = device_bytes,
                                               .fork = fork_dflash,
                                               .saved_bytes = saved_bytes,
@@ -133,6 +137,8 @@ static int open_with(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk
     d->model = model;
     d->pool = pool;
     d->kv = kv;
+    /* a GPU projects sixteen rows for little more than the read of the weights */
+    d->most = kk_dflash_dev(model)->n_threads ? KK_TAPS_HELD : KK_MAX_WIDTH;
     d->account.name = "drafter taps of a session";
     int rc = kk_dev_alloc(kk_dflash_dev(model), &d->account, held_bytes(d), (void **)&d->held, err);
     if (rc) {

@@ -46,7 +46,9 @@ struct kk_cpu {
     const struct kk_cpu_q8 *q8;
     struct kk_pool *pool;
     struct kk_cpu_scratch s;
-    struct kk_err latched; /* the first error of the step */
+    struct kk_cpu_chunk *chunks; /* of small weights (weight.c) */
+    int loading;                 /* what is allocated is a weight */
+    struct kk_err latched;       /* the first error of the step */
 };
 
 static inline struct kk_cpu *kk__cpu(struct kk_dev *dev)

@@ -210,18 +210,19 @@ void kk__cpu_argmax(struct kk_dev *dev, const struct kk_argmax_args *a)
     }
 }
 
-/* ---- kv_store: items are sequences ---- */
+/* ---- kv_store: items are sequences of layers ---- */
 
 static void store_seqs(struct kk_cpu *c, const void *args, int64_t lo, int64_t hi, int worker)
 {
     const struct kk_kv_store_args *a = args;
     (void)c, (void)worker;
-    for (int64_t b = lo; b < hi; b++) {
-        const struct kk_kv_seq *s = &a->seqs[b];
-        const int32_t end = s->committed + a->keep[b];
+    for (int64_t i = lo; i < hi; i++) {
+        const struct kk_kv_seq *s = &a->seqs[i / a->B * a->stride + i % a->B];
+        const int32_t end = s->row_bytes ? s->committed + a->keep[i % a->B] : 0;
+        const size_t n = (size_t)s->row_bytes;
         for (int32_t j = s->committed; j < end; j++) {
             if (s->ring && j >= s->sinks && end - j > s->ring) continue; /* a newer row wins */
-            memcpy(kk_kv_slot(s, j, a->row_bytes), kk_kv_row(s, j, a->row_bytes), a->row_bytes);
+            memcpy(kk_kv_slot(s, j, n), kk_kv_row(s, j, n), n);
         }
     }
 }
@@ -230,8 +231,9 @@ void kk__cpu_kv_store(struct kk_dev *dev, const struct kk_kv_store_args *a)
 {
     int64_t rows = 0;
     for (int b = 0; b < a->B; b++) rows += a->keep[b];
-    if (!a->B) return;
-    kk__cpu_rows(kk__cpu(dev), a->B, rows * NS((int64_t)a->row_bytes / 4) / a->B, store_seqs, a);
+    if (!rows) return;
+    kk__cpu_rows(kk__cpu(dev), (int64_t)a->n_layers * a->B,
+                 rows * NS(a->seqs->row_bytes / 4) / a->B, store_seqs, a);
 }
 
 /* ---- convert: for restoration ---- */

@@ -4,32 +4,33 @@
 namespace
 {
 
-/* act(gate x) * (up x): slots 2 i and 2 i + 1 are stripe i of gate and of up */
+/* act(gate x) * (up x): slots 2 i and 2 i + 1 are a stripe of gate and one of up */
 template <int ROWS> struct glu_job {
-    static constexpr bool early = true, same_rows = true;
+    static constexpr bool early = true;
     const char *gate, *up;
     const bf16 *x;
     bf16 *y;
     enum kk_activation act;
-    int T, K, F, stripes, slots, chains;
+    int T, K, F, stripes, most, chains; /* stripes of each; most: slots of a group */
     size_t stripe_bytes;
 
-    __device__ int item(int q, int s) const
+    __device__ int index(int q, int s) const
     {
-        return ((int)blockIdx.x + q * (int)gridDim.x) * (slots / 2) + s / 2;
+        return (int)blockIdx.x + (q * most + s) / 2 * (int)gridDim.x;
+    }
+    __device__ int mine() const
+    {
+        return 2 * ((stripes - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x);
     }
     __device__ void begin(char *) {}
     __device__ void finish() {}
-    __device__ int groups() const
-    {
-        const int n = (stripes + slots / 2 - 1) / (slots / 2);
-        return (n - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
-    }
+    __device__ int groups() const { return (mine() + most - 1) / most; }
+    __device__ int slots(int q) const { return min(most, mine() - q * most); }
     __device__ const char *stripe(int q, int s) const
     {
-        const int i = item(q, s);
-        return i < stripes ? (s & 1 ? up : gate) + (size_t)i * stripe_bytes : NULL;
+        return (s & 1 ? up : gate) + (size_t)index(q, s) * stripe_bytes;
     }
+    __device__ int inputs(int, int) const { return 0; }
     __device__ const bf16 *row(int, int, int r) const
     {
         r += (int)blockIdx.y * ROWS;
@@ -37,15 +38,14 @@ template <int ROWS> struct glu_job {
     }
     __device__ void sum(const float *part, int q) const
     {
-        const int n = (int)blockDim.x, turn = (int)(threadIdx.x + (unsigned)q * ROWS * 8) % n;
-        for (int j = turn; j < slots / 2 * ROWS * 8; j += n) {
-            const int s = j / (ROWS * 8) * 2, e = j % (ROWS * 8);
-            const int t = e / 8 + (int)blockIdx.y * ROWS, f = item(q, s) * 8 + e % 8;
-            if (f >= F || t >= T) continue;
-            const float *p = part + s * chains * ROWS * 8 + e;
-            const float g = kk__chains<ROWS>(p, chains);
-            const float u = kk__chains<ROWS>(p + chains * ROWS * 8, chains);
-            put(t, f, g, u);
+        const int rows = kk__slice_rows<ROWS>(T), n = slots(q) / 2;
+        for (int j = (int)threadIdx.x; j < n * rows * 8; j += (int)blockDim.x) {
+            const int s = j / (rows * 8) * 2, e = j % (rows * 8);
+            const int t = e / 8 + (int)blockIdx.y * ROWS, f = index(q, s) * 8 + e % 8;
+            const float *p = part + s * chains * rows * 8 + e;
+            const float g = kk__chains(p, chains, rows * 8);
+            const float u = kk__chains(p + chains * rows * 8, chains, rows * 8);
+            if (f < F) put(t, f, g, u);
         }
     }
     __device__ void put(int t, int f, float g, float u) const
@@ -107,7 +107,8 @@ struct linear_tiles {
         const kk_matrix m = j.of(s);
         return m.w + (size_t)(s - m.first) * j.stripe_bytes;
     }
-    __device__ const bf16 *row(int r) const { return j.x + (size_t)(at.t0 + r) * (size_t)j.K; }
+    __device__ const bf16 *x() const { return j.x; }
+    __device__ int row(int r) const { return at.t0 + r; }
     __device__ float *to(int s, int o, float *bias, int *stride) const
     {
         if (s >= j.stripes) return NULL;
@@ -150,7 +151,8 @@ struct glu_tiles {
         const size_t i = (size_t)min(at.s0 + s / 2, j.stripes - 1);
         return (s & 1 ? j.up : j.gate) + i * j.stripe_bytes;
     }
-    __device__ const bf16 *row(int r) const { return j.x + (size_t)(at.t0 + r) * (size_t)j.K; }
+    __device__ const bf16 *x() const { return j.x; }
+    __device__ int row(int r) const { return at.t0 + r; }
     __device__ void open(int s, int o) { f = (at.s0 + s / 2) * 8 + o; }
     __device__ void store(int r, float a, float b) const
     {
@@ -187,19 +189,19 @@ void glu_many(struct kk_cuda *c, const struct kk_glu_args *a)
 template <int ROWS> void linear_rows(struct kk_cuda *c, const struct kk_linear_args *a)
 {
     kk_linear_job<ROWS> j = kk__linear_job<ROWS>(a);
-    const kk_stream g = kk__stream_plan(a->T, j.K, 1, ROWS, 0);
-    j.slots = g.slots;
+    const kk_stream g = kk__stream_plan(a->T, j.K, ROWS, kk__block_share(c, j.stripes), 1, 0);
+    j.most = g.slots;
     j.chains = g.chains;
-    kk__stream_launch<ROWS>(c, "linear", g, j, (j.stripes + g.slots - 1) / g.slots);
+    kk__stream_launch<ROWS>(c, "linear", g, j, j.stripes);
 }
 
 template <int ROWS> void glu_rows(struct kk_cuda *c, const struct kk_glu_args *a)
 {
     glu_job<ROWS> j = make_glu<ROWS>(a);
-    const kk_stream g = kk__stream_plan(a->T, j.K, 2, ROWS, 0);
-    j.slots = g.slots;
+    const kk_stream g = kk__stream_plan(a->T, j.K, ROWS, 2 * kk__block_share(c, j.stripes), 2, 0);
+    j.most = g.slots;
     j.chains = g.chains;
-    kk__stream_launch<ROWS>(c, "glu", g, j, (j.stripes + g.slots / 2 - 1) / (g.slots / 2));
+    kk__stream_launch<ROWS>(c, "glu", g, j, j.stripes);
 }
 
 } // namespace

@@ -6,7 +6,7 @@
 namespace
 {
 
-enum { MAX_ACTIVE = 32, MAX_EXPERTS = 1024 };
+enum { MAX_ACTIVE = 32, MAX_EXPERTS = 1024, DOWN_COLUMNS = 4 };
 
 /* ---- route -------------------------------------------------------------------------------- */
 
@@ -72,6 +72,14 @@ struct router {
             choose<MAX_EXPERTS / 32>(l, scale, E, A, i, w);
     }
 };
+
+__global__ void __launch_bounds__(256) choose_rows(const __grid_constant__ router r)
+{
+    const int t = (int)(blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+    if (t < r.T) r.row(t);
+}
 
 /* Logits by the product; the last block of a slice to have them chooses for its rows. */
 template <int ROWS> struct route_job : kk_linear_job<ROWS> {
@@ -141,34 +149,44 @@ struct picks {
 /* h[row, choice, F] = act(gate x) * (up x). An item is 8 numbers of one expert: a stripe of gate,
  * one of up, or the two that the 8 lie in where F is no multiple of 8 (PARTS 3). */
 template <int ROWS, int PARTS> struct gate_up_job {
-    static constexpr bool early = false, same_rows = true;
+    static constexpr bool early = false;
     picks p;
     const char *w;
     size_t mat_bytes, stripe_bytes;
     const bf16 *x;
     bf16 *h;
     enum kk_activation act;
-    int K, F, items, total, slots, chains; /* items of an expert; stripes of a matrix */
+    int K, F, total, most, chains; /* total: stripes of a matrix; most: of a group */
+    kk_div items;                  /* of an expert */
 
     __device__ int item(int q, int s) const
     {
-        return ((int)blockIdx.x + q * (int)gridDim.x) * (slots / PARTS) + s / PARTS;
+        return (int)blockIdx.x + (q * most + s) / PARTS * (int)gridDim.x;
+    }
+    __device__ int mine() const
+    {
+        const int n = *p.count * (int)items.d - (int)blockIdx.x + (int)gridDim.x - 1;
+        return n / (int)gridDim.x * PARTS;
     }
     __device__ void begin(char *tables) { p.begin<ROWS>(tables); }
     __device__ void finish() {}
-    __device__ int groups() const
+    __device__ int groups() const { return (mine() + most - 1) / most; }
+    __device__ int slots(int q) const { return min(most, mine() - q * most); }
+    /* which stripe of its matrix */
+    __device__ int which(int i, int part) const
     {
-        const int per = slots / PARTS, n = (*p.count * items + per - 1) / per;
-        return (n - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+        const int n = items.rest(i);
+        return part ? (F + n * 8) / 8 + part - 1 : n;
     }
     __device__ const char *stripe(int q, int s) const
     {
-        const int i = item(q, s), a = i / items, part = s % PARTS;
-        if (a >= *p.count) return NULL;
-        int n = i - a * items;
-        if (part) n = (F + n * 8) / 8 + part - 1;
+        const int i = item(q, s), n = which(i, s % PARTS);
         if (n >= total) return NULL;
-        return w + (size_t)p.list[a] * mat_bytes + (size_t)n * stripe_bytes;
+        return w + (size_t)p.list[items.of(i)] * mat_bytes + (size_t)n * stripe_bytes;
+    }
+    __device__ int inputs(int q, int s) const
+    {
+        return PARTS == 3 && which(item(q, s), s % PARTS) >= total ? -1 : 0;
     }
     __device__ const bf16 *row(int, int, int r) const
     {
@@ -177,78 +195,108 @@ template <int ROWS, int PARTS> struct gate_up_job {
     }
     __device__ void sum(const float *part, int q) const
     {
-        const int n = (int)blockDim.x, turn = (int)(threadIdx.x + (unsigned)q * ROWS * 8) % n;
-        for (int j = turn; j < slots / PARTS * ROWS * 8; j += n) {
-            const int s = j / (ROWS * 8) * PARTS, e = j % (ROWS * 8), r = e / 8, o = e % 8;
-            const int i = item(q, s), a = i / items, f = (i - a * items) * 8 + o;
-            if (a >= *p.count || f >= F) continue;
+        const int rows = kk__slice_rows<ROWS>(p.T), n = slots(q) / PARTS, step = rows * 8;
+        for (int j = (int)threadIdx.x; j < n * step; j += (int)blockDim.x) {
+            const int s = j / step * PARTS, e = j % step, r = e / 8, o = e % 8;
+            const int i = item(q, s), a = items.of(i), f = items.rest(i) * 8 + o;
             const int slot = p.slot[p.list[a] * 16 + r], at = F % 8 + o;
-            if (slot == picks::none) continue;
-            const float *g = part + s * chains * ROWS * 8 + e;
-            const float *u = g + (1 + at / 8) * chains * ROWS * 8 + at % 8 - o;
-            const float y = kk__act(act, kk__chains<ROWS>(g, chains)) * kk__chains<ROWS>(u, chains);
+            if (f >= F || slot == picks::none) continue;
+            const float *g = part + s * chains * step + e;
+            const float *u = g + (1 + at / 8) * chains * step + at % 8 - o;
+            const float y = kk__act(act, kk__chains(g, chains, step)) * kk__chains(u, chains, step);
             const size_t pair = (size_t)((int)blockIdx.y * ROWS + r) * (size_t)p.A + (size_t)slot;
             h[pair * (size_t)F + (size_t)f] = __float2bfloat16_rn(y);
         }
     }
 };
 
-/* y = sum of weight * down h over experts, ascending. A block goes through all experts for one
- * stripe of outputs, `slots` at a time. Which experts is read before gate_up has ended: it waited
- * for what wrote idx and weight before it let this kernel start. */
+/* y = sum of weight * down h over experts, ascending. A block has up to `columns` stripes of
+ * outputs at a time and goes through the experts for them, `experts` in a group: slot
+ * (a / ways * columns + column) * ways + a % ways, so that a warp takes an expert's h once. Which
+ * experts is read before gate_up has ended: it waited for what wrote idx and weight before it let
+ * this kernel start. */
 template <int ROWS> struct down_job {
-    static constexpr bool early = true, same_rows = false;
+    static constexpr bool early = true;
     picks p;
     const char *w;
     size_t mat_bytes, stripe_bytes;
     const bf16 *h;
     const float *weight;
     float *y;
-    int F, C, stripes, slots, chains;
-    float total;
+    int F, C, stripes, experts, chains;
+    kk_div columns, ways, turns; /* turns: groups of all experts */
+    float total[DOWN_COLUMNS];   /* of the rows and outputs that are this thread's */
 
-    __device__ int turns() const { return max(1, (*p.count + slots - 1) / slots); }
-    __device__ int expert(int q, int s) const
+    __device__ int expert(int q, int a) const
     {
-        const int a = q % turns() * slots + s;
+        a += turns.rest(q) * experts;
         return a < *p.count ? p.list[a] : -1;
     }
-    __device__ int outputs(int q) const { return (int)blockIdx.x + q / turns() * (int)gridDim.x; }
-    __device__ void begin(char *tables) { p.begin<ROWS>(tables); }
+    __device__ int output(int q, int column) const
+    {
+        return (int)blockIdx.x + (turns.of(q) * (int)columns.d + column) * (int)gridDim.x;
+    }
+    __device__ int of_slot(int s) const
+    {
+        return columns.of(ways.of(s)) * (int)ways.d + ways.rest(s);
+    }
+    __device__ void begin(char *tables)
+    {
+        p.begin<ROWS>(tables);
+        turns = kk_div(max(1, (*p.count + experts - 1) / experts));
+    }
     __device__ void finish() {}
     __device__ int groups() const
     {
-        return (stripes - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x * turns();
+        const int mine = (stripes - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+        return (mine + (int)columns.d - 1) / (int)columns.d * (int)turns.d;
     }
+    __device__ int slots(int) const { return experts * (int)columns.d; }
     __device__ const char *stripe(int q, int s) const
     {
-        const int e = expert(q, s);
-        return e < 0 ? NULL : w + (size_t)e * mat_bytes + (size_t)outputs(q) * stripe_bytes;
+        const int e = expert(q, of_slot(s)), n = output(q, columns.rest(ways.of(s)));
+        if (e < 0 || n >= stripes) return NULL;
+        return w + (size_t)e * mat_bytes + (size_t)n * stripe_bytes;
+    }
+    __device__ int inputs(int q, int s) const
+    {
+        return output(q, columns.rest(ways.of(s))) < stripes ? expert(q, of_slot(s)) : -1;
     }
     __device__ const bf16 *row(int q, int s, int r) const
     {
-        const int slot = p.slot[expert(q, s) * 16 + r];
+        const int slot = p.slot[expert(q, of_slot(s)) * 16 + r];
         if (slot == picks::none) return NULL;
         const size_t t = (size_t)((int)blockIdx.y * ROWS + r);
         return h + (t * (size_t)p.A + (size_t)slot) * (size_t)F;
     }
     __device__ void sum(const float *part, int q)
     {
-        const int turn = q % turns(), j = outputs(q), n = (int)blockDim.x;
-        const int e = ((int)threadIdx.x + q / turns() * ROWS * 8) % n, r = e / 8, o = e % 8;
-        const int t = (int)blockIdx.y * ROWS + r;
-        if (e >= ROWS * 8 || t >= p.T) return;
-        if (turn == 0) total = 0;
-        for (int s = 0; s < slots; s++) {
-            const int x = expert(q, s);
+        const int rows = kk__slice_rows<ROWS>(p.T), step = rows * 8, turn = turns.rest(q);
+        const int e = (int)threadIdx.x % step, r = e / 8, t = (int)blockIdx.y * ROWS + r;
+        int column = (int)threadIdx.x / step;
+        if (column >= (int)blockDim.x / step) return;
+#pragma unroll
+        for (int i = 0; i < DOWN_COLUMNS; i++, column += (int)blockDim.x / step) {
+            const int n = output(q, column) * 8 + e % 8;
+            if (column >= (int)columns.d || n >= C) return;
+            const float *at = part + column * (int)ways.d * chains * step + e;
+            total[i] = more(at, step, q, r, t, turn ? total[i] : 0);
+            if (turn == (int)turns.d - 1) y[(size_t)t * (size_t)C + (size_t)n] = total[i];
+        }
+    }
+    /* v and what the group's experts add to it: row t, r of the slice */
+    __device__ float more(const float *at, int step, int q, int r, int t, float v) const
+    {
+        for (int a = 0; a < experts; a++) {
+            const int x = expert(q, a);
             if (x < 0) break;
             const int slot = p.slot[x * 16 + r];
             if (slot == picks::none) continue;
-            const float d = kk__chains<ROWS>(part + s * chains * ROWS * 8 + e, chains);
-            total = __fmaf_rn(weight[t * p.A + slot], d, total);
+            const int s = ways.of(a) * (int)(columns.d * ways.d) + ways.rest(a);
+            v = __fmaf_rn(weight[t * p.A + slot], kk__chains(at + s * chains * step, chains, step),
+                          v);
         }
-        if (turn == turns() - 1 && j * 8 + o < C)
-            y[(size_t)t * (size_t)C + (size_t)(j * 8 + o)] = total;
+        return v;
     }
 };
 
@@ -362,7 +410,7 @@ struct gate_up_tiles {
     expert_tile t;
     const char *w;
     size_t mat_bytes, stripe_bytes;
-    const bf16 *x;
+    const bf16 *in;
     bf16 *h;
     enum kk_activation act;
     int K, F, A, stripes; /* of gate */
@@ -380,10 +428,8 @@ struct gate_up_tiles {
         const int i = min(t.column * (KK_LARGE_STRIPES / 2) + s / 2, stripes - 1);
         return w + (size_t)t.e * mat_bytes + (size_t)(i + s % 2 * stripes) * stripe_bytes;
     }
-    __device__ const bf16 *row(int r) const
-    {
-        return x + (size_t)(t.g.list[t.place + r] / A) * (size_t)K;
-    }
+    __device__ const bf16 *x() const { return in; }
+    __device__ int row(int r) const { return t.g.list[t.place + r] / A; }
     __device__ void open(int s, int o) { f = (t.column * (KK_LARGE_STRIPES / 2) + s / 2) * 8 + o; }
     __device__ void store(int r, float gate, float up) const
     {
@@ -414,7 +460,8 @@ struct down_tiles {
         const int i = min(t.column * KK_LARGE_STRIPES + s, stripes - 1);
         return w + (size_t)t.e * mat_bytes + (size_t)i * stripe_bytes;
     }
-    __device__ const bf16 *row(int r) const { return h + (size_t)(t.place + r) * (size_t)F; }
+    __device__ const bf16 *x() const { return h; }
+    __device__ int row(int r) const { return t.place + r; }
     __device__ void open(int s, int o) { at = (t.column * KK_LARGE_STRIPES + s) * 8 + o; }
     __device__ void store(int r, float a, float b) const
     {
@@ -424,7 +471,7 @@ struct down_tiles {
     }
 };
 
-/* A block for each row. */
+/* A block for each row; C is a multiple of 4. */
 __global__ void __launch_bounds__(COMBINE_THREADS)
     combine(const int32_t *idx, const float *weight, const int *where, const float *d, int A, int C,
             float *y)
@@ -441,12 +488,17 @@ __global__ void __launch_bounds__(COMBINE_THREADS)
         times[before] = weight[t * A + mine];
     }
     __syncthreads();
-    for (int c = mine; c < C; c += COMBINE_THREADS) {
-        float v = 0;
+    for (int c = mine * 4; c < C; c += COMBINE_THREADS * 4) {
+        float4 v = {0, 0, 0, 0};
 #pragma unroll 8
-        for (int i = 0; i < A; i++)
-            v = __fmaf_rn(times[i], d[(size_t)place[i] * (size_t)C + (size_t)c], v);
-        y[(size_t)t * (size_t)C + (size_t)c] = v;
+        for (int i = 0; i < A; i++) {
+            const float4 x = *(const float4 *)(d + (size_t)place[i] * (size_t)C + (size_t)c);
+            v.x = __fmaf_rn(times[i], x.x, v.x);
+            v.y = __fmaf_rn(times[i], x.y, v.y);
+            v.z = __fmaf_rn(times[i], x.z, v.z);
+            v.w = __fmaf_rn(times[i], x.w, v.w);
+        }
+        *(float4 *)(y + (size_t)t * (size_t)C + (size_t)c) = v;
     }
 }
 
@@ -489,6 +541,15 @@ bool too_many(struct kk_cuda *c, int E, int A, const char *op)
 
 /* ---- launching ---------------------------------------------------------------------------- */
 
+void route_many(struct kk_cuda *c, const struct kk_route_args *a)
+{
+    float *logits = (float *)(c->scratch + c->moe_at + plan(&c->limits).logits);
+    const kk_linear_args l = {a->T, 1, a->x, {a->w}, {logits}, {}, 0};
+    const router r = {logits, a->expert_scale, a->idx, a->weight, a->T, a->E, a->A};
+    kk__cuda_linear(&c->dev, &l);
+    kk__launch(c, "route", choose_rows, dim3((unsigned)(a->T + 7) / 8), dim3(256), 0, r);
+}
+
 template <int ROWS> void route_rows(struct kk_cuda *c, const struct kk_route_args *a)
 {
     const room m = plan(&c->limits);
@@ -496,61 +557,75 @@ template <int ROWS> void route_rows(struct kk_cuda *c, const struct kk_route_arg
     const kk_linear_args l = {a->T, 1, a->x, {a->w}, {logits}, {}, 0};
     route_job<ROWS> j = {};
     (kk_linear_job<ROWS> &)j = kk__linear_job<ROWS>(&l);
-    const kk_stream g = kk__stream_plan(a->T, j.K, 1, ROWS, 0);
-    j.slots = g.slots;
+    const kk_stream g = kk__stream_plan(a->T, j.K, ROWS, kk__block_share(c, j.stripes), 1, 0);
+    j.most = g.slots;
     j.chains = g.chains;
     j.r = {logits, a->expert_scale, a->idx, a->weight, a->T, a->E, a->A};
     j.done = (unsigned *)(c->scratch + c->moe_at + m.done);
-    kk__stream_launch<ROWS>(c, "route", g, j, (j.stripes + g.slots - 1) / g.slots);
+    kk__stream_launch<ROWS>(c, "route", g, j, j.stripes);
 }
 
 template <int ROWS, int PARTS>
 void gate_up_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p, bf16 *h)
 {
-    const int F = (int)a->down->cols, K = (int)a->gate_up->cols;
-    const kk_stream g = kk__stream_plan(a->T, K, PARTS, ROWS, (int)picks::bytes(a->E));
-    const int n = (int)kk__stripes(F), most = (int)min((int64_t)a->E, (int64_t)a->T * a->A);
-    gate_up_job<ROWS, PARTS> j = {p,
-                                  (const char *)a->gate_up->data,
-                                  a->gate_up->mat_bytes,
-                                  (size_t)g.tiles * KK_TILE_BYTES,
-                                  (const bf16 *)a->x,
-                                  h,
-                                  a->act,
-                                  K,
-                                  F,
-                                  n,
-                                  (int)kk__stripes(2 * F),
-                                  g.slots,
-                                  g.chains};
-    kk__stream_launch<ROWS>(c, "moe gate_up", g, j,
-                            ((int64_t)most * n * PARTS + g.slots - 1) / g.slots);
+    const int64_t pairs = (int64_t)a->T * a->A;
+    gate_up_job<ROWS, PARTS> j = {};
+    j.p = p;
+    j.w = (const char *)a->gate_up->data;
+    j.mat_bytes = a->gate_up->mat_bytes;
+    j.x = (const bf16 *)a->x;
+    j.h = h;
+    j.act = a->act;
+    j.K = (int)a->gate_up->cols;
+    j.F = (int)a->down->cols;
+    j.items = kk_div((int)kk__stripes(j.F));
+    j.total = (int)kk__stripes(2 * j.F);
+    const int64_t items = (pairs < a->E ? pairs : a->E) * (int64_t)j.items.d;
+    const kk_stream g = kk__stream_plan(a->T, j.K, ROWS, PARTS * kk__block_share(c, items), PARTS,
+                                        (int)picks::bytes(a->E));
+    j.stripe_bytes = (size_t)g.tiles * KK_TILE_BYTES;
+    j.most = g.slots;
+    j.chains = g.chains;
+    kk__stream_launch<ROWS>(c, "moe gate_up", g, j, items);
+}
+
+template <int ROWS>
+void down_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p, const bf16 *h)
+{
+    const int64_t pairs = (int64_t)a->T * a->A;
+    down_job<ROWS> j = {};
+    j.p = p;
+    j.w = (const char *)a->down->data;
+    j.mat_bytes = a->down->mat_bytes;
+    j.h = h;
+    j.weight = a->weight;
+    j.y = a->y;
+    j.F = (int)a->down->cols;
+    j.C = (int)a->down->rows;
+    j.stripes = (int)kk__stripes(j.C);
+    const int64_t share = kk__block_share(c, j.stripes);
+    const int ways = kk__stream_plan(a->T, j.F, ROWS, 1, 1, 0).ways;
+    const int columns = (int)(share < DOWN_COLUMNS ? share : (int64_t)DOWN_COLUMNS);
+    const int64_t experts = ((pairs < a->E ? pairs : a->E) + ways - 1) / ways * ways;
+    const kk_stream g = kk__stream_plan(a->T, j.F, ROWS, experts * columns, ways * columns,
+                                        (int)picks::bytes(a->E));
+    j.columns = kk_div(columns);
+    j.experts = g.slots / columns;
+    j.ways = kk_div(g.ways);
+    j.chains = g.chains;
+    j.stripe_bytes = (size_t)g.tiles * KK_TILE_BYTES;
+    kk__stream_launch<ROWS>(c, "moe down", g, j, j.stripes);
 }
 
 template <int ROWS> void moe_rows(struct kk_cuda *c, const struct kk_moe_args *a)
 {
-    const int F = (int)a->down->cols, C = (int)a->down->rows, n = (int)kk__stripes(C);
     const picks p = {a->idx, a->T, a->E, a->A, NULL, NULL, NULL};
     bf16 *h = (bf16 *)(c->scratch + c->moe_at + plan(&c->limits).h);
-    if (F % 8)
+    if (a->down->cols % 8)
         gate_up_rows<ROWS, 3>(c, a, p, h);
     else
         gate_up_rows<ROWS, 2>(c, a, p, h);
-    const kk_stream g = kk__stream_plan(a->T, F, 1, ROWS, (int)picks::bytes(a->E));
-    down_job<ROWS> j = {p,
-                        (const char *)a->down->data,
-                        a->down->mat_bytes,
-                        (size_t)g.tiles * KK_TILE_BYTES,
-                        h,
-                        a->weight,
-                        a->y,
-                        F,
-                        C,
-                        n,
-                        g.slots,
-                        g.chains,
-                        0};
-    kk__stream_launch<ROWS>(c, "moe down", g, j, n);
+    down_rows<ROWS>(c, a, p, h);
 }
 
 void moe_many(struct kk_cuda *c, const struct kk_moe_args *a)
@@ -569,7 +644,7 @@ void moe_many(struct kk_cuda *c, const struct kk_moe_args *a)
     u.w = (const char *)a->gate_up->data;
     u.mat_bytes = a->gate_up->mat_bytes;
     u.stripe_bytes = (size_t)in.tiles * KK_TILE_BYTES;
-    u.x = (const bf16 *)a->x;
+    u.in = (const bf16 *)a->x;
     d.h = u.h = (bf16 *)(base + m.h);
     u.act = a->act;
     u.K = K;
@@ -602,7 +677,9 @@ void kk__cuda_route(struct kk_dev *dev, const struct kk_route_args *a)
 {
     struct kk_cuda *c = kk__cuda(dev);
     if (too_many(c, a->E, a->A, "route")) return;
-    if (a->T <= 8)
+    if (a->T > 128)
+        route_many(c, a);
+    else if (a->T <= 8)
         route_rows<8>(c, a);
     else
         route_rows<16>(c, a);

@@ -1,17 +1,19 @@
 /* Private to dev/cuda: products of up to 16 rows, bound by the bytes of the weights.
  *
- * A block works on a group of stripes at a time. Its pieces, one chain of one stripe each, go to
- * the warps in turn; a warp brings its own pieces in by bulk copies, `depth` of them ahead, through
- * a ring of its own, and multiplies them (weights are operand B) with the rows of x that it holds
- * in registers. Sums of chains meet in shared memory and are added in ascending order: 0020. What
- * the stripes are and what becomes of a sum is the job's:
+ * A block works on a group of stripes. A piece of work is one chain of one stripe. A warp has
+ * chains of its own, holds their inputs of x in registers, and goes through the group's stripes
+ * (all, or every `ways`-th where there are more warps than chains): it brings its pieces in by bulk
+ * copies, `depth` of them ahead, through a ring of its own, and multiplies (weights are operand B).
+ * No warp waits for another before the group's end; then the sums of chains, in shared memory, are
+ * added in ascending order: 0020. What the stripes are and what becomes of a sum is the job's:
  *
  *   early            weights are known before other ops end: they are fetched while those run
- *   same_rows        x is the same for every stripe
  *   begin(tables)    by all threads
  *   groups()         of this block
- *   stripe(q, s)     slot s of group q, or NULL
- *   row(q, s, r)     row r of its x, or NULL
+ *   slots(q)         stripes of group q
+ *   inputs(q, s)     of slot s: -1 if it has no stripe; equal numbers: the same rows of x
+ *   stripe(q, s)     or NULL
+ *   row(q, s, r)     row r of them, or NULL
  *   sum(part, q)     by all threads: part[s * chains + chain][row][output] has what is needed
  *   finish()         by all threads */
 #ifndef KK_DEV_CUDA_STREAM_INT_H
@@ -21,15 +23,17 @@
 
 enum {
     KK_STREAM_THREADS = 512,
-    KK_STREAM_CHAIN = 11,           /* tiles of a chain, at most */
-    KK_STREAM_SMEM = 113 << 10,     /* of a block, if it can be: two fit a multiprocessor */
-    KK_STREAM_SMEM_MOST = 226 << 10 /* of a block, whatever the geometry */
+    KK_STREAM_DEPTH = 8,
+    KK_STREAM_CHAIN = 11,       /* tiles of a chain, at most */
+    KK_STREAM_SMEM = 226 << 10, /* of a block */
+    KK_STREAM_SUMS = 16 << 10,  /* of a group: enough, and more for a few stripes at least */
+    KK_STREAM_SUMS_MOST = 64 << 10
 };
 
 struct kk_stream {
     int T, K, tiles, chain, chains; /* rows; inputs; tiles of a stripe and of a chain; chains */
-    int slots;                      /* stripes of a group */
-    int warps, depth;
+    int slots;                      /* stripes of a group, at most */
+    int warps, ways, depth;
     int part_floats; /* from one buffer of sums to the other; 0: there is one */
     int part_at, bars_at, tables_at;
     int smem;
@@ -71,48 +75,86 @@ __device__ static inline void kk__bulk(void *dst, const void *src, int bytes, ui
                  : "memory");
 }
 
-__device__ static __noinline__ uint2 kk__act4_odd(const bf16 *row, int k, int K)
+/* inputs k .. k + 3 of a row of any length; zeros past its end */
+__device__ static __noinline__ uint2 kk__act4(const bf16 *row, int k, int K)
 {
     uint16_t v[4];
     for (int i = 0; i < 4; i++) v[i] = k + i < K ? __bfloat16_as_ushort(row[k + i]) : (uint16_t)0;
     return make_uint2(v[0] | (uint32_t)v[1] << 16, v[2] | (uint32_t)v[3] << 16);
 }
 
-/* inputs k .. k + 3 of a row, k a multiple of 4; zeros past its end */
-__device__ static inline uint2 kk__act4(const bf16 *row, int k, int K)
-{
-    if (!row) return make_uint2(0, 0);
-    if (K % 4) return kk__act4_odd(row, k, K);
-    return k < K ? *(const uint2 *)(row + k) : make_uint2(0, 0);
-}
-
-/* a product from the sums of its chains */
-template <int ROWS> __device__ static inline float kk__chains(const float *part, int chains)
+/* a product from the sums of its chains, `step` floats apart */
+__device__ static inline float kk__chains(const float *part, int chains, int step)
 {
     float v = part[0];
 #pragma unroll 4
-    for (int c = 1; c < chains; c++) v += part[c * ROWS * 8];
+    for (int c = 1; c < chains; c++) v += part[c * step];
     return v;
 }
+
+/* x / d for x d < 2^32 */
+struct kk_div {
+    uint32_t d, m;
+    __host__ __device__ kk_div(int by = 1)
+        : d((uint32_t)by), m(by > 1 ? (uint32_t)(((1ull << 32) + (uint32_t)by - 1) / by) : 0)
+    {
+    }
+    __device__ int of(int x) const { return m ? (int)__umulhi((uint32_t)x, m) : x; }
+    __device__ int rest(int x) const { return x - of(x) * (int)d; }
+};
+
+/* rows of a slice */
+template <int ROWS> __device__ static inline int kk__slice_rows(int T)
+{
+    return min(ROWS, T - (int)blockIdx.y * ROWS);
+}
+
+/* Where a warp is among its pieces. */
+template <class Job> struct kk_walk {
+    int q, c, s, slots; /* group, chain, slot; slots of the group */
+    int first_c, first_s;
+
+    __device__ void start(const kk_stream &g, const Job &job, int groups, int warp)
+    {
+        q = warp < g.chains * g.ways ? 0 : groups;
+        c = first_c = warp % g.chains;
+        s = first_s = warp / g.chains;
+        slots = q < groups ? job.slots(0) : 0;
+    }
+    __device__ void next(const kk_stream &g, const Job &job, int groups)
+    {
+        s += g.ways;
+        if (s < slots) return;
+        s = first_s;
+        c += g.warps;
+        if (c < g.chains) return;
+        c = first_c;
+        if (++q < groups) slots = job.slots(q);
+    }
+    /* inputs of the piece, -1: there is none */
+    __device__ int inputs(const Job &job, int groups) const
+    {
+        return q < groups && s < slots ? job.inputs(q, s) : -1;
+    }
+};
 
 template <int ROWS, class Job> struct kk_streamer {
     const kk_stream &g;
     Job &job;
     char *ring;
     uint64_t *bars;
-    int warp, lane, per, groups;
-    int put_q, put_p, put_slot; /* the next piece to bring in */
+    int warp, lane, groups, put_slot;
+    kk_walk<Job> ahead; /* the next piece to bring in */
 
     __device__ kk_streamer(const kk_stream &g_, Job &job_, char *smem) : g(g_), job(job_)
     {
         warp = (int)threadIdx.x / 32;
         lane = (int)threadIdx.x % 32;
-        per = g.slots * g.chains;
         ring = smem + warp * g.depth * g.chain * KK_TILE_BYTES;
         bars = (uint64_t *)(smem + g.bars_at) + warp * g.depth;
-        put_q = put_slot = 0;
-        put_p = warp;
+        put_slot = 0;
         if (lane == 0) {
+#pragma unroll 1
             for (int i = 0; i < g.depth; i++) kk__bar_init(&bars[i], 1);
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         }
@@ -120,20 +162,18 @@ template <int ROWS, class Job> struct kk_streamer {
     }
 
     /* tiles of chain c */
-    __device__ int tiles_of(int c) const { return min(g.chain, g.tiles - c * g.chain); }
+    __device__ int tiles_of(int c) const
+    {
+        return min(g.chain, g.tiles - c * g.chain);
+    }
 
     /* by lane 0: bring the next piece in */
     __device__ void put()
     {
-        while (put_q < groups) {
-            if (put_p >= per) {
-                put_p = warp;
-                put_q++;
-                continue;
-            }
-            const int s = put_p / g.chains, c = put_p - s * g.chains;
-            const char *w = job.stripe(put_q, s);
-            put_p += g.warps;
+        while (ahead.q < groups) {
+            const int q = ahead.q, c = ahead.c, s = ahead.s;
+            const char *w = s < ahead.slots ? job.stripe(q, s) : NULL;
+            ahead.next(g, job, groups);
             if (!w) continue;
             kk__bulk(ring + put_slot * g.chain * KK_TILE_BYTES,
                      w + (size_t)c * (size_t)g.chain * KK_TILE_BYTES, tiles_of(c) * KK_TILE_BYTES,
@@ -146,7 +186,8 @@ template <int ROWS, class Job> struct kk_streamer {
     __device__ void fill()
     {
         groups = job.groups();
-        if (lane == 0 && warp < per)
+        ahead.start(g, job, groups, warp);
+        if (lane == 0)
             for (int i = 0; i < g.depth; i++) put();
     }
 
@@ -156,44 +197,106 @@ template <int ROWS, class Job> struct kk_streamer {
         const bf16 *lo = job.row(q, s, lane / 4);
         const bf16 *hi = ROWS == 16 ? job.row(q, s, lane / 4 + 8) : NULL;
         const int k = c * g.chain * KK_TILE_K + lane % 4 * 4, n = tiles_of(c);
+        if (g.K % 4 == 0) {
+            fetch(a, lo, k, n);
+            if (ROWS == 16) fetch(b, hi, k, n);
+            return;
+        }
+#pragma unroll
+        for (int t = 0; t < KK_STREAM_CHAIN; t++) {
+            const int at = t < n ? k + t * KK_TILE_K : g.K;
+            a[t] = lo ? kk__act4(lo, at, g.K) : make_uint2(0, 0);
+            if (ROWS == 16) b[t] = hi ? kk__act4(hi, at, g.K) : make_uint2(0, 0);
+        }
+    }
+
+    /* inputs k .. k + 3 of each tile, zeros past the row's end, which is a multiple of 4 */
+    __device__ void fetch(uint2 (&a)[KK_STREAM_CHAIN], const bf16 *row, int k, int n) const
+    {
+        const int end = row ? min(g.K - k, n * KK_TILE_K) : 0;
+#pragma unroll
+        for (int t = 0; t < KK_STREAM_CHAIN; t++) {
+            a[t] = make_uint2(0, 0);
+            if (t * KK_TILE_K < end) a[t] = *(const uint2 *)(row + k + t * KK_TILE_K);
+        }
+    }
+
+    /* n tiles: weights are on their way from shared memory before they are used */
+    template <int n>
+    __device__ void multiply(float (&d)[4], const uint2 *w, const uint2 (&a)[KK_STREAM_CHAIN],
+                             const uint2 (&b)[KK_STREAM_CHAIN]) const
+    {
+        uint2 v[n];
+#pragma unroll
+        for (int t = 0; t < n; t++) v[t] = w[t * (KK_TILE_BYTES / 8)];
+#pragma unroll
+        for (int t = 0; t < n; t++) {
+            kk__mma(d, a[t].x, ROWS == 16 ? b[t].x : 0, a[t].y, ROWS == 16 ? b[t].y : 0, v[t].x,
+                    v[t].y);
+        }
+    }
+
+    __device__ void few(float (&d)[4], const uint2 *w, const uint2 (&a)[KK_STREAM_CHAIN],
+                        const uint2 (&b)[KK_STREAM_CHAIN], int n) const
+    {
 #pragma unroll
         for (int t = 0; t < KK_STREAM_CHAIN; t++)
             if (t < n) {
-                a[t] = kk__act4(lo, k + t * KK_TILE_K, g.K);
-                if (ROWS == 16) b[t] = kk__act4(hi, k + t * KK_TILE_K, g.K);
+                const uint2 v = w[t * (KK_TILE_BYTES / 8)];
+                kk__mma(d, a[t].x, ROWS == 16 ? b[t].x : 0, a[t].y, ROWS == 16 ? b[t].y : 0, v.x,
+                        v.y);
             }
     }
 
+    /* With registers to spare, the inputs of the piece after this are on their way by then. */
     __device__ void run(float *part)
     {
-        uint2 a[KK_STREAM_CHAIN], b[KK_STREAM_CHAIN];
-        int have = -1, slot = 0, phase = 0;
+        const int rows = kk__slice_rows<ROWS>(g.T);
+        uint2 a[KK_STREAM_CHAIN], b[KK_STREAM_CHAIN], next[KK_STREAM_CHAIN];
+        int have_c = -1, have_x = -1, next_c = -1, next_x = -1, slot = 0, phase = 0;
+        kk_walk<Job> at;
+        at.start(g, job, groups, warp);
+        int at_x = at.inputs(job, groups);
         for (int q = 0; q < groups; q++) {
             float *to = part + (q & 1) * g.part_floats;
-            for (int p = warp; p < per; p += g.warps) {
-                const int s = p / g.chains, c = p - s * g.chains, n = tiles_of(c);
-                if (!job.stripe(q, s)) continue;
-                if (!Job::same_rows || c != have) load(a, b, q, s, c);
-                have = c;
+            while (at.q == q) {
+                const int c = at.c, s = at.s, n = tiles_of(c), x = at_x;
+                at.next(g, job, groups);
+                at_x = at.inputs(job, groups);
+                if (x < 0) continue;
+                if (c != have_c || x != have_x) {
+                    if (ROWS == 8 && c == next_c && x == next_x) {
+#pragma unroll
+                        for (int t = 0; t < KK_STREAM_CHAIN; t++) a[t] = next[t];
+                    } else {
+                        load(a, b, q, s, c);
+                    }
+                    have_c = c;
+                    have_x = x;
+                }
+                if (ROWS == 8 && at_x >= 0 && (at.c != c || at_x != x)) {
+                    load(next, b, at.q, at.s, at.c);
+                    next_c = at.c;
+                    next_x = at_x;
+                }
                 kk__bar_wait(&bars[slot], phase);
                 const uint2 *w = (const uint2 *)(ring + slot * g.chain * KK_TILE_BYTES) + lane;
                 float d[4] = {0, 0, 0, 0};
-#pragma unroll
-                for (int t = 0; t < KK_STREAM_CHAIN; t++)
-                    if (t < n) {
-                        const uint2 v = w[t * (KK_TILE_BYTES / 8)];
-                        kk__mma(d, a[t].x, ROWS == 16 ? b[t].x : 0, a[t].y, ROWS == 16 ? b[t].y : 0,
-                                v.x, v.y);
-                    }
+                if (n == 11)
+                    multiply<11>(d, w, a, b);
+                else if (n == 8)
+                    multiply<8>(d, w, a, b);
+                else
+                    few(d, w, a, b, n);
                 __syncwarp();
                 if (lane == 0) put();
                 if (++slot == g.depth) {
                     slot = 0;
                     phase ^= 1;
                 }
-                float2 *out = (float2 *)(to + p * ROWS * 8) + lane;
-                out[0] = make_float2(d[0], d[1]);
-                if (ROWS == 16) out[32] = make_float2(d[2], d[3]);
+                float2 *out = (float2 *)(to + (s * g.chains + c) * rows * 8) + lane;
+                if (lane / 4 < rows) out[0] = make_float2(d[0], d[1]);
+                if (ROWS == 16 && lane / 4 + 8 < rows) out[32] = make_float2(d[2], d[3]);
             }
             __syncthreads();
             job.sum(to, q);
@@ -203,10 +306,10 @@ template <int ROWS, class Job> struct kk_streamer {
 };
 
 template <int ROWS, class Job>
-__global__ void __launch_bounds__(KK_STREAM_THREADS, ROWS == 8 ? 2 : 1)
+__global__ void __launch_bounds__(KK_STREAM_THREADS, 1)
     kk__stream(const __grid_constant__ kk_stream g, const __grid_constant__ Job given)
 {
-    extern __shared__ __align__(128) char smem[];
+    extern __shared__ __align__(1024) char smem[];
     Job job = given;
     kk_streamer<ROWS, Job> s(g, job, smem);
     if (Job::early) {
@@ -224,9 +327,11 @@ __global__ void __launch_bounds__(KK_STREAM_THREADS, ROWS == 8 ? 2 : 1)
     job.finish();
 }
 
-/* Warps and stripes of a group so that warps are busy, then as deep a ring as fits. parts: stripes
- * that belong together; table_bytes: of the job's tables. */
-static inline kk_stream kk__stream_plan(int T, int64_t K, int parts, int rows, int table_bytes)
+/* Warps so that all have as much to do, a group as large as the room for its sums, then as deep a
+ * ring as fits. share: stripes of a block; parts: stripes that belong together; table_bytes: of the
+ * job's tables. */
+static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t share, int parts,
+                                        int table_bytes)
 {
     kk_stream g = {};
     double best = 0;
@@ -236,34 +341,45 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int parts, int rows, i
     g.chain = kk__chain_tiles(g.tiles);
     g.chains = (g.tiles + g.chain - 1) / g.chain;
     for (int w = KK_STREAM_THREADS / 32; w >= 8; w--) {
-        const int n = parts * g.chains, items = w / n > 1 ? w / n : 1;
-        const int pieces = items * n, turns = (pieces + w - 1) / w;
-        const double busy = (double)pieces / (turns * w);
+        const int ways = w / g.chains > 1 ? w / g.chains : 1, turns = (g.chains + w - 1) / w;
+        const double busy = (double)(g.chains * ways) / (turns * w);
         if (busy <= best) continue;
         best = busy;
         g.warps = w;
-        g.slots = items * parts;
+        g.ways = ways;
     }
-    const int sums = g.slots * g.chains * rows * 32,
-              piece = g.warps * (g.chain * KK_TILE_BYTES + 8);
-    const int twice = piece + 2 * sums + table_bytes <= KK_STREAM_SMEM_MOST;
-    g.part_floats = twice ? sums / 4 : 0;
-    const int fixed = (twice ? 2 : 1) * sums + table_bytes + 128;
-    g.depth = (KK_STREAM_SMEM - fixed) / piece;
-    g.depth = g.depth < 1 ? 1 : g.depth > 4 ? 4 : g.depth;
+    const int sums = g.chains * (T < rows ? T : rows) * 32; /* bytes, of a stripe */
+    const int piece = g.chain * KK_TILE_BYTES + 8;
+    int64_t slots = KK_STREAM_SUMS / sums;
+    if (slots < 12 * g.ways) slots = 12 * g.ways;
+    if (slots * sums > KK_STREAM_SUMS_MOST) slots = KK_STREAM_SUMS_MOST / sums;
+    if (slots > share) slots = share;
+    slots = slots < parts ? parts : slots / parts * parts;
+    g.slots = (int)slots;
+    const int all = g.slots * sums, three = 3 * g.warps * piece, fixed = table_bytes + 256;
+    const int buffers = fixed + three + 2 * all <= KK_STREAM_SMEM ? 2 : 1;
+    g.part_floats = buffers == 2 ? all / 4 : 0;
+    g.depth = (KK_STREAM_SMEM - fixed - buffers * all) / (g.warps * piece);
+    g.depth = g.depth < 1 ? 1 : g.depth > KK_STREAM_DEPTH ? KK_STREAM_DEPTH : g.depth;
     g.part_at = g.warps * g.depth * g.chain * KK_TILE_BYTES;
-    g.bars_at = g.part_at + (twice ? 2 : 1) * sums;
+    g.bars_at = g.part_at + buffers * all;
     g.tables_at = g.bars_at + (g.warps * g.depth * 8 + 15) / 16 * 16;
     g.smem = g.tables_at + table_bytes;
     return g;
 }
 
-/* groups: of the grid in all */
+/* how many of n a block has, at most */
+static inline int64_t kk__block_share(const struct kk_cuda *c, int64_t n)
+{
+    return (n + c->sms - 1) / c->sms;
+}
+
+/* items: of the grid in all; a block takes at least one */
 template <int ROWS, class Job>
 static inline void kk__stream_launch(struct kk_cuda *c, const char *op, const kk_stream &g,
-                                     const Job &job, int64_t groups)
+                                     const Job &job, int64_t items)
 {
-    const int64_t blocks = groups < c->sms ? groups : c->sms;
+    const int64_t blocks = items < c->sms ? items : c->sms;
     const unsigned slices = (unsigned)((g.T + ROWS - 1) / ROWS);
     kk__cuda_latch(c,
                    cudaFuncSetAttribute(kk__stream<ROWS, Job>,
@@ -288,11 +404,11 @@ struct kk_matrix {
 };
 
 template <int ROWS> struct kk_linear_job {
-    static constexpr bool early = true, same_rows = true;
+    static constexpr bool early = true;
     kk_matrix m0, m1, m2;
     const bf16 *x;
     float softcap;
-    int stripes, T, K, slots, chains;
+    int stripes, T, K, most, chains; /* most: stripes of a group */
     size_t stripe_bytes;
 
     __device__ kk_matrix of(int i) const
@@ -302,21 +418,27 @@ template <int ROWS> struct kk_linear_job {
         if (i >= m2.first) m = m2;
         return m;
     }
-    __device__ int group(int q) const { return (int)blockIdx.x + q * (int)gridDim.x; }
+    /* blocks take stripes in turn */
+    __device__ int index(int q, int s) const
+    {
+        return (int)blockIdx.x + (q * most + s) * (int)gridDim.x;
+    }
+    __device__ int mine() const
+    {
+        return (stripes - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+    }
     __device__ void begin(char *) {}
     __device__ void finish() {}
-    __device__ int groups() const
-    {
-        const int n = (stripes + slots - 1) / slots;
-        return (n - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
-    }
+    __device__ int groups() const { return (mine() + most - 1) / most; }
+    __device__ int slots(int q) const { return min(most, mine() - q * most); }
     __device__ const char *stripe(int q, int s) const
     {
-        const int i = group(q) * slots + s;
-        if (i >= stripes) return NULL;
-        const kk_matrix m = of(i);
-        return m.w + (size_t)(i - m.first) * stripe_bytes;
+        const int i = index(q, s);
+        const char *w = i < m1.first ? m0.w : i < m2.first ? m1.w : m2.w;
+        const int first = i < m1.first ? 0 : i < m2.first ? m1.first : m2.first;
+        return w + (size_t)(unsigned)(i - first) * stripe_bytes;
     }
+    __device__ int inputs(int, int) const { return 0; }
     __device__ const bf16 *row(int, int, int r) const
     {
         r += (int)blockIdx.y * ROWS;
@@ -324,12 +446,11 @@ template <int ROWS> struct kk_linear_job {
     }
     __device__ void sum(const float *part, int q) const
     {
-        const int n = (int)blockDim.x, turn = (int)(threadIdx.x + (unsigned)q * ROWS * 8) % n;
-        for (int j = turn; j < slots * ROWS * 8; j += n) {
-            const int s = j / (ROWS * 8), e = j % (ROWS * 8), t = e / 8 + (int)blockIdx.y * ROWS;
-            const int i = group(q) * slots + s;
-            if (i >= stripes || t >= T) continue;
-            put(i, e % 8, t, kk__chains<ROWS>(part + s * chains * ROWS * 8 + e, chains));
+        const int rows = kk__slice_rows<ROWS>(T), n = slots(q);
+        for (int j = (int)threadIdx.x; j < n * rows * 8; j += (int)blockDim.x) {
+            const int s = j / (rows * 8), e = j - s * rows * 8;
+            put(index(q, s), e % 8, e / 8 + (int)blockIdx.y * ROWS,
+                kk__chains(part + s * chains * rows * 8 + e, chains, rows * 8));
         }
     }
     /* v: output o of stripe i of row t */

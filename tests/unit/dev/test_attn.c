@@ -317,6 +317,12 @@ static void test_too_many_heads(void **state)
 
 /* ---- commit ---- */
 
+static int32_t min3(const int32_t v[3])
+{
+    const int32_t a = v[0] < v[1] ? v[0] : v[1];
+    return a < v[2] ? a : v[2];
+}
+
 static void test_kv_store(void **state)
 {
     (void)state;
@@ -333,7 +339,8 @@ static void test_kv_store(void **state)
                                       .n_step = between(0, 40),
                                       .block_rows = between(1, 50),
                                       .sinks = ring ? between(0, 8) : 0,
-                                      .ring = ring};
+                                      .ring = ring,
+                                      .row_bytes = (int32_t)row};
             if (!ring) slots = s[b].committed + 40;
             make_blocks(slots, s[b].block_rows, row, &mem[b], &blocks[b]);
             s[b].blocks = blocks[b];
@@ -344,8 +351,16 @@ static void test_kv_store(void **state)
             expect[b] = malloc((size_t)size);
             memcpy(expect[b], mem[b], (size_t)size);
         }
-        for (int i = 0; i < n_devs; i++)
-            devs[i]->ops->kv_store(devs[i], &(struct kk_kv_store_args){3, s, keep, row});
+        /* as one layer of three sequences, or three layers of one that keep the same */
+        const int layers = n % 2 ? 1 : 3;
+        if (layers == 3) keep[0] = keep[1] = keep[2] = min3(keep);
+        const struct kk_kv_store_args a = {.n_layers = layers,
+                                           .B = 3 / layers,
+                                           .stride = 3 / layers,
+                                           .most = 40,
+                                           .seqs = s,
+                                           .keep = keep};
+        for (int i = 0; i < n_devs; i++) devs[i]->ops->kv_store(devs[i], &a);
         for (int b = 0; b < 3; b++) {
             for (int k = 0; k < keep[b]; k++) {
                 char *slot = kk_kv_slot(&s[b], s[b].committed + k, row);

@@ -279,7 +279,7 @@ static void test_moe_26b(void **state)
             .T = skew ? 300 : 530, .E = 128 >> skew, .A = 8, .C = 2816, .F = 704, .skew = skew});
 }
 
-int main(void)
+int main(int argc, char **argv) /* a pattern of tests, for a GPU's sanitizer */
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_route),
@@ -287,5 +287,6 @@ int main(void)
         cmocka_unit_test(test_moe_random),
         cmocka_unit_test(test_moe_26b),
     };
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, open_both, close_both);
 }

@@ -644,6 +644,46 @@ static void a_full_disk_costs_time(void **state)
     kk_engine_close(e);
 }
 
+/* A call whose tokens have waited until no more could goes on when they have gone. */
+static void an_outage_longer_than_a_call_can_wait(void **state)
+{
+    enum { N = 500 };
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_engine *e = open_engine(1, "none");
+    struct kk_runtime_stats st;
+    struct answer a;
+    struct kk_call *call;
+    struct kk_err err = {0};
+    uint32_t ids[3] = {1, 2, 3}, want[N];
+    char id[KK_SESSION_ID_MAX];
+    o.state = kk_test_path("long outage");
+    struct kk_runtime *rt = open_runtime(o, 4, "none");
+    create(rt, id);
+    append(rt, id, ids, 3);
+    alone(e, ids, 3, N, 0, want);
+    struct kk_request r = generation(id, N, 0);
+    init_answer(&a);
+    r.sink = sink;
+    r.arg = &a;
+    fault_arm(1, INT_MAX, SQLITE_FULL);
+    KK_ASSERT_OK(kk_runtime_submit(rt, &r, &call, &err), &err);
+    uint64_t steps = 0, t0 = kk_now_ns();
+    for (st.steps = 1; steps != st.steps && kk_seconds_since(t0) < 20;) {
+        steps = st.steps;
+        nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+        kk_runtime_stats(rt, &st);
+    }
+    assert_in_range(st.tokens_generated, 100, N - 1);
+    fault_clear();
+    wait_done(&a);
+    kk_call_release(call);
+    fine(a.end.code, &a);
+    assert_memory_equal(a.ids, want, sizeof want);
+    kk_runtime_close(rt);
+    kk_engine_close(e);
+}
+
 /* One bit of every file of a directory. */
 static void damage_all(const char *path)
 {
@@ -715,6 +755,7 @@ int main(void)
         cmocka_unit_test(idle_sessions_expire),
         cmocka_unit_test(a_restart_loses_nothing),
         cmocka_unit_test(a_full_disk_costs_time),
+        cmocka_unit_test(an_outage_longer_than_a_call_can_wait),
         cmocka_unit_test(a_broken_snapshot_costs_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
