@@ -5,10 +5,9 @@
  * them in ascending order. Many rows walk: a block takes a tile through its splits and keeps the
  * running sums in registers. attn_wg.cu walks faster where it can.
  *
- * One H200, layers of Gemma-4-26B-A4B, both kernels, share of 4.47 TB/s over the rows that are seen:
- * one row: sliding 9.2 us, 20 %; full 12.1 us at 3238 tokens, 12 %, 116 us at 62038, 24 %; a batch of
- * 64: 47 % and 28 %. With few splits it is latency: finding the rows 3 us, their way 2, the sums 3,
- * merging 1 to 2. Loads that ptxas may move to their use are moved: hence kk__load2 and kk__load4.
+ * One H200, layers of Gemma-4-26B-A4B, both kernels, share of 4.47 TB/s over the rows seen. One
+ * row: sliding 9.2 us, 20 %; full 12.1 us at 3238 tokens, 12 %, 116 us at 62038, 24 %. A batch of
+ * 64 at 1200: 47 % and 28 %. With few splits it is latency, not bytes.
  *
  * A block is 8 warps. Warp w loads keys and values 16 w .. 16 w + 15 of a split, makes their scores
  * for all pairs of the tile, and then the weighted values of every eighth 16 dims. Rows lie in

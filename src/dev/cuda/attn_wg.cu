@@ -8,10 +8,9 @@
  * fewer rows, and for keys derived from values, heads of 512: a key is derived once, 64 dims at a
  * time, while wgmma takes the 64 before.
  *
- * One H200, layers of Gemma-4-26B-A4B, share of 790 TFLOP/s over the keys that rows see: sliding 25 %
- * at 512 rows, 35 % at 1024, 36 % at 4096 (285 TFLOP/s); full 19 to 23 % (180). At 1024 rows and more
- * a split takes a tile of k_stored 5 us, of which its products are 2.3; taking turns at the tensor
- * cores changed nothing, the copies' way through registers of few warps did (twice as fast in line). */
+ * One H200, layers of Gemma-4-26B-A4B, share of 790 TFLOP/s over the keys that rows see: sliding
+ * 25 % at 512 rows, 35 % at 1024, 36 % at 4096 (285 TFLOP/s); full 19 to 23 % (180). Letting the
+ * warpgroups take turns at the tensor cores changed nothing. */
 #include "dev/cuda/attn_plan_int.h"
 #include "dev/cuda/attn_wg_int.h"
 
