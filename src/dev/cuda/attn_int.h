@@ -53,12 +53,10 @@ int kk__cuda_attn_wide(struct kk_cuda *c, struct kk_attn_job *job);
 #ifdef __CUDACC__
 #define KK_LOG2E 1.44269504f
 
-/* exp(s - m), where m is not -inf: exp2f without results below 2^-126, which are 0 */
+/* exp(s - m), where m is not -inf */
 __device__ static inline float kk__attn_exp(float s, float m)
 {
-    float x = (s - m) * KK_LOG2E;
-    asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
-    return x;
+    return kk__exp2((s - m) * KK_LOG2E);
 }
 
 /* A maximum to subtract: 0 in place of that of no key at all. */
