@@ -53,10 +53,12 @@ int kk__cuda_attn_wide(struct kk_cuda *c, struct kk_attn_job *job);
 #ifdef __CUDACC__
 #define KK_LOG2E 1.44269504f
 
-/* exp(s - m), where m is not -inf */
+/* exp(s - m), where m is not -inf: exp2f without results below 2^-126, which are 0 */
 __device__ static inline float kk__attn_exp(float s, float m)
 {
-    return exp2f((s - m) * KK_LOG2E);
+    float x = (s - m) * KK_LOG2E;
+    asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
+    return x;
 }
 
 /* A maximum to subtract: 0 in place of that of no key at all. */
@@ -146,6 +148,16 @@ __device__ static inline const char *kk__attn_row(const struct kk_attn_job &job,
            (int64_t)(slot % s.block_rows) * job.row_bytes;
 }
 
+/* Lane i has the address of row i of those in `there`: do they follow each other, `pitch` bytes
+ * apart? Then *first is where row 0 is or would be. The warp. */
+__device__ static inline int kk__attn_in_line(const char *row, unsigned there, int pitch,
+                                              const char **first)
+{
+    const int lane = threadIdx.x % 32, from = there ? __ffs(there) - 1 : 0;
+    *first = (const char *)__shfl_sync(~0u, (unsigned long long)row, from) - (int64_t)from * pitch;
+    return __all_sync(~0u, !(there >> lane & 1) || row == *first + (int64_t)lane * pitch);
+}
+
 /* ---- who does what ------------------------------------------------------------------------ */
 
 /* Tiles of a sequence of so many rows, for one KV head. Which rows are rebuilt depends on the
@@ -196,6 +208,15 @@ __device__ static inline int kk__attn_plan(const struct kk_attn_job &job, int32_
 {
     const int B = job.a.B, T = job.a.T;
     int32_t *first = plan, *rows = plan + B, *before = plan + 2 * B;
+    if (B == 1) {
+        if (threadIdx.x == 0) {
+            first[0] = before[0] = 0;
+            rows[0] = T;
+            before[1] = T > job.over && T <= job.most ? work(0, 0, T) : 0;
+        }
+        __syncthreads();
+        return before[1];
+    }
     for (int b = threadIdx.x; b < B; b += blockDim.x) rows[b] = 0;
     __syncthreads();
     for (int t = threadIdx.x; t < T; t += blockDim.x)
