@@ -45,9 +45,10 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_CPU_ISA] = {"cpu-isa", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto",
         "auto|scalar|avx2|avx512", MODEL,
         "instruction set; auto: the best this machine has"},
-    [KK_OPT_ACT] = {"act", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|q8|f32", MODEL,
-        "what quantised weights are multiplied with: 8 bits and a scale for every 32 numbers "
-        "(auto), or f32 as it is, several times slower"},
+    [KK_OPT_ACT] = {"act", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|q8|f32|bf16", MODEL,
+        "what weights are multiplied with. Quantised ones: 8 bits and a scale for every 32 numbers "
+        "(auto, q8), or f32 as it is, several times slower. bf16 ones: f32, or rounded to bf16 "
+        "(bf16: other tokens, faster with AVX512_BF16)"},
     [KK_OPT_PREFILL_CHUNK] = {"prefill-chunk", 0, KK_OPT_INT, 0, SIZES, 1, 65536, "512", "N", MODEL,
         "tokens of a prompt that go through the model at once"},
 
@@ -74,7 +75,7 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         "the learned map of --kv restored; exact: exact rows in its place (a check)"},
     [KK_OPT_CTX] = {"ctx", 0, KK_OPT_INT, 0, SIZES & ~(KK_CMD_DECODE | KK_CMD_PPL), 0, BIG, "0",
         "N", CACHE,
-        "most tokens of a session; 0: what the model was made for"},
+        "most tokens of a session; 0: what the model was made for (beyond it is warned of)"},
 
     [KK_OPT_DRAFT] = {"draft", 0, KK_OPT_STRING, 0, GENERATES, 0, 0, "none",
         "DIR|ngram|none", DRAFT,

@@ -46,6 +46,8 @@ int kk_cli_no_words(const struct kk_cli *cli, struct kk_err *err);
 int kk_cli_options(struct kk_cli *cli, struct kk_engine_options *o, struct kk_err *err);
 /* Fill cli->engine and cli->info. */
 int kk_cli_open_engine(struct kk_cli *cli, struct kk_err *err);
+/* One line on standard error if a context is longer than the model was made for. */
+void kk_cli_warn_ctx(int64_t ctx, int64_t made_for);
 /* Fill cli->tok from the model's directory or GGUF file. */
 int kk_cli_open_tok(struct kk_cli *cli, struct kk_err *err);
 /* The tokenizer in an open GGUF. KK_ENOENT: there is none. */

@@ -56,6 +56,8 @@ int kk__load_matrix(struct kk_loader *ld, const char *name, int n_mats, int64_t 
                                 .rest = rest_file};
     if (kk_dtype_is_block(t->dtype) && cols > ld->m->max_block_cols)
         ld->m->max_block_cols = (int)cols;
+    const int bf16_in = ld->bf16_in && t->dtype == KK_BF16;
+    if (bf16_in && cols > ld->m->max_bf16_cols) ld->m->max_bf16_cols = (int)cols;
     if (ld->plan) {
         ld->planned += ld->m->dev->ops->weight_bytes(ld->m->dev, &src);
         ld->total += t->bytes;
@@ -63,6 +65,7 @@ int kk__load_matrix(struct kk_loader *ld, const char *name, int n_mats, int64_t 
     }
     rc = ld->m->dev->ops->weight_load(ld->m->dev, &src, account_of(ld), w, err);
     if (rc) return kk_wrap(err, rc, "tensor '%s'", name);
+    w->bf16_in = bf16_in;
     progress(ld, t);
     return 0;
 }

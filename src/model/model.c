@@ -57,7 +57,8 @@ static struct kk_limits device_limits(const struct kk_model *m)
                           .max_model_width = i->C,
                           .max_active = i->A,
                           .max_expert_width = i->expert_F,
-                          .max_block_cols = m->max_block_cols};
+                          .max_block_cols = m->max_block_cols,
+                          .max_bf16_cols = m->max_bf16_cols};
     for (int k = 0; k < i->n_layers; k++)
         if (m->config.layer[k].D > d.max_head_dim) d.max_head_dim = m->config.layer[k].D;
     return d;
@@ -156,7 +157,7 @@ int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
     struct kk_model *m = NULL;
     int rc = new_model(mf, dev, limits, &m, err);
     if (rc) return rc;
-    struct kk_loader ld = {.mf = mf, .m = m};
+    struct kk_loader ld = {.mf = mf, .m = m, .bf16_in = dev->bf16_act};
     rc = plan_weights(&ld, err);
     if (!rc) *out = (struct kk_model_plan){ld.planned, plan_buffers(m)};
     kk_model_close(m);
@@ -180,7 +181,7 @@ int kk_model_open(const struct kk_model_file *mf, struct kk_dev *dev,
     struct kk_model *m = NULL;
     int rc = new_model(mf, dev, limits, &m, err);
     if (rc) return rc;
-    struct kk_loader ld = {.mf = mf, .m = m, .progress = progress};
+    struct kk_loader ld = {.mf = mf, .m = m, .progress = progress, .bf16_in = dev->bf16_act};
     rc = round_embed_scale(m, mf, err);
     if (!rc) rc = plan_weights(&ld, err);
     if (!rc) rc = check_room(m, ld.planned, err);

@@ -142,6 +142,7 @@ struct kk_model {
     struct kk_model_limits limits;
     struct kk_dev *dev;
     int max_block_cols; /* inputs of the widest matrix of a block type, 0: none; the loader's */
+    int max_bf16_cols;  /* the same of those with bf16_in */
     struct kk_account weights, scratch;
     struct kk_weight embed, head; /* head.data NULL when tied */
     float *final_norm;
@@ -158,6 +159,7 @@ struct kk_loader {
     struct kk_model *m;
     struct kk_account *account; /* NULL: the model's weights */
     const struct kk_progress_fn *progress;
+    int bf16_in; /* bf16 matrices read their input rounded to bf16 */
     int plan;
     size_t planned;
     uint64_t done, total; /* bytes, for the progress bar */

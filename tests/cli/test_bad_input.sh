@@ -21,7 +21,11 @@ fi
 python3 -c 'print("word " * 20000)' >"$KK_TMP/long"
 refuses "prompt over the context" 1 "and the context 16384: shorten the prompt" run -m "$TINY" -f "$KK_TMP/long"
 refuses "prompt over --ctx" 1 "and the context 8: shorten" run -m "$TINY" --ctx 8 -p "one two three four five six seven eight"
-refuses "a context the model was not made for" 1 "the model was made for 16384" run -m "$TINY" --ctx 99999 -p x
+run run -m "$TINY" --ctx 99999 -p x -n 2
+check "a context the model was not made for: warned of, with the number" sh -c '[ "$2" -eq 0 ] && grep -q "warning: a context of 99999 tokens, and the model was made for 16384" "$1/err"' sh "$KK_TMP" "$rc"
+run plan -m "$TINY" --ctx 99999
+check "a plan for it is warned of too" grep -q "made for 16384" "$KK_TMP/err"
+refuses "a context without end" 1 "the model was made for 16384" run -m "$TINY" --ctx 99999999 -p x
 run run -m "$TINY" --ctx 10 -p "one two" -n 50 --ignore-eos
 check "a context that fills up ends the run, told" sh -c '[ "$2" -eq 0 ] && grep -q "context of 10 tokens is full" "$1/err"' sh "$KK_TMP" "$rc"
 

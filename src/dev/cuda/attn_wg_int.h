@@ -50,6 +50,11 @@ __device__ static inline void kk__meet(int id, int n)
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n) : "memory");
 }
 
+__device__ static inline void kk__arrive(int id, int n)
+{
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n) : "memory");
+}
+
 /* What this thread wrote to shared memory, or saw written, is what wgmma reads. */
 __device__ static inline void kk__wg_see(void)
 {

@@ -12,7 +12,6 @@
  *   begin(tables)    by all threads
  *   tiles()          in all
  *   take(i)          tile i is now this thread's; n is its rows
- *   base()           weights
  *   stripe(s)        stripe s of 16
  *   x()              inputs, [.., K]
  *   row(r)           which of them is row r
@@ -194,7 +193,7 @@ struct kk_loader {
     kk_ring ring;
     int warp, lane;
     uint32_t to_w, to_x;          /* where a thread's first part of each goes in a slot */
-    int32_t w[4];                 /* this warp's stripes, in tiles from job.base() */
+    const char *w[4];             /* this warp's stripes */
     uint32_t row[KK_LARGE_LOADS]; /* a thread's parts of rows, in 8 numbers from job.x() */
 
     __device__ kk_loader(const kk_ring &r)
@@ -211,8 +210,7 @@ struct kk_loader {
     template <class Job> __device__ void open(const Job &job, int K)
     {
 #pragma unroll
-        for (int s = 0; s < 4; s++)
-            w[s] = (int32_t)((job.stripe(warp * 4 + s) - job.base()) / KK_TILE_BYTES);
+        for (int s = 0; s < 4; s++) w[s] = job.stripe(warp * 4 + s) + lane * 16;
 #pragma unroll
         for (int i = 0; i < KK_LARGE_LOADS; i++) {
             const int r = min(i * 16 + warp * 4 + lane / 8, job.n - 1);
@@ -221,17 +219,16 @@ struct kk_loader {
     }
 
     /* n tiles of this warp's stripes; n * 16 inputs from k on of its rows, of `rows` */
-    __device__ void step(const char *base, const bf16 *x, int rows, int n, int k, int K)
+    __device__ void step(const bf16 *x, int rows, int n, int k, int K)
     {
         kk__bar_wait(&ring.empty[ring.slot], ring.phase ^ 1);
         const uint32_t at = ring.at();
         const int size = k + lane % 8 * 8 < K ? 16 : 0; /* else zeros */
 #pragma unroll
         for (int s = 0; s < 4; s++) {
-            const char *from = base + (int64_t)w[s] * KK_TILE_BYTES + lane * 16;
-            if (lane / 16 < n) kk__copy16(at + to_w + (uint32_t)s * 1024, from, 16);
-            if (lane / 16 + 2 < n) kk__copy16(at + to_w + (uint32_t)s * 1024 + 512, from + 512, 16);
-            w[s] += n;
+            if (lane / 16 < n) kk__copy16(at + to_w + (uint32_t)s * 1024, w[s], 16);
+            if (lane / 16 + 2 < n) kk__copy16(at + to_w + (uint32_t)s * 1024 + 512, w[s] + 512, 16);
+            w[s] += n * KK_TILE_BYTES;
         }
         if (lane % 8 < 2 * n)
 #pragma unroll
@@ -256,7 +253,7 @@ __device__ static void kk__large_load(const kk_large &g, Job &job, const kk_ring
         const int rows = kk__large_rows(job.n);
         for (int t = 0, left = g.chain; t < g.tiles;) {
             const int n = min(min((int)KK_LARGE_STEP, left), g.tiles - t);
-            l.step(job.base(), job.x(), rows, n, t * KK_TILE_K, g.K);
+            l.step(job.x(), rows, n, t * KK_TILE_K, g.K);
             t += n;
             left = left == n ? g.chain : left - n;
         }

@@ -6,7 +6,7 @@ namespace
 
 /* act(gate x) * (up x): slots 2 i and 2 i + 1 are a stripe of gate and one of up */
 template <int ROWS> struct glu_job {
-    static constexpr bool early = true, gaps = false;
+    static constexpr bool early = true;
     const char *gate, *up;
     const bf16 *x;
     bf16 *y;
@@ -107,7 +107,6 @@ struct linear_tiles {
         const kk_matrix m = j.of(s);
         return m.w + (size_t)(s - m.first) * j.stripe_bytes;
     }
-    __device__ const char *base() const { return j.m0.w; }
     __device__ const bf16 *x() const { return j.x; }
     __device__ int row(int r) const { return at.t0 + r; }
     __device__ float *to(int s, int o, float *bias, int *stride) const
@@ -152,7 +151,6 @@ struct glu_tiles {
         const size_t i = (size_t)min(at.s0 + s / 2, j.stripes - 1);
         return (s & 1 ? j.up : j.gate) + i * j.stripe_bytes;
     }
-    __device__ const char *base() const { return j.gate; }
     __device__ const bf16 *x() const { return j.x; }
     __device__ int row(int r) const { return at.t0 + r; }
     __device__ void open(int s, int o) { f = (at.s0 + s / 2) * 8 + o; }

@@ -155,6 +155,7 @@ static int stream_in(struct kk_cuda *c, const struct kk_weight_src *src, char *d
                                        cudaMemcpyHostToDevice, c->stream),
                        "weight_load");
     }
+    if (src->rest) src->rest(src->ctx);
     kk_free(job.buffers);
     return 0;
 }
