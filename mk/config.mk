@@ -2,6 +2,7 @@
 # Nothing here runs pkg-config while make reads: `make deps` may have to install it first.
 SAN   ?=
 DEBUG ?=
+CUDA  ?=
 
 ifneq ($(filter-out asan ubsan tsan fuzz,$(SAN)),)
 $(error SAN=$(SAN) is unknown: asan, ubsan, tsan or fuzz)
@@ -10,7 +11,7 @@ ifeq ($(origin CC),default)
 CC := $(if $(filter fuzz,$(SAN)),clang-14,gcc)
 endif
 
-config := $(or $(SAN),$(if $(DEBUG),debug,release))
+config := $(or $(SAN),$(if $(DEBUG),debug,release))$(if $(CUDA),-cuda)
 B      := build/$(config)
 PKGS   := jansson libutf8proc libpcre2-8 sqlite3
 CLI_PKGS := libedit grpc libprotobuf-c libevent libevent_pthreads
@@ -24,13 +25,14 @@ CLI_LIBS   = $(call once,CLI_LIBS,pkg-config --libs $(filter-out grpc,$(CLI_PKGS
 
 # -DKK_MEM_GUARD: allocating inside a decode step aborts (base/mem.h).
 OPT_release := -O3 -g
+OPT_release-cuda := -O3 -g
 OPT_debug   := -O0 -g3
 CFLAGS      ?= $(or $(OPT_$(config)),-O1 -g)
 SAN_asan    := -fsanitize=address,undefined
 SAN_ubsan   := -fsanitize=undefined
 SAN_tsan    := -fsanitize=thread
 SAN_fuzz    := -fsanitize=fuzzer-no-link,address,undefined
-GUARD_FLAGS := $(if $(filter release,$(config)),,-DKK_MEM_GUARD)
+GUARD_FLAGS := $(if $(filter release%,$(config)),,-DKK_MEM_GUARD)
 ifneq ($(SAN),)
 GUARD_FLAGS += $(SAN_$(SAN)) -fno-sanitize-recover=all -fno-omit-frame-pointer -Wno-maybe-uninitialized
 endif
@@ -59,3 +61,14 @@ endif
 
 # For a make run by a recipe: as many jobs as processors, unless the user chose.
 JOBS = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
+
+# CUDA=1: src/dev/cuda, for one compute capability; the runtime is linked statically, so that the
+# program starts where there is no driver.
+NVCC      ?= $(or $(shell command -v nvcc),/usr/local/cuda/bin/nvcc)
+CUDA_ARCH ?= 90a
+CUDA_HOME  = $(patsubst %/bin/,%,$(dir $(realpath $(NVCC))))
+NVFLAGS    = -O3 -lineinfo -std=c++17 -gencode arch=compute_$(CUDA_ARCH),code=sm_$(CUDA_ARCH) \
+             -fmad=false -Isrc -Iinclude -Xcompiler -Wall,-Wextra,-Wno-format-truncation -Werror all-warnings
+ifneq ($(CUDA),)
+LIBS += -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt -lstdc++
+endif

@@ -39,6 +39,9 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         "snapshot directory, GGUF file, or synth:CONFIG.json[:SEED] for random weights"},
     [KK_OPT_THREADS] = {"threads", 0, KK_OPT_INT, 0, SIZES, 0, 256, "0", "N", MODEL,
         "threads; 0: one for each core this process may use"},
+    [KK_OPT_DEVICE] = {"device", 0, KK_OPT_STRING, 0, SIZES, 0, 0, "auto", "auto|cpu|cuda|cuda:N",
+        MODEL,
+        "where the model runs; auto: a GPU if this program was built for one and there is one"},
     [KK_OPT_CPU_ISA] = {"cpu-isa", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto",
         "auto|scalar|avx2|avx512", MODEL,
         "instruction set; auto: the best this machine has"},
@@ -53,7 +56,8 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         "rows kept: all; those the model can see; sinks and a window on sliding layers; the same, "
         "with the others of the model's window rebuilt by --f-theta; sinks and a window on every "
         "layer (no recall)"},
-    [KK_OPT_KV_TYPE] = {"kv-type", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|f32|bf16", CACHE,
+    [KK_OPT_KV_TYPE] = {"kv-type", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|f32|bf16|q8_0",
+        CACHE,
         "type of the kept rows; auto: f32 if the weights are, else bf16"},
     [KK_OPT_KV_SINKS] = {"kv-sinks", 0, KK_OPT_INT, 0, SIZES, 0, 65536, "4", "N", CACHE,
         "first rows that s5, restored and sinkwin keep"},
@@ -168,12 +172,16 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_LINES] = {"lines", 0, KK_OPT_LIST, 0,
         KK_CMD_NIAH | KK_CMD_SCORECARD | KK_CMD_BATCH, 10, 9999999, "60,160,320", "N,..", BENCH,
         "lines of padding in a document, one rung for each (bench batch: the first)"},
+    [KK_OPT_TOKENS] = {"tokens", 0, KK_OPT_LIST, 0, KK_CMD_SCORECARD, 2, 1e9, NULL, "N,..", BENCH,
+        "documents of N random token ids in place of text, one rung for each: for a model without "
+        "a tokenizer; nothing is recalled"},
     [KK_OPT_SAMPLES] = {"samples", 0, KK_OPT_INT, 0,
         KK_CMD_NIAH | KK_CMD_SCORECARD | KK_CMD_SPEC, 1, 100000, "8", "N", BENCH,
         "documents of each rung"},
     [KK_OPT_KEYS] = {"keys", 0, KK_OPT_INT, 0, KK_CMD_NIAH, 0, 200, "0", "N", BENCH,
         "hide N keyed facts and ask for one; 0: one code, the reference's documents"},
-    [KK_OPT_REPLAY] = {"replay", 0, KK_OPT_REAL, 0, KK_CMD_SPEC, 0, 16, "0", "A", BENCH,
+    [KK_OPT_REPLAY] = {"replay", 0, KK_OPT_REAL, 0, KK_CMD_SPEC | KK_CMD_SCORECARD, 0, 16, "0",
+        "A", BENCH,
         "drafts are the known answer, corrupted so that blocks of 16 commit A tokens on average "
         "(1: always wrong); 0: the drafter's own"},
     [KK_OPT_DEPTHS] = {"ctx", 0, KK_OPT_LIST, 1, KK_CMD_DECODE, 0, 1e9, "0,3072,6144",
@@ -192,6 +200,8 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         BENCH, "tokens that each agent appends"},
     [KK_OPT_GEN] = {"gen", 0, KK_OPT_INT, 0, KK_CMD_AGENTS, 1, 1e9, "4", "N", BENCH,
         "tokens that each agent then asks for"},
+    [KK_OPT_MIXED] = {"mixed", 0, KK_OPT_BOOL, 0, KK_CMD_AGENTS, 0, 0, "no", NULL, BENCH,
+        "every other agent reads while the others write: the gaps between tokens of those"},
     [KK_OPT_CONNECT] = {"connect", 0, KK_OPT_STRING, 0, KK_CMD_AGENTS, 0, 0, NULL, "HOST:PORT",
         BENCH, "measure a server that runs already, rather than start one"},
     [KK_OPT_TLS_CA] = {"tls-ca", 0, KK_OPT_STRING, 0, KK_CMD_AGENTS, 0, 0, NULL, "FILE", BENCH,
@@ -440,19 +450,23 @@ static int read_file(struct kk_config *c, const char *command, const char *path,
     return rc ? kk_wrap(err, rc, "%s:%d", path, number) : 0;
 }
 
-/* The model that `make install` put beside the program: BIN/../share/kakeya/models/tiny. */
+/* The model that `make install` (BIN/../share/kakeya/models/tiny) or `make bundle`
+ * (BIN/models/tiny) put beside the program. */
 static void find_installed_model(struct kk_config *c)
 {
+    static const char *const places[] = {"/../share/kakeya/models/tiny", "/models/tiny"};
     char *path = c->installed_model;
     ssize_t n = readlink("/proc/self/exe", path, sizeof c->installed_model - 1);
     path[n > 0 ? n : 0] = 0;
     char *slash = strrchr(path, '/');
     if (!slash) return;
     size_t room = sizeof c->installed_model - (size_t)(slash - path);
-    if (snprintf(slash, room, "/../share/kakeya/models/tiny") >= (int)room) return;
-    if (!kk_fs_is_dir(path)) return;
-    c->value[KK_OPT_MODEL].text[0] = path;
-    c->origin[KK_OPT_MODEL] = KK_FROM_DEFAULT;
+    for (int i = 0; i < 2; i++) {
+        if (snprintf(slash, room, "%s", places[i]) >= (int)room || !kk_fs_is_dir(path)) continue;
+        c->value[KK_OPT_MODEL].text[0] = path;
+        c->origin[KK_OPT_MODEL] = KK_FROM_DEFAULT;
+        return;
+    }
 }
 
 int kk_config_load(struct kk_config *c, enum kk_command command, const char *name, int argc,

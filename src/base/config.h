@@ -54,6 +54,7 @@ enum kk_option_type {
 enum kk_option_id {
     KK_OPT_MODEL,
     KK_OPT_THREADS,
+    KK_OPT_DEVICE,
     KK_OPT_CPU_ISA,
     KK_OPT_ACT,
     KK_OPT_PREFILL_CHUNK,
@@ -106,6 +107,7 @@ enum kk_option_id {
     KK_OPT_JOURNAL_FULL,
     KK_OPT_SESSIONS,
     KK_OPT_LINES,
+    KK_OPT_TOKENS,
     KK_OPT_SAMPLES,
     KK_OPT_KEYS,
     KK_OPT_REPLAY,
@@ -115,6 +117,7 @@ enum kk_option_id {
     KK_OPT_BATCH_LEVELS,
     KK_OPT_CONTEXT_LEN,
     KK_OPT_GEN,
+    KK_OPT_MIXED,
     KK_OPT_CONNECT,
     KK_OPT_TLS_CA,
     KK_OPT_TOKEN_FILE,

@@ -9,13 +9,21 @@
 #include "base/clock.h"
 #include "base/fs.h"
 #include "base/mem.h"
+#include "base/rng.h"
 #include "cli/answer.h"
 #include "cli/common.h"
 #include "cli/gate.h"
 #include "cli/niah.h"
 #include "cli/picture.h"
 
-enum { ANSWER_TOKENS = 24, KL_TAIL = 256, KL_STEP = 8, KL_POINTS = KL_TAIL / KL_STEP };
+enum {
+    KEYS = 8,
+    ANSWER_TOKENS = 24,
+    RANDOM_ANSWER_TOKENS = KK_ANSWER_MAX,
+    KL_TAIL = 256,
+    KL_STEP = 8,
+    KL_POINTS = KL_TAIL / KL_STEP
+};
 
 struct document {
     struct kk_ids ids;
@@ -27,16 +35,18 @@ struct card {
     struct kk_cli *cli;
     struct kk_engine_options base;
     int n_docs;
-    struct document *doc;
-    struct kk_answer *plain; /* [n_docs]: of the arm's plain run */
+    struct document *doc, *keyed; /* [n_docs]: the reference's, and those with keyed facts */
+    struct kk_answer *plain;      /* [n_docs]: of the arm's plain run */
     int V, done, total;
+    int random; /* documents are random ids: nothing to recall */
+    double replay;
 };
 
 /* One arm of one rung. */
 struct arm {
     const char *name;
     struct kk_engine_options o;
-    int samples, hits, identical;
+    int samples, hits, keyed_samples, keyed_hits, identical;
     struct kk_session_info bytes;
     int64_t staging, rebuilt, blocks, drafted, fused_tokens, ar_tokens, compared, drafter_bytes;
     double ar_s, fused_s, kl;
@@ -45,23 +55,48 @@ struct arm {
 
 /* ---- documents ------------------------------------------------------------------------------ */
 
-static int make_documents(struct card *c, int lines, struct kk_err *err)
+static int answer_tokens(const struct card *c)
+{
+    return c->random ? RANDOM_ANSWER_TOKENS : ANSWER_TOKENS;
+}
+
+static int check_room(const struct card *c, const struct document *d, struct kk_err *err)
+{
+    if ((int64_t)d->ids.n + answer_tokens(c) <= c->cli->info.ctx) return 0;
+    return kk_fail(err, KK_ERANGE, "a document has %zu tokens: the context is %lld", d->ids.n,
+                   (long long)c->cli->info.ctx);
+}
+
+static int make_random(struct card *c, int64_t tokens, struct kk_err *err)
+{
+    int rc = 0;
+    for (int i = 0; !rc && i < c->n_docs; i++) {
+        struct document *d = &c->doc[i];
+        const uint64_t key = kk_mix64(kk_cli_seed(c->cli) + (uint64_t)i);
+        d->ids.n = 0;
+        for (int64_t k = 0; !rc && k < tokens; k++)
+            rc = kk_ids_push(&d->ids, (uint32_t)(kk_rng_at(key, (uint64_t)k) % (uint32_t)c->V));
+        if (rc) return kk_fail(err, rc, "out of memory for documents");
+        rc = check_room(c, d, err);
+    }
+    return rc;
+}
+
+static int make_documents(struct card *c, struct document *doc, int lines, int keys,
+                          struct kk_err *err)
 {
     struct kk_niah g;
-    struct kk_niah_opts opts = {kk_cli_seed(c->cli), lines, lines, 0};
+    struct kk_niah_opts opts = {kk_cli_seed(c->cli), lines, lines, keys};
     struct kk_buf text;
     int rc = kk_niah_start(&g, &opts, err);
     kk_buf_init(&text, KK_CLI_TEXT_MAX);
     for (int i = 0; !rc && i < c->n_docs; i++) {
-        struct document *d = &c->doc[i];
+        struct document *d = &doc[i];
         d->ids.n = 0;
         rc = kk_niah_next(&g, &text, &d->sample, err);
         if (!rc && c->cli->info.bos >= 0) rc = kk_ids_push(&d->ids, (uint32_t)c->cli->info.bos);
         if (!rc) rc = kk_tok_encode(c->cli->tok, text.data, text.len, 0, &d->ids, err);
-        if (!rc && (int64_t)d->ids.n + ANSWER_TOKENS > c->cli->info.ctx)
-            rc = kk_fail(err, KK_ERANGE,
-                         "a document of %d lines has %zu tokens: the context is %lld", lines,
-                         d->ids.n, (long long)c->cli->info.ctx);
+        if (!rc) rc = check_room(c, d, err);
     }
     kk_buf_release(&text);
     return rc;
@@ -69,12 +104,14 @@ static int make_documents(struct card *c, int lines, struct kk_err *err)
 
 /* ---- measuring ------------------------------------------------------------------------------ */
 
-static int count_hit(struct card *c, struct arm *a, int i, struct kk_err *err)
+static int count_hit(struct card *c, const struct document *d, const uint32_t *answer, size_t n,
+                     int *hits, struct kk_err *err)
 {
     struct kk_buf text;
+    if (c->random) return 0;
     kk_buf_init(&text, 1 << 20);
-    int rc = kk_tok_decode(c->cli->tok, c->plain[i].id, (size_t)c->plain[i].n, 1, &text, err);
-    if (!rc) a->hits += kk_niah_hit(&c->doc[i].sample, text.data ? text.data : "");
+    int rc = kk_tok_decode(c->cli->tok, answer, n, 1, &text, err);
+    if (!rc) *hits += kk_niah_hit(&d->sample, text.data ? text.data : "");
     kk_buf_release(&text);
     return rc;
 }
@@ -83,8 +120,13 @@ static int count_hit(struct card *c, struct arm *a, int i, struct kk_err *err)
 static int answer(struct card *c, struct kk_engine *e, struct arm *a, int i, int fused,
                   struct kk_err *err)
 {
-    const struct kk_question q = {.prompt = &c->doc[i].ids, .tokens = ANSWER_TOKENS};
     struct kk_answer *plain = &c->plain[i], drafted;
+    const struct kk_question q = {.prompt = &c->doc[i].ids,
+                                  .tokens = answer_tokens(c),
+                                  .ignore_eos = c->random,
+                                  .known = fused && c->replay > 0 ? plain : NULL,
+                                  .mean = c->replay,
+                                  .seed = (uint64_t)i};
     kk_progress_show(&c->cli->progress, a->name, (uint64_t)c->done++, (uint64_t)c->total,
                      KK_PROGRESS_ITEMS);
     int rc = kk_cli_answer(e, &q, fused ? &drafted : plain, err);
@@ -94,7 +136,7 @@ static int answer(struct card *c, struct kk_engine *e, struct arm *a, int i, int
         a->ar_s += plain->made.seconds;
         a->ar_tokens += plain->made.tokens;
         a->samples++;
-        return count_hit(c, a, i, err);
+        return count_hit(c, &c->doc[i], plain->id, (size_t)plain->n, &a->hits, err);
     }
     if (drafted.info.drafter_device_bytes > a->drafter_bytes)
         a->drafter_bytes = drafted.info.drafter_device_bytes;
@@ -105,6 +147,20 @@ static int answer(struct card *c, struct kk_engine *e, struct arm *a, int i, int
     a->compared += drafted.n;
     a->identical &= kk_cli_same_answer(plain, &drafted);
     return 0;
+}
+
+/* A document with keyed facts: recall alone. */
+static int keyed_answer(struct card *c, struct kk_engine *e, struct arm *a, int i,
+                        struct kk_err *err)
+{
+    const struct document *d = &c->keyed[i];
+    const struct kk_question q = {.prompt = &d->ids, .tokens = ANSWER_TOKENS};
+    struct kk_answer plain;
+    kk_progress_show(&c->cli->progress, a->name, (uint64_t)c->done++, (uint64_t)c->total,
+                     KK_PROGRESS_ITEMS);
+    int rc = kk_cli_answer(e, &q, &plain, err);
+    a->keyed_samples++;
+    return rc ? rc : count_hit(c, d, plain.id, (size_t)plain.n, &a->keyed_hits, err);
 }
 
 /* ---- KL to native --------------------------------------------------------------------------- */
@@ -143,12 +199,19 @@ static int on_logits(void *arg, int64_t position, const float *logits)
     return 0;
 }
 
+/* The positions of document 0 whose distributions are compared: its end. */
+static size_t kl_tail(const struct card *c)
+{
+    const size_t n = c->doc[0].ids.n;
+    return n > KL_TAIL ? KL_TAIL : n - 1;
+}
+
 /* Mean KL(native || arm) over positions near the end of document 0. */
 static int measure_kl(struct card *c, struct kk_engine *e, struct arm *a, struct kk_err *err)
 {
     const struct kk_ids *ids = &c->doc[0].ids;
     struct kk_session *s = NULL;
-    size_t tail = ids->n > KL_TAIL ? KL_TAIL : ids->n - 1;
+    size_t tail = kl_tail(c);
     struct kl_run k = {c, a, (int64_t)(ids->n - tail), !strcmp(a->name, "native")};
     int rc = kk_session_open(e, &s, err);
     if (!rc) rc = kk_session_append(s, ids->id, ids->n - tail, err);
@@ -167,6 +230,8 @@ static int run_engine(struct card *c, struct arm *a, int fused, struct kk_err *e
     if (!fused) o.draft = "none";
     int rc = kk_engine_open(&o, &e, err);
     for (int i = 0; !rc && i < c->n_docs; i++) rc = answer(c, e, a, i, fused, err);
+    for (int i = 0; !rc && !fused && !c->random && i < c->n_docs; i++)
+        rc = keyed_answer(c, e, a, i, err);
     if (!rc && !fused) rc = measure_kl(c, e, a, err);
     if (!rc) {
         kk_engine_describe(e, &info);
@@ -197,17 +262,25 @@ static const char *arm_options(const struct card *c, struct arm *a)
     return NULL;
 }
 
+/* Nothing is recalled from random ids. */
+static json_t *rate_of(const struct card *c, int hits, int samples)
+{
+    return c->random ? json_null() : json_real((double)hits / samples);
+}
+
 static json_t *arm_json(const struct card *c, const struct arm *a)
 {
     int fused = strcmp(c->base.draft, "none") != 0;
-    json_t *o = json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:s}", "kv_device_bytes",
-        (json_int_t)a->bytes.kv_device_bytes, "drafter_device_bytes", (json_int_t)a->drafter_bytes,
-        "kv_staging_bytes", (json_int_t)a->staging, "kv_host_bytes",
-        (json_int_t)a->bytes.kv_host_bytes, "resident_rows", (json_int_t)a->bytes.resident_rows,
-        "resident_bytes", (json_int_t)a->bytes.resident_bytes, "recall",
-        (double)a->hits / a->samples, "ar_tok_s", kk_cli_rate((double)a->ar_tokens, a->ar_s),
-        "kl_native", a->kl_points ? a->kl / a->kl_points : 0, "bytes_from", "allocator");
+    json_t *o = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:s}", "kv_device_bytes",
+                          (json_int_t)a->bytes.kv_device_bytes, "drafter_device_bytes",
+                          (json_int_t)a->drafter_bytes, "kv_staging_bytes", (json_int_t)a->staging,
+                          "kv_host_bytes", (json_int_t)a->bytes.kv_host_bytes, "resident_rows",
+                          (json_int_t)a->bytes.resident_rows, "resident_bytes",
+                          (json_int_t)a->bytes.resident_bytes, "ar_tok_s",
+                          kk_cli_rate((double)a->ar_tokens, a->ar_s), "kl_native",
+                          a->kl_points ? a->kl / a->kl_points : 0, "bytes_from", "allocator");
+    json_object_set_new(o, "recall", rate_of(c, a->hits, a->samples));
+    json_object_set_new(o, "recall_keyed", rate_of(c, a->keyed_hits, a->keyed_samples));
     json_object_set_new(o, "kl_positions", json_integer(a->kl_points));
     json_object_set_new(o, "samples", json_integer(a->samples));
     json_object_set_new(o, "rows_rebuilt", json_integer(a->rebuilt));
@@ -226,12 +299,17 @@ static json_t *arm_json(const struct card *c, const struct arm *a)
     return o;
 }
 
-static void print_arm(const struct arm *a, int fused)
+static void print_arm(const struct card *c, const struct arm *a, int fused)
 {
-    printf("%-9s %11s %11s %11s %11s %8lld %7.3f %10.2g %9.0f", a->name,
+    char recall[16] = "-", keyed[16] = "-";
+    if (!c->random) {
+        snprintf(recall, sizeof recall, "%.3f", (double)a->hits / a->samples);
+        snprintf(keyed, sizeof keyed, "%.3f", (double)a->keyed_hits / a->keyed_samples);
+    }
+    printf("%-9s %11s %11s %11s %11s %8lld %7s %7s %10.2g %9.0f", a->name,
            kk_cli_bytes(a->bytes.kv_device_bytes), kk_cli_bytes(a->drafter_bytes),
            kk_cli_bytes(a->staging), kk_cli_bytes(a->bytes.kv_host_bytes),
-           (long long)a->bytes.resident_rows, (double)a->hits / a->samples,
+           (long long)a->bytes.resident_rows, recall, keyed,
            a->kl_points ? a->kl / a->kl_points : 0, kk_cli_rate((double)a->ar_tokens, a->ar_s));
     if (fused)
         printf(" %9.0f %9.2f %9s", kk_cli_rate((double)a->fused_tokens, a->fused_s),
@@ -247,7 +325,7 @@ static int skip_arm(struct card *c, const char *name, const char *why, json_t *a
     json_object_set_new(arms, name, json_null());
     json_object_set_new(reasons, name, json_string(why));
     if (kk_cli_wants_text(c->cli)) printf("%-9s not run: %s\n", name, why);
-    c->done += c->n_docs * (1 + (strcmp(c->base.draft, "none") != 0));
+    c->done += c->n_docs * (2 + (strcmp(c->base.draft, "none") != 0));
     return 0;
 }
 
@@ -263,8 +341,76 @@ static int run_arm(struct card *c, const char *name, json_t *arms, json_t *reaso
     kk_progress_clear(&c->cli->progress);
     if (rc == KK_EUNSUPPORTED) return skip_arm(c, name, err->msg, arms, reasons);
     if (rc) return kk_wrap(err, rc, "arm '%s'", name);
-    if (kk_cli_wants_text(c->cli)) print_arm(&a, fused);
+    if (kk_cli_wants_text(c->cli)) print_arm(c, &a, fused);
     json_object_set_new(arms, name, arm_json(c, &a));
+    return 0;
+}
+
+/* ---- the reference's map, once over each document ------------------------------------------- */
+
+static int one_shot_answer(struct card *c, struct kk_engine *e, struct arm *a, int i,
+                           struct kk_err *err)
+{
+    const struct kk_ids *ids = &c->doc[i].ids;
+    const struct kk_sampling greedy = kk_sampling_defaults();
+    const size_t first = ids->n - kl_tail(c);
+    struct kl_run k = {c, a, (int64_t)first, 0};
+    struct kk_session *s = NULL;
+    size_t n;
+    int rc = kk_session_open(e, &s, err);
+    if (!rc) rc = kk_session_one_shot(s, ids->id, ids->n, first, i ? NULL : on_logits, &k, err);
+    if (!rc) rc = kk_session_generate(s, &greedy, ANSWER_TOKENS, NULL, NULL, NULL, err);
+    if (!rc) {
+        const uint32_t *history = kk_session_history(s, &n);
+        rc = count_hit(c, &c->doc[i], history + ids->n, n - ids->n, &a->hits, err);
+        a->samples++;
+    }
+    kk_session_close(s);
+    return rc;
+}
+
+static int measure_one_shot(struct card *c, struct arm *a, struct kk_err *err)
+{
+    struct kk_engine *e = NULL;
+    struct kk_engine_info info;
+    a->o = c->base;
+    a->o.kv = "native";
+    a->o.kv_device = 0;
+    a->o.draft_width = 1;
+    int rc = kk_engine_open(&a->o, &e, err);
+    if (!rc) rc = kk_engine_load_one_shot(e, a->o.f_theta, err);
+    for (int i = 0; !rc && i < c->n_docs; i++) rc = one_shot_answer(c, e, a, i, err);
+    if (!rc) {
+        kk_engine_describe(e, &info);
+        a->rebuilt = info.rows_replaced;
+    }
+    kk_engine_close(e);
+    return rc;
+}
+
+/* "one_shot" of a rung: recall and KL, no bytes and no speed, for nothing about it is a session. */
+static int run_one_shot(struct card *c, json_t *rung, json_t *reasons, struct kk_err *err)
+{
+    struct arm a = {.name = "one-shot"};
+    json_object_set_new(rung, "one_shot", json_null());
+    if (!c->base.f_theta) {
+        json_object_set_new(reasons, "one_shot", json_string("no --f-theta was given"));
+        return 0;
+    }
+    int rc = measure_one_shot(c, &a, err);
+    if (rc == KK_EUNSUPPORTED) {
+        json_object_set_new(reasons, "one_shot", json_string(err->msg));
+        return 0;
+    }
+    if (rc) return kk_wrap(err, rc, "one-shot restoration");
+    double kl = a.kl / a.kl_points, recall = (double)a.hits / a.samples;
+    json_object_set_new(rung, "one_shot",
+                        json_pack("{s:f, s:f, s:i, s:i, s:I}", "recall", recall, "kl_native", kl,
+                                  "kl_positions", a.kl_points, "samples", a.samples,
+                                  "rows_replaced", (json_int_t)a.rebuilt));
+    if (kk_cli_wants_text(c->cli))
+        printf("%-9s %47s %8s %7.3f %7s %10.2g   the reference's map, once over the prompt\n",
+               a.name, "", "", recall, "", kl);
     return 0;
 }
 
@@ -274,16 +420,21 @@ static int run_arm(struct card *c, const char *name, json_t *arms, json_t *reaso
 static int run_rung(struct card *c, int lines, json_t *rungs, struct kk_err *err)
 {
     json_t *arms = json_object(), *reasons = json_object(), *r = json_object();
-    int rc = make_documents(c, lines, err);
-    if (!rc && kk_cli_wants_text(c->cli))
-        printf("\n%d lines, %zu tokens\n%-9s %11s %11s %11s %11s %8s %7s %10s %9s %9s %9s %9s\n",
-               lines, c->doc[0].ids.n, "arm", "KV device", "drafter", "staging", "KV host", "rows",
-               "recall", "KL native", "tok/s", "fused", "per block", "identical");
+    int rc = c->random ? make_random(c, lines, err) : make_documents(c, c->doc, lines, 0, err);
+    if (!rc && !c->random) rc = make_documents(c, c->keyed, lines, KEYS, err);
+    if (!rc && kk_cli_wants_text(c->cli)) {
+        if (!c->random) printf("\n%d lines", lines);
+        printf("%s%zu tokens\n%-9s %11s %11s %11s %11s %8s %7s %7s %10s %9s %9s %9s %9s\n",
+               c->random ? "\n" : ", ", c->doc[0].ids.n, "arm", "KV device", "drafter", "staging",
+               "KV host", "rows", "recall", "keyed", "KL native", "tok/s", "fused", "per block",
+               "identical");
+    }
     if (!rc) rc = run_arm(c, "native", arms, reasons, err);
     for (int k = 0; !rc && kk_scorecard_arms[k]; k++)
         if (strcmp(kk_scorecard_arms[k], "native"))
             rc = run_arm(c, kk_scorecard_arms[k], arms, reasons, err);
-    json_object_set_new(r, "lines", json_integer(lines));
+    if (!rc && !c->random) rc = run_one_shot(c, r, reasons, err);
+    json_object_set_new(r, "lines", c->random ? json_null() : json_integer(lines));
     json_object_set_new(r, "prompt_tokens", json_integer((json_int_t)c->doc[0].ids.n));
     json_object_set_new(r, "arms", arms);
     json_object_set_new(r, "reasons", reasons);
@@ -291,11 +442,20 @@ static int run_rung(struct card *c, int lines, json_t *rungs, struct kk_err *err
     return rc;
 }
 
+static const struct kk_value *rungs_of(const struct card *c)
+{
+    return &c->cli->cfg.value[c->random ? KK_OPT_TOKENS : KK_OPT_LINES];
+}
+
 static int open_card(struct card *c, struct kk_err *err)
 {
     struct kk_engine_options plain;
     int rc = kk_cli_no_words(c->cli, err);
-    if (!rc) rc = kk_cli_open_tok(c->cli, err);
+    c->random = c->cli->cfg.value[KK_OPT_TOKENS].n > 0;
+    c->replay = kk_config_real(&c->cli->cfg, KK_OPT_REPLAY);
+    if (!rc && c->replay != 0 && c->replay < 1)
+        rc = kk_fail(err, KK_EUSAGE, "--replay %g: a block commits 1 to 16 tokens", c->replay);
+    if (!rc && !c->random) rc = kk_cli_open_tok(c->cli, err);
     if (!rc) rc = kk_cli_options(c->cli, &c->base, err);
     if (rc) return rc;
     if (!kk_config_given(&c->cli->cfg, KK_OPT_DRAFT)) c->base.draft = "ngram";
@@ -310,12 +470,14 @@ static int open_card(struct card *c, struct kk_err *err)
     c->V = c->cli->info.vocabulary;
     c->n_docs = (int)kk_config_int(&c->cli->cfg, KK_OPT_SAMPLES);
     c->doc = kk_calloc((size_t)c->n_docs, sizeof *c->doc);
+    c->keyed = kk_calloc((size_t)c->n_docs, sizeof *c->keyed);
     c->plain = kk_calloc((size_t)c->n_docs, sizeof *c->plain);
-    if (!c->doc || !c->plain) return kk_fail(err, KK_ENOMEM, "out of memory for documents");
+    if (!c->doc || !c->keyed || !c->plain)
+        return kk_fail(err, KK_ENOMEM, "out of memory for documents");
     c->doc[0].native = kk_array((size_t)(KL_POINTS + 1) * (size_t)c->V, sizeof(float));
     if (!c->doc[0].native) return kk_fail(err, KK_ENOMEM, "out of memory for documents");
     int fused = strcmp(c->base.draft, "none") != 0;
-    c->total = c->n_docs * 7 * (1 + fused) * c->cli->cfg.value[KK_OPT_LINES].n;
+    c->total = c->n_docs * 7 * (1 + !c->random + fused) * rungs_of(c)->n;
     return 0;
 }
 
@@ -325,7 +487,9 @@ static void close_card(struct card *c)
         kk_ids_release(&c->doc[i].ids);
         kk_free(c->doc[i].native);
     }
+    for (int i = 0; c->keyed && i < c->n_docs; i++) kk_ids_release(&c->keyed[i].ids);
     kk_free(c->doc);
+    kk_free(c->keyed);
     kk_free(c->plain);
 }
 
@@ -348,7 +512,7 @@ int kk_cli_bench_scorecard(struct kk_cli *cli, struct kk_err *err)
     json_t *report = json_object(), *rungs = json_array();
     int rc = open_card(&c, err);
     if (!rc) {
-        const struct kk_value *lines = &cli->cfg.value[KK_OPT_LINES];
+        const struct kk_value *lines = rungs_of(&c);
         if (kk_cli_wants_text(cli))
             printf("%s, %s; draft %s, f_theta %s\n", c.base.model, cli->info.device, c.base.draft,
                    c.base.f_theta ? c.base.f_theta : "none");
@@ -357,6 +521,8 @@ int kk_cli_bench_scorecard(struct kk_cli *cli, struct kk_err *err)
     }
     json_object_set(report, "rungs", rungs);
     kk_cli_describe_run(cli, report);
+    json_object_set_new(report, "documents", json_string(c.random ? "random ids" : "text"));
+    if (c.replay > 0) json_object_set_new(report, "replay", json_real(c.replay));
     json_object_set_new(report, "draft", json_string(c.base.draft ? c.base.draft : "none"));
     if (!rc) rc = write_picture(&c, report, err);
     int gate = rc ? rc : kk_scorecard_gate(report, err);

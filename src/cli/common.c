@@ -47,6 +47,7 @@ int kk_cli_options(struct kk_cli *cli, struct kk_engine_options *o, struct kk_er
     if (rc) return rc;
     if (kk_config_has(c, KK_OPT_THREADS)) {
         o->threads = (int)kk_config_int(c, KK_OPT_THREADS);
+        o->device = kk_config_text(c, KK_OPT_DEVICE);
         o->cpu_isa = kk_config_text(c, KK_OPT_CPU_ISA);
         o->act = kk_config_text(c, KK_OPT_ACT);
         o->prefill_chunk = (int)kk_config_int(c, KK_OPT_PREFILL_CHUNK);

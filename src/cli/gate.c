@@ -17,16 +17,23 @@ static double number(const json_t *o, const char *key)
 
 #define REFUSE(...) return kk_fail(err, KK_EINVARIANT, __VA_ARGS__)
 
-static int check_numbers(const json_t *a, struct kk_err *err)
+/* Documents of random ids have nothing to recall: then, and only then, recall is null. */
+static int check_numbers(const json_t *a, int random, struct kk_err *err)
 {
     static const char *const keys[] = {"kv_device_bytes",  "drafter_device_bytes",
                                        "kv_staging_bytes", "kv_host_bytes",
-                                       "resident_rows",    "recall",
-                                       "ar_tok_s"};
+                                       "resident_rows",    "ar_tok_s"};
+    static const char *const recalls[] = {"recall", "recall_keyed"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!json_is_number(json_object_get(a, keys[i])) || number(a, keys[i]) < 0)
             REFUSE("'%s' is missing or negative", keys[i]);
-    if (number(a, "recall") > 1) REFUSE("recall is over 1");
+    for (size_t i = 0; i < sizeof recalls / sizeof *recalls; i++) {
+        const json_t *r = json_object_get(a, recalls[i]);
+        if (random && !json_is_null(r)) REFUSE("random ids cannot be recalled");
+        if (!random && (!json_is_number(r) || json_number_value(r) < 0))
+            REFUSE("'%s' is missing or negative", recalls[i]);
+        if (json_number_value(r) > 1) REFUSE("%s is over 1", recalls[i]);
+    }
     if (count(a, "samples") < 1) REFUSE("no samples were run");
     return 0;
 }
@@ -67,10 +74,12 @@ static int check_drafting(const json_t *a, const char *draft, struct kk_err *err
     return 0;
 }
 
-static int check_arm(const char *name, const json_t *a, const char *draft, struct kk_err *err)
+static int check_arm(const char *name, const json_t *a, const json_t *report, struct kk_err *err)
 {
+    const char *draft = json_string_value(json_object_get(report, "draft"));
+    const char *documents = json_string_value(json_object_get(report, "documents"));
     int rebuilds = !strcmp(name, "restored") || !strcmp(name, "identity");
-    int rc = check_numbers(a, err);
+    int rc = check_numbers(a, documents && !strcmp(documents, "random ids"), err);
     if (!rc) rc = check_bytes(a, err);
     if (!rc) rc = check_drafting(a, draft, err);
     if (rc) return rc;
@@ -86,6 +95,21 @@ static int check_arm(const char *name, const json_t *a, const char *draft, struc
     if (!strcmp(name, "tier") && count(a, "kv_device_bytes") > count(a, "cap"))
         REFUSE("%lld device bytes are over the cap of %lld", (long long)count(a, "kv_device_bytes"),
                (long long)count(a, "cap"));
+    return 0;
+}
+
+/* The reference's map: it must have replaced rows of every sample, and not be native itself. */
+static int check_one_shot(const json_t *o, struct kk_err *err)
+{
+    if (!o || json_is_null(o)) return 0;
+    if (!json_is_number(json_object_get(o, "recall")) || number(o, "recall") < 0 ||
+        number(o, "recall") > 1)
+        REFUSE("recall is missing or not within 0 and 1");
+    if (count(o, "samples") < 1) REFUSE("no samples were run");
+    if (count(o, "rows_replaced") < count(o, "samples"))
+        REFUSE("%lld rows replaced: the map did not run", (long long)count(o, "rows_replaced"));
+    if (count(o, "kl_positions") < 1 || number(o, "kl_native") <= 0)
+        REFUSE("KL to native is missing, over no positions, or 0: native compared with itself");
     return 0;
 }
 
@@ -125,7 +149,6 @@ static int check_flat(const json_t *rungs, struct kk_err *err)
 int kk_scorecard_gate(const json_t *report, struct kk_err *err)
 {
     const json_t *rungs = json_object_get(report, "rungs"), *r;
-    const char *draft = json_string_value(json_object_get(report, "draft"));
     size_t i;
     if (!json_is_array(rungs) || !json_array_size(rungs)) REFUSE("the report has no rungs");
     json_array_foreach(rungs, i, r)
@@ -138,10 +161,12 @@ int kk_scorecard_gate(const json_t *report, struct kk_err *err)
             if (json_is_null(a) &&
                 json_is_string(json_object_get(json_object_get(r, "reasons"), name)))
                 continue;
-            rc = json_is_object(a) ? check_arm(name, a, draft, err)
+            rc = json_is_object(a) ? check_arm(name, a, report, err)
                                    : kk_fail(err, KK_EINVARIANT, "it is missing, without a reason");
             if (rc) kk_wrap(err, rc, "arm '%s'", name);
         }
+        if (!rc && (rc = check_one_shot(json_object_get(r, "one_shot"), err)))
+            kk_wrap(err, rc, "one_shot");
         if (!rc) rc = check_rung(arms, err);
         if (rc) return kk_wrap(err, rc, "rung %d", (int)i);
     }

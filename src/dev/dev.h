@@ -20,19 +20,27 @@
 #ifndef KK_DEV_DEV_H
 #define KK_DEV_DEV_H
 
-#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus /* CUDA sources: they never touch an account */
+extern "C" {
+typedef int64_t kk_counter;
+#else
+#include <stdatomic.h>
+typedef _Atomic int64_t kk_counter;
+#endif
+
 #include "base/dtype.h"
 #include "base/err.h"
+#include "base/rng.h"
 
 /* ---- memory ------------------------------------------------------------------------------- */
 
 /* What a block of memory is for. Every byte belongs to exactly one account (law 1). */
 struct kk_account {
     const char *name; /* static */
-    _Atomic int64_t bytes, peak;
+    kk_counter bytes, peak;
 };
 
 /* A matrix (or n_mats of one shape) in the device's own layout. Filled by weight_load. */
@@ -54,6 +62,7 @@ struct kk_weight_src {
     const void *data; /* mapped source, or NULL: then read() makes elements [first, first + n) */
     const void *ctx;
     void (*read)(const void *ctx, uint64_t first, uint64_t n, void *dst); /* thread-safe */
+    const struct kk_synth *synth; /* not NULL: what read() makes, which a device may make itself */
 };
 
 /* ---- the rows a query may see ------------------------------------------------------------- */
@@ -73,23 +82,26 @@ struct kk_mask {
  *   j <  committed: stored in slot(j) = ring == 0 ? j : j < sinks ? j : sinks + (j - sinks) % ring;
  *                   slot s is at blocks[s / block_rows] + (s % block_rows) * row_bytes;
  *   j >= committed: a row of the running step, at step + (j - committed) * row_bytes.
- * A block that is NULL is in host memory, at host[its index]: no op but attention finds it. */
+ * A block that is NULL is in host memory, at host[its index]: no op but attention finds it. Where
+ * the device has memory of its own (kk_dev.unified 0) blocks is a device table without NULLs: an
+ * entry may be memory of host_alloc, which such a device reads in place. */
 struct kk_kv_seq {
     void *const *blocks;
-    void *const *host; /* NULL: every block is on the device */
+    void *const *host; /* NULL: every block is on the device, or is read where it is */
     void *step;
     int32_t committed, n_step;
     int32_t block_rows;
     int32_t sinks, ring;
+    int32_t row_bytes; /* for kv_store; 0: it has nothing to store here */
 };
 
-static inline void *kk_kv_slot(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
+KK_ANYWHERE static inline void *kk_kv_slot(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
 {
     int32_t slot = !s->ring || j < s->sinks ? j : s->sinks + (j - s->sinks) % s->ring;
     return (char *)s->blocks[slot / s->block_rows] + (size_t)(slot % s->block_rows) * row_bytes;
 }
 
-static inline void *kk_kv_row(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
+KK_ANYWHERE static inline void *kk_kv_row(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
 {
     if (j >= s->committed) return (char *)s->step + (size_t)(j - s->committed) * row_bytes;
     return kk_kv_slot(s, j, row_bytes);
@@ -160,6 +172,9 @@ struct kk_attn_args {
     const int32_t *pos; /* [T] */
     const int32_t *seq; /* [T] index into seqs; a sequence's rows are consecutive, ascending */
     const struct kk_kv_seq *seqs; /* [B] */
+    /* what the host knows, for a device that sizes its work by it; 0: it does not */
+    int32_t longest;   /* rows of the longest sequence, those of the step included */
+    int32_t most_rows; /* no sequence has more of the T */
     struct kk_mask mask;
     float scale;
     const float *k_norm, *rope; /* [D], [positions, R, 2]; used when value_only */
@@ -243,21 +258,12 @@ struct kk_argmax_args {
     int32_t *out;
 };
 
-/* Copy the first keep[b] step rows of every sequence into their slots (ring slots overwrite). Of
- * more rows than a ring holds, the newest win. */
+/* In each layer, copy the first keep[b] step rows of every sequence into their slots (ring slots
+ * overwrite). Of more rows than a ring holds, the newest win. */
 struct kk_kv_store_args {
-    int B;
-    const struct kk_kv_seq *seqs;
-    const int32_t *keep; /* [B], each <= n_step */
-    size_t row_bytes;
-};
-
-/* dst[i] = row first + i of a sequence's stored rows, i < n; row_bytes each */
-struct kk_fetch_args {
-    const struct kk_kv_seq *seq;
-    int32_t first, n;
-    size_t row_bytes;
-    void *dst;
+    int n_layers, B, stride, most; /* most: the largest keep[b] */
+    const struct kk_kv_seq *seqs;  /* layer l's: from l * stride on */
+    const int32_t *keep;           /* [B], each <= n_step */
 };
 
 /* n numbers from one type to another: f32 to bf16 (to nearest even) or bf16 to f32 */
@@ -286,8 +292,28 @@ struct kk_ops {
     /* memory: 0-filled device memory, NULL when out of it */
     void *(*alloc)(struct kk_dev *, size_t bytes);
     void (*free)(struct kk_dev *, void *p, size_t bytes);
+    size_t (*free_bytes)(struct kk_dev *); /* device memory that is free now; 0: not known */
+    /* host memory that the device can read and write in place; NULL when out of it */
+    void *(*host_alloc)(struct kk_dev *, size_t bytes);
+    void (*host_free)(struct kk_dev *, void *p, size_t bytes);
+    /* To the device, from it, and within it (src may be memory of host_alloc too), in order with
+     * the ops around them. src of upload may
+     * be written to again at once; download returns when dst holds the bytes. page_out is a
+     * download to memory of host_alloc that need not be there before step_end or a download
+     * returns; ops that come later find it. */
     void (*upload)(struct kk_dev *, void *dst, const void *src, size_t bytes);
     void (*download)(struct kk_dev *, void *dst, const void *src, size_t bytes);
+    void (*copy)(struct kk_dev *, void *dst, const void *src, size_t bytes);
+    void (*page_out)(struct kk_dev *, void *dst, const void *src, size_t bytes);
+    /* Copies from memory of host_alloc to the device beside the ops, on an engine of their own
+     * where there is one. stage: n copies; returns the number of the batch, ascending.
+     * stage_wait: ops that come later find what batches up to this one bring. stage_free: ops
+     * that came before have done with what stages that come later overwrite, and page_outs that
+     * came before are done. */
+    int64_t (*stage)(struct kk_dev *, int n, void *const *dst, const void *const *src,
+                     const size_t *bytes);
+    void (*stage_wait)(struct kk_dev *, int64_t batch);
+    void (*stage_free)(struct kk_dev *);
     int (*weight_load)(struct kk_dev *, const struct kk_weight_src *, struct kk_account *,
                        struct kk_weight *out, struct kk_err *);
     size_t (*weight_bytes)(const struct kk_dev *, const struct kk_weight_src *); /* for plan */
@@ -310,7 +336,6 @@ struct kk_ops {
     void (*gather)(struct kk_dev *, const struct kk_gather_args *);
     void (*argmax)(struct kk_dev *, const struct kk_argmax_args *);
     void (*kv_store)(struct kk_dev *, const struct kk_kv_store_args *);
-    void (*fetch)(struct kk_dev *, const struct kk_fetch_args *);
     void (*convert)(struct kk_dev *, const struct kk_convert_args *);
 };
 
@@ -323,15 +348,20 @@ struct kk_dev {
     char name[96];  /* "cpu avx512, 2 threads" */
     char isa[16];   /* what a snapshot records: "scalar", "avx2", "avx512", "cuda" */
     int n_threads;  /* 0 on a GPU */
+    int unified;    /* device memory is host memory: either side may follow the other's pointers */
     int attn_split; /* S */
     enum kk_dtype act;
     enum kk_block_act block_act; /* KK_ACT_Q8 after open; to be changed before reserve */
+    int q8_rows;                 /* 1: rows of keys and values may be KK_Q8_0 */
     struct kk_account tables;    /* memory of the device itself: scratch and constant tables */
 };
 
 /* isa: "auto" (best the machine has), "scalar", "avx2", "avx512". threads: 0 = all cores this
  * process may use. An instruction set the machine lacks is KK_EUNSUPPORTED, naming those it has. */
 int kk_dev_open_cpu(const char *isa, int threads, struct kk_dev **out, struct kk_err *err);
+/* GPU `index`. KK_EUNSUPPORTED when this program was built without CUDA or the GPU is of another
+ * compute capability; KK_EUNAVAILABLE when there is no driver or no such GPU. Says which. */
+int kk_dev_open_cuda(int index, struct kk_dev **out, struct kk_err *err);
 void kk_dev_close(struct kk_dev *dev); /* NULL is fine */
 
 /* Aborts on a NULL slot, naming it. Called by every open. */
@@ -344,7 +374,14 @@ int kk_dev_alloc(struct kk_dev *dev, struct kk_account *acc, size_t bytes, void 
 void kk_dev_free(struct kk_dev *dev, struct kk_account *acc, void *p, size_t bytes);
 void kk_account_add(struct kk_account *acc, int64_t bytes);
 
+/* Limits for both: what reserve does for a second model on a device. */
+struct kk_limits kk_limits_widest(struct kk_limits a, const struct kk_limits *b);
+
 /* Frees a weight's memory (NULL data is fine). */
 void kk_weight_free(struct kk_dev *dev, struct kk_weight *w);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -9,9 +9,11 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/fs.h"
@@ -50,6 +52,7 @@ struct kk_spool {
     int busy, stop; /* busy: a job runs, or its on_done */
     int64_t ticket;
     struct kk_spool_stats stats;
+    _Atomic int64_t disk_bytes; /* of stats, for those without the lock */
 };
 
 static uint64_t chunks_of(uint64_t len)
@@ -111,6 +114,19 @@ static struct job *find(const struct kk_spool *sp, const char *name, int removal
     return NULL;
 }
 
+/* Bytes that the disk has left beside the spare ones; below 0: it has less than those. */
+static int64_t room_on_disk(const struct kk_spool *sp)
+{
+    struct statvfs v;
+    if (sp->o.spare_bytes < 0 || statvfs(sp->dir, &v)) return INT64_MAX;
+    return (int64_t)(v.f_bavail * v.f_frsize) - sp->o.spare_bytes;
+}
+
+int kk_spool_is_short(const struct kk_spool *sp)
+{
+    return room_on_disk(sp) < 0;
+}
+
 /* Is there room for this write? Caller holds the lock. */
 static int admit(struct kk_spool *sp, const struct job *job, struct kk_err *err)
 {
@@ -122,6 +138,12 @@ static int admit(struct kk_spool *sp, const struct job *job, struct kk_err *err)
                        "snapshots take %" PRId64 " of %" PRId64 " bytes: %" PRId64
                        " more do not fit",
                        s->promised_bytes, sp->o.disk_bytes, job->bytes);
+    int64_t waiting = s->promised_bytes - s->disk_bytes, room = room_on_disk(sp);
+    if (room < (waiting > 0 ? waiting : 0) + job->bytes)
+        return kk_fail(err, KK_EIO,
+                       "the disk has room for %" PRId64 " bytes of snapshots: %" PRId64
+                       " wait, %" PRId64 " more do not fit",
+                       room < 0 ? 0 : room, waiting, job->bytes);
     if (job->len > sp->o.queue_bytes || s->queue_bytes > sp->o.queue_bytes - job->len)
         return kk_fail(err, KK_EEXHAUSTED,
                        "snapshots of %zu of %zu bytes wait to be written: %zu more do not fit",
@@ -261,6 +283,7 @@ static void account(struct kk_spool *sp, const struct job *job, int rc)
         return;
     }
     s->disk_bytes += job->removal ? -job->bytes : job->bytes;
+    atomic_store(&sp->disk_bytes, s->disk_bytes);
     s->disk_files += job->removal ? -1 : 1;
     s->removed += job->removal;
     s->written += !job->removal;
@@ -318,6 +341,11 @@ void kk_spool_stats(struct kk_spool *sp, struct kk_spool_stats *out)
     pthread_mutex_unlock(&sp->lock);
 }
 
+int64_t kk_spool_disk_bytes(const struct kk_spool *sp)
+{
+    return atomic_load(&sp->disk_bytes);
+}
+
 /* ---- open and close ---- */
 
 /* Keep, count or remove one file found at open. */
@@ -349,6 +377,7 @@ static int sweep(struct kk_spool *sp, struct kk_err *err)
     for (struct dirent *e; !rc && (e = readdir(d));) rc = sweep_one(sp, e->d_name, err);
     if (d) closedir(d);
     sp->stats.promised_bytes = sp->stats.disk_bytes;
+    atomic_store(&sp->disk_bytes, sp->stats.disk_bytes);
     return rc;
 }
 
@@ -367,6 +396,7 @@ int kk_spool_open(const struct kk_spool_options *o, struct kk_spool **out, struc
     if (!sp) return kk_fail(err, KK_ENOMEM, "spool: no memory");
     sp->o = *o;
     if (!sp->o.queue_bytes) sp->o.queue_bytes = KK_SPOOL_QUEUE;
+    if (!sp->o.spare_bytes) sp->o.spare_bytes = KK_SPOOL_SPARE;
     sp->last = &sp->first;
     pthread_mutex_init(&sp->lock, NULL);
     pthread_cond_init(&sp->wake, NULL);

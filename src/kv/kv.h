@@ -41,7 +41,7 @@ struct kk_kv_layer {
 struct kk_kv_layout {
     int n_layers;
     const struct kk_kv_layer *layer; /* borrowed for the pool's life */
-    enum kk_dtype dtype;             /* of stored rows: KK_F32 or KK_BF16 */
+    enum kk_dtype dtype;             /* of stored rows: KK_F32, KK_BF16 or KK_Q8_0 */
 };
 
 /* A named configuration (DESIGN §4); sinks and window are its two numbers. */
@@ -82,6 +82,7 @@ struct kk_kv_limits {
     int max_seqs;       /* B of a step */
     int max_chunk_rows; /* T of a KK_STEP_CHUNK, or of a mixed step */
     int max_hold_rows;  /* T of a KK_STEP_HOLD */
+    int64_t ctx; /* rows of the longest session, on a device with memory of its own; else 0 */
 };
 
 /* Slots of the staging ring for `asked`: at least one for each thread that may copy. */
@@ -108,6 +109,8 @@ void kk_kv_close(struct kk_kv *kv); /* NULL is fine */
 int kk_kv_fork(struct kk_kv *parent, struct kk_kv **out, struct kk_err *err);
 int64_t kk_kv_shared_bytes(const struct kk_kv_pool *pool); /* device blocks that forks share */
 int64_t kk_kv_shared_of(const struct kk_kv *kv);           /* of them, those of a session */
+/* Device bytes that n more rows of this session take: blocks, and copies of what it shares. */
+int64_t kk_kv_growth(const struct kk_kv *kv, int32_t n);
 
 /* Save a session's rows, and fill a fresh session of a pool of the same layout, options and limits
  * with them. A load that fails leaves the session broken: close it. */
@@ -123,9 +126,14 @@ int64_t kk_kv_resident_bytes(const struct kk_kv *kv); /* of those rows, and of l
 int64_t kk_kv_dropped(const struct kk_kv *kv);        /* positions no layer can see any more */
 
 /* restored: the ring of latents, one row a token of the native window, and its next n rows, which
- * were committed just before. */
-struct kk_kv_seq kk_kv_latents(const struct kk_kv *kv);
-void kk_kv_store_latents(struct kk_kv *kv, void *latents, int n);
+ * were committed just before. Copying latents [first, first + n), all held, to dst. */
+int64_t kk_kv_latents(const struct kk_kv *kv); /* ever stored */
+void kk_kv_store_latents(struct kk_kv *kv, const void *latents, int n);
+void kk_kv_copy_latents(const struct kk_kv *kv, int32_t first, int32_t n, void *dst);
+
+/* Inside a step: rows [first, first + n) of layer l of step sequence b, all stored, to dst. */
+void kk_kv_copy_rows(const struct kk_kv_pool *pool, int b, int l, int32_t first, int32_t n,
+                     void *dst);
 
 /* INV-1 on the physical side: every layer has stored exactly the rows the bookkeeping says, and
  * holds the number its rule says. 0, or KK_EINVARIANT naming the layer and both numbers. */

@@ -124,12 +124,17 @@ int kk__tier_open(struct kk_kv_pool *p, int staging_blocks, struct kk_err *err)
     s->slot_bytes = widest_block(&p->layout, p->rule);
     if (!s->slot_bytes) return 0; /* every layer is a ring: nothing to page */
     s->request = kk_calloc((size_t)staging_blocks, sizeof *s->request);
-    if (!s->request) return kk_fail(err, KK_ENOMEM, "out of memory for the staging ring");
+    s->dst = kk_calloc((size_t)staging_blocks, sizeof *s->dst);
+    s->src = kk_calloc((size_t)staging_blocks, sizeof *s->src);
+    s->bytes = kk_calloc((size_t)staging_blocks, sizeof *s->bytes);
+    if (!s->request || !s->dst || !s->src || !s->bytes)
+        return kk_fail(err, KK_ENOMEM, "out of memory for the staging ring");
     int rc = kk_dev_alloc(p->dev, &p->staging, s->slot_bytes * (size_t)staging_blocks,
                           (void **)&s->memory, err);
     if (rc) return rc;
     s->n_slots = staging_blocks;
-    if (p->dev->n_threads >= kk_cores()) return 0; /* every core computes */
+    s->engine = !p->dev->unified;
+    if (s->engine || p->dev->n_threads >= kk_cores()) return 0; /* or no core to spare */
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->more, NULL);
     pthread_cond_init(&s->finished, NULL);
@@ -154,6 +159,9 @@ void kk__tier_close(struct kk_kv_pool *p)
     }
     kk_dev_free(p->dev, &p->staging, s->memory, s->slot_bytes * (size_t)s->n_slots);
     kk_free(s->request);
+    kk_free(s->dst);
+    kk_free(s->src);
+    kk_free(s->bytes);
 }
 
 /* ---- blocks of a session ------------------------------------------------------------------ */
@@ -184,7 +192,7 @@ static void free_host_block(struct kk_kv *kv, int l, int32_t i)
     if (!s) kk_account_add(&kv->host, -bytes);
     if (s && --s->refs > 0) return;
     kk_free(s);
-    kk_free(p);
+    kv->pool->dev->ops->host_free(kv->pool->dev, p, (size_t)bytes);
     kk_account_add(&kv->pool->host, -bytes);
 }
 
@@ -227,7 +235,7 @@ static int alloc_host_block(struct kk_kv *kv, int l, int32_t i, struct kk_err *e
         return kk_fail(err, KK_EEXHAUSTED,
                        "host memory for KV is exhausted: %lld of %lld bytes are used",
                        (long long)used, (long long)p->host_cap);
-    kv->layer[l].host[i] = kk_malloc((size_t)bytes);
+    kv->layer[l].host[i] = p->dev->ops->host_alloc(p->dev, (size_t)bytes);
     if (!kv->layer[l].host[i])
         return kk_fail(err, KK_ENOMEM, "out of memory for KV in host memory (%lld bytes are used)",
                        (long long)used);
@@ -259,19 +267,6 @@ int kk__tier_reserve(struct kk_kv *kv, int l, int64_t total, struct kk_err *err)
     return rc;
 }
 
-static int share_host_block(struct kk_kv *parent, int32_t l, int32_t i, struct kk_err *err)
-{
-    struct layer_rows *y = &parent->layer[l];
-    if (!y->share[i]) {
-        y->share[i] = kk_malloc(sizeof *y->share[i]);
-        if (!y->share[i]) return kk_fail(err, KK_ENOMEM, "out of memory to share a KV block");
-        *y->share[i] = (struct shared_block){.p = y->host[i], .refs = 1};
-        kk_account_add(&parent->host, -(int64_t)kk__kv_block_bytes(&parent->pool->rule[l]));
-    }
-    y->share[i]->refs++;
-    return 0;
-}
-
 void kk__tier_place(struct kk_kv *kv, int l, int64_t rows)
 {
     struct layer_rows *y = &kv->layer[l];
@@ -291,40 +286,23 @@ int kk__tier_fork_layer(struct kk_kv *parent, struct kk_kv *child, int l, struct
     if (rc) return rc;
     to->n_blocks = from->n_blocks;
     for (int32_t i = fixed; !rc && i < full; i++) {
-        rc = share_host_block(parent, l, i, err);
+        rc = kk__block_share(&parent->host, NULL, from->host[i], &from->share[i],
+                             kk__kv_block_bytes(r), err);
         if (rc) break;
         to->host[i] = from->host[i];
         to->share[i] = from->share[i];
     }
-    for (int32_t i = 0; !rc && i < p->resident; i++) {
-        const struct kk_kv_seq rows = {.blocks = &from->slot[i], .block_rows = KK_KV_BLOCK_ROWS};
-        p->dev->ops->fetch(p->dev, &(struct kk_fetch_args){.seq = &rows,
-                                                           .n = KK_KV_BLOCK_ROWS,
-                                                           .row_bytes = r->row_bytes,
-                                                           .dst = to->slot[i]});
-    }
+    for (int32_t i = 0; !rc && i < p->resident; i++)
+        p->dev->ops->copy(p->dev, to->slot[i], from->slot[i], kk__kv_block_bytes(r));
     if (!rc) kk__tier_place(child, l, parent->rows);
     return rc;
-}
-
-/* Copy rows into one block, given as a table of its own. */
-static void store_rows(struct kk_kv_pool *p, const struct kk_kv_seq *from, int32_t at, int32_t n,
-                       void **blocks, size_t row_bytes)
-{
-    struct kk_kv_seq s = *from;
-    s.blocks = blocks;
-    s.step = (char *)from->step + (size_t)(at - from->committed) * row_bytes;
-    s.committed = at;
-    s.n_step = n;
-    p->dev->ops->kv_store(
-        p->dev, &(struct kk_kv_store_args){.B = 1, .seqs = &s, .keep = &n, .row_bytes = row_bytes});
 }
 
 void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep)
 {
     struct kk_kv *kv = p->step_kv[b];
     struct layer_rows *y = &kv->layer[l];
-    const struct kk_kv_seq *s = &p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
+    const struct kk_kv_seq *s = &p->h.seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
     const struct kk_kv_rule *r = &p->rule[l];
     const int32_t fixed = p->resident - 1;
     for (int32_t i = 0; i < keep;) {
@@ -332,11 +310,13 @@ void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep)
         int32_t n = KK_KV_BLOCK_ROWS - at % KK_KV_BLOCK_ROWS;
         if (n > keep - i) n = keep - i;
         y->blocks[block] = block < fixed ? y->slot[block] : y->slot[fixed];
-        store_rows(p, s, at, n, y->blocks, r->row_bytes);
+        p->dev->ops->copy(p->dev,
+                          (char *)y->blocks[block] + (size_t)(at % KK_KV_BLOCK_ROWS) * r->row_bytes,
+                          (char *)s->step + (size_t)i * r->row_bytes, (size_t)n * r->row_bytes);
         i += n;
         if (block >= fixed &&
             (at + n) % KK_KV_BLOCK_ROWS == 0) { /* full: out, and its slot is free */
-            p->dev->ops->download(p->dev, y->host[block], y->slot[fixed], kk__kv_block_bytes(r));
+            p->dev->ops->page_out(p->dev, y->host[block], y->slot[fixed], kk__kv_block_bytes(r));
             y->blocks[block] = NULL;
         }
     }
@@ -348,7 +328,7 @@ void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep)
 static void host_blocks(const struct kk_kv_pool *p, int l, int b, int32_t *from, int32_t *end)
 {
     const int64_t committed =
-        p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b].committed;
+        p->h.seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b].committed;
     const int32_t window = p->rule[l].mask.window;
     *from = p->resident - 1;
     *end = (int32_t)(committed / KK_KV_BLOCK_ROWS);
@@ -374,20 +354,35 @@ static int settle_walk(const struct kk_kv_pool *p, struct walk *w)
     return 0;
 }
 
-/* Ask for copies until the ring is full or the walk ends. */
-static void pump(struct kk_kv_pool *p)
+void kk__tier_slots(const struct kk_kv_pool *p, int l, int b, void **table, int64_t *at)
+{
+    const struct stage *s = &p->stage;
+    int32_t from, end;
+    if (!s->engine) return;
+    host_blocks(p, l, b, &from, &end);
+    for (int32_t i = from; i < end; i++)
+        table[i] = s->memory + (size_t)((s->asked + (*at)++) % s->n_slots) * s->slot_bytes;
+}
+
+/* The requests made since `first` go to the device's copy engine as one batch. */
+static void send_batch(struct kk_kv_pool *p, int64_t first)
 {
     struct stage *s = &p->stage;
-    if (!s->started) return;
-    while (s->asked - s->released < s->n_slots && settle_walk(p, &p->ask)) {
-        struct layer_rows *y = &p->step_kv[p->ask.b]->layer[p->ask.l];
-        int64_t i = s->asked++ % s->n_slots;
-        s->request[i] =
-            (struct stage_request){y->host[p->ask.block], kk__kv_block_bytes(&p->rule[p->ask.l]),
-                                   &y->blocks[p->ask.block]};
-        y->blocks[p->ask.block] = s->memory + (size_t)i * s->slot_bytes;
-        p->ask.block++;
+    const int n = (int)(s->asked - first);
+    if (!n) return;
+    for (int k = 0; k < n; k++) {
+        const int64_t i = (first + k) % s->n_slots;
+        s->dst[k] = s->memory + (size_t)i * s->slot_bytes;
+        s->src[k] = s->request[i].src;
+        s->bytes[k] = s->request[i].bytes;
     }
+    const int64_t batch = p->dev->ops->stage(p->dev, n, s->dst, s->src, s->bytes);
+    for (int k = 0; k < n; k++) s->request[(first + k) % s->n_slots].batch = batch;
+}
+
+/* The requests made so far go to the copy thread. */
+static void wake_thread(struct stage *s)
+{
     atomic_store(&s->queued, s->asked);
     if (!atomic_load(&s->sleeping)) return;
     pthread_mutex_lock(&s->lock);
@@ -395,10 +390,42 @@ static void pump(struct kk_kv_pool *p)
     pthread_mutex_unlock(&s->lock);
 }
 
+/* Ask for copies until the ring is full or the walk ends. */
+static void pump(struct kk_kv_pool *p)
+{
+    struct stage *s = &p->stage;
+    const int64_t first = s->asked;
+    if (kk__tier_inline(p)) return;
+    while (s->asked - s->released < s->n_slots && settle_walk(p, &p->ask)) {
+        struct layer_rows *y = &p->step_kv[p->ask.b]->layer[p->ask.l];
+        int64_t i = s->asked++ % s->n_slots;
+        s->request[i] =
+            (struct stage_request){y->host[p->ask.block], kk__kv_block_bytes(&p->rule[p->ask.l]),
+                                   &y->blocks[p->ask.block], 0};
+        y->blocks[p->ask.block] = s->memory + (size_t)i * s->slot_bytes;
+        p->ask.block++;
+    }
+    if (s->engine)
+        send_batch(p, first);
+    else
+        wake_thread(s);
+}
+
+/* What the first `n` requests ever made bring is found by the ops that come next. */
+static void await(struct kk_kv_pool *p, int64_t n)
+{
+    struct stage *s = &p->stage;
+    if (!s->engine)
+        wait_done(p, n);
+    else if (n > 0)
+        p->dev->ops->stage_wait(p->dev, s->request[(n - 1) % s->n_slots].batch);
+}
+
 /* Give back the slots of the oldest n requests. */
 static void release(struct kk_kv_pool *p, int64_t n)
 {
     struct stage *s = &p->stage;
+    if (s->engine && n > 0) p->dev->ops->stage_free(p->dev);
     for (; n > 0; n--) *s->request[s->released++ % s->n_slots].entry = NULL;
 }
 
@@ -407,12 +434,13 @@ void kk__tier_begin(struct kk_kv_pool *p)
     p->ask = (struct walk){0};
     p->read = (struct walk){0};
     p->piece_blocks = 0;
+    if (p->stage.engine) p->dev->ops->stage_free(p->dev); /* what was paged out is in place */
 }
 
 void kk__tier_drain(struct kk_kv_pool *p)
 {
-    if (!p->stage.started) return;
-    wait_done(p, p->stage.asked);
+    if (kk__tier_inline(p)) return;
+    if (!p->stage.engine) wait_done(p, p->stage.asked);
     release(p, p->stage.asked - p->stage.released);
 }
 
@@ -447,7 +475,7 @@ static struct kk_kv_piece piece(struct kk_kv_pool *p, int l)
     p->piece_blocks = (out.last ? end : next) - (start < from ? from : start);
     if (p->piece_blocks > 0) {
         pump(p);
-        wait_done(p, p->stage.released + p->piece_blocks);
+        await(p, p->stage.released + p->piece_blocks);
     }
     p->read.block = next;
     if (out.last) {

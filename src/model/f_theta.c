@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/fs.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "model/model_int.h"
@@ -150,8 +149,11 @@ static void buffer_specs(struct kk_ftheta *f, struct kk_buffer_spec s[static N_B
 static int alloc_buffers(struct kk_ftheta *f, struct kk_err *err)
 {
     struct kk_buffer_spec s[N_BUFFERS];
+    const struct kk_limits lim = {.max_rows = f->max_rows > f->most ? f->max_rows : f->most,
+                                  .max_model_width = f->m->config.info.C};
     buffer_specs(f, s);
-    int rc = kk__buffers_alloc(f->m->dev, &f->scratch, s, N_BUFFERS, err);
+    int rc = f->m->dev->ops->reserve(f->m->dev, &lim, &f->m->dev->tables, err);
+    if (!rc) rc = kk__buffers_alloc(f->m->dev, &f->scratch, s, N_BUFFERS, err);
     if (rc) return rc;
     int32_t *host = kk_array((size_t)f->positions, sizeof *host);
     if (!host) return kk_fail(err, KK_ENOMEM, "out of memory for f_theta");
@@ -161,17 +163,23 @@ static int alloc_buffers(struct kk_ftheta *f, struct kk_err *err)
     return 0;
 }
 
+/* A directory, or synth:CONFIG.json[:SEED] for random maps of any geometry (benches). */
+static int open_file(const char *dir, struct kk_model_file **out, struct kk_err *err)
+{
+    return strncmp(dir, "synth:", 6) ? kk_model_file_open_parts(dir, "f_theta_config.json",
+                                                                "f_theta.safetensors", out, err)
+                                     : kk_model_file_open(dir, out, err);
+}
+
 int kk_ftheta_describe(const char *dir, size_t *latent_bytes, struct kk_err *err)
 {
-    char path[4096];
-    json_t *o = NULL;
+    struct kk_model_file *mf = NULL;
     int64_t rank = 0;
     *latent_bytes = 0;
     if (!strcmp(dir, "exact")) return 0;
-    int rc = kk_fs_join(path, sizeof path, dir, "f_theta_config.json", err);
-    if (!rc) rc = kk_json_load(path, 1 << 20, &o, err);
-    if (!rc) rc = kk_json_int(o, "rank", 1, 1 << 16, 1, &rank, err);
-    json_decref(o);
+    int rc = open_file(dir, &mf, err);
+    if (!rc) rc = kk_json_int(kk_model_file_config(mf), "rank", 1, 1 << 16, 1, &rank, err);
+    kk_model_file_close(mf);
     *latent_bytes = (size_t)rank * 2;
     return rc ? kk_wrap(err, rc, "f_theta") : 0;
 }
@@ -199,7 +207,7 @@ int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, 
     struct kk_loader ld = {.m = &shell, .account = &f->weights};
     int rc = f->layer ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for f_theta");
     if (!rc && !f->exact) {
-        rc = kk_model_file_open_parts(dir, "f_theta_config.json", "f_theta.safetensors", &mf, err);
+        rc = open_file(dir, &mf, err);
         if (!rc) rc = parse(f, kk_model_file_config(mf), err);
         ld.mf = mf;
         if (!rc) rc = bind(&ld, f, err);
@@ -288,26 +296,24 @@ int kk_ftheta_commit(struct kk_ftheta *f, struct kk_kv *kv, const float *taps, i
     return d->ops->step_end(d, err);
 }
 
-/* Latents [first, first + n) of a session into z, unless they are there. */
+/* Latents [first, first + n) of a session into zb, and z where the device's products read f32,
+ * unless they are there. */
 static void load_latents(struct kk_ftheta *f, const struct kk_kv *kv, int32_t first, int32_t n)
 {
     struct kk_dev *d = f->m->dev;
-    const struct kk_kv_seq latents = kk_kv_latents(kv);
-    if (f->z_of == kv && f->z_first == first && f->z_n == n && f->z_rows == latents.committed)
-        return;
-    d->ops->fetch(d, &(struct kk_fetch_args){.seq = &latents,
-                                             .first = first,
-                                             .n = n,
-                                             .row_bytes = (size_t)f->rank * 2,
-                                             .dst = f->zb});
-    d->ops->convert(
-        d,
-        &(struct kk_convert_args){
-            .n = (int64_t)n * f->rank, .from = KK_BF16, .to = KK_F32, .src = f->zb, .dst = f->z});
+    const int64_t rows = kk_kv_latents(kv);
+    if (f->z_of == kv && f->z_first == first && f->z_n == n && f->z_rows == rows) return;
+    kk_kv_copy_latents(kv, first, n, f->zb);
+    if (d->act == KK_F32)
+        d->ops->convert(d, &(struct kk_convert_args){.n = (int64_t)n * f->rank,
+                                                     .from = KK_BF16,
+                                                     .to = KK_F32,
+                                                     .src = f->zb,
+                                                     .dst = f->z});
     f->z_of = kv;
     f->z_first = first;
     f->z_n = n;
-    f->z_rows = latents.committed;
+    f->z_rows = rows;
 }
 
 const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *pool, int b, int l,
@@ -315,20 +321,15 @@ const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *poo
 {
     struct kk_dev *d = f->m->dev;
     const struct kk_layer_config *c = &f->m->config.layer[l];
-    const struct kk_kv_view view = kk_kv_layer(pool, l);
     f->rebuilt += n;
     if (f->exact) {
-        d->ops->fetch(d, &(struct kk_fetch_args){.seq = &view.seqs[b],
-                                                 .first = first,
-                                                 .n = n,
-                                                 .row_bytes = view.row_bytes,
-                                                 .dst = f->rows});
+        kk_kv_copy_rows(pool, b, l, first, n, f->rows);
         return f->rows;
     }
     load_latents(f, kk_kv_step_session(pool, b), first, n);
     d->ops->linear(d, &(struct kk_linear_args){.T = n,
                                                .n = 2,
-                                               .x = f->z,
+                                               .x = d->act == KK_F32 ? (void *)f->z : f->zb,
                                                .w = {&f->layer[l].k, &f->layer[l].v},
                                                .y = {f->k, f->v},
                                                .bias = {f->layer[l].k_bias, f->layer[l].v_bias}});

@@ -14,8 +14,10 @@
 
 struct kk_server_options kk_server_defaults(void)
 {
-    return (struct kk_server_options){
-        .address = "127.0.0.1:50051", .max_message = (size_t)4 << 20, .request_s = 30};
+    return (struct kk_server_options){.address = "127.0.0.1:50051",
+                                      .max_message = (size_t)4 << 20,
+                                      .request_s = 30,
+                                      .handshake_s = 10};
 }
 
 /* ---- what the transport logs --------------------------------------------------------------- */
@@ -169,7 +171,7 @@ static grpc_server *make_server(const struct kk_server_options *o)
         {GRPC_ARG_ALLOW_REUSEPORT, 0}, /* a second server on the port is an error */
         {GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)o->max_message},
         {GRPC_ARG_MAX_CONCURRENT_STREAMS, 4096},
-        {GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 10000},
+        {GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, (int)(o->handshake_s * 1000)},
         {GRPC_ARG_KEEPALIVE_TIME_MS, 30000},
         {GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000}, /* also how long a client may not read */
         {GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1},

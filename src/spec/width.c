@@ -8,9 +8,9 @@
  *
  * The unit of everything is one plain step. A draft that commits m tokens gains m - ratio[w]. All
  * sessions share one purse of gains: every plain step pays ALLOWANCE in, every draft its gain
- * (mostly a loss where drafting does not pay). Nothing is drafted that the purse cannot bear, so
- * drafting costs at most START, and ALLOWANCE of the time after that, whatever the drafter, the
- * text or the machine. */
+ * (mostly a loss where drafting does not pay), and what the drafter has to catch up with after a
+ * rest is a loss. Nothing is drafted that the purse cannot bear, so drafting costs at most START,
+ * and ALLOWANCE of the time after that, whatever the drafter, the text or the machine. */
 #include "spec/spec.h"
 
 #include <math.h>
@@ -51,6 +51,14 @@ void kk_cost_note(struct kk_step_costs *c, int width, double seconds)
     }
 }
 
+void kk_catch_up_note(struct kk_step_costs *c, double seconds)
+{
+    if (!c->seen[1]) return;
+    double steps = clamp(seconds / c->plain, 0, KK_TAPS_HELD / 8.0); /* more is a stall */
+    c->catch_up += (steps - c->catch_up) / 4;
+    c->purse -= steps;
+}
+
 /* The nearest widths seen below and above; 0 if none. */
 static int seen_below(const struct kk_step_costs *c, int width)
 {
@@ -83,7 +91,10 @@ double kk_cost_of(const struct kk_step_costs *c, int width)
 double kk_expected_tokens(double p, int width)
 {
     double sum = 0, power = 1;
-    for (int i = 0; i < width; i++, power *= p) sum += power;
+    for (int i = 0; i < width; i++) {
+        sum += power;
+        power *= p;
+    }
     return sum;
 }
 
@@ -127,7 +138,7 @@ int kk_width_choose(struct kk_width *w, const struct kk_step_costs *c, int most)
     }
     int best = best_width(w, c, most < w->limit ? most : w->limit);
     if (best > 1) return c->purse > 0 ? best : 1;
-    return c->purse >= kk_cost_of(c, 2) - 1 ? 2 : 1; /* a probe */
+    return c->purse >= kk_cost_of(c, 2) - 1 + c->catch_up ? 2 : 1; /* a probe */
 }
 
 static void count(double *right, double *tried, double fade, int drafted, int accepted)

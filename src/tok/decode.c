@@ -32,7 +32,7 @@ static int hex(u8 c)
 static int byte_fallback(const u8 *s, size_t len, struct kk_buf *out)
 {
     if (len == 6 && !memcmp(s, "<0x", 3) && s[5] == '>' && hex(s[3]) >= 0 && hex(s[4]) >= 0)
-        return kk_buf_putc(out, (char)(hex(s[3]) << 4 | hex(s[4])));
+        return kk_buf_putc(out, (char)(hex(s[3]) * 16 + hex(s[4])));
     return kk_buf_append(out, s, len);
 }
 

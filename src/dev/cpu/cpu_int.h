@@ -182,7 +182,6 @@ void kk__cpu_moe(struct kk_dev *, const struct kk_moe_args *);
 void kk__cpu_gather(struct kk_dev *, const struct kk_gather_args *);
 void kk__cpu_argmax(struct kk_dev *, const struct kk_argmax_args *);
 void kk__cpu_kv_store(struct kk_dev *, const struct kk_kv_store_args *);
-void kk__cpu_fetch(struct kk_dev *dev, const struct kk_fetch_args *a);
 void kk__cpu_convert(struct kk_dev *dev, const struct kk_convert_args *a);
 
 #endif

@@ -67,11 +67,39 @@ struct pack_job {
     int64_t panels; /* of a matrix */
 };
 
-static void pack_f32(const char *src, int n, int64_t K, float *dst)
+typedef uint32_t word4 __attribute__((vector_size(16)));
+
+/* dst[w][i] = word w of row i, 16 by 16. A line of every row is read at once: rows are often a
+ * multiple of 4 KiB apart, and so many lines of one set would push each other out. */
+static void transpose(const char *src, size_t stride, uint32_t *dst)
 {
-    for (int64_t k = 0; k < K; k++)
+    word4 in[KK_LANES][4];
+    for (int i = 0; i < KK_LANES; i++) memcpy(in[i], src + (size_t)i * stride, sizeof in[i]);
+    for (int w = 0; w < 4; w++)
+        for (int i = 0; i < KK_LANES; i += 4) {
+            const word4 a = in[i][w], b = in[i + 1][w], c = in[i + 2][w], d = in[i + 3][w];
+            const word4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5),
+                        AB = __builtin_shufflevector(a, b, 2, 6, 3, 7),
+                        cd = __builtin_shufflevector(c, d, 0, 4, 1, 5),
+                        CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+            const word4 out[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5),
+                                  __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+                                  __builtin_shufflevector(AB, CD, 0, 1, 4, 5),
+                                  __builtin_shufflevector(AB, CD, 2, 3, 6, 7)};
+            for (int j = 0; j < 4; j++)
+                memcpy(dst + (4 * w + j) * KK_LANES + i, &out[j], sizeof out[j]);
+        }
+}
+
+/* dst[w][i] = word w of row i, for n rows `stride` bytes apart */
+static void pack_words(const char *src, size_t stride, int n, int64_t words, uint32_t *dst)
+{
+    int64_t w = 0;
+    for (; n == KK_LANES && w + 16 <= words; w += 16)
+        transpose(src + w * 4, stride, dst + w * KK_LANES);
+    for (; w < words; w++)
         for (int i = 0; i < n; i++)
-            memcpy(&dst[k * KK_LANES + i], src + (size_t)(i * K + k) * 4, 4);
+            memcpy(&dst[w * KK_LANES + i], src + (size_t)i * stride + w * 4, 4);
 }
 
 static void pack_f16(const char *src, int n, int64_t K, uint16_t *dst)
@@ -83,9 +111,7 @@ static void pack_f16(const char *src, int n, int64_t K, uint16_t *dst)
 
 static void pack_bf16(const char *src, int n, int64_t K, uint16_t *dst)
 {
-    for (int64_t k = 0; k + 1 < K; k += 2)
-        for (int i = 0; i < n; i++)
-            memcpy(&dst[(k / 2 * KK_LANES + i) * 2], src + (size_t)(i * K + k) * 2, 4);
+    pack_words(src, (size_t)K * 2, n, K / 2, (uint32_t *)(void *)dst);
     if (K & 1)
         for (int i = 0; i < n; i++)
             memcpy(&dst[(K / 2 * KK_LANES + i) * 2], src + (size_t)(i * K + K - 1) * 2, 2);
@@ -130,7 +156,7 @@ static void pack(void *arg, int item, int worker)
     if (kk_dtype_is_block(s->dtype))
         pack_blocks(s->dtype, from, n, s->cols, dst);
     else if (s->dtype == KK_F32)
-        pack_f32(from, n, s->cols, dst);
+        pack_words(from, (size_t)s->cols * 4, n, s->cols, dst);
     else if (s->dtype == KK_F16)
         pack_f16(from, n, s->cols, dst);
     else

@@ -92,7 +92,7 @@ static void open_bench(struct bench *b, const char *name, const json_t *config,
                        const json_t *blocks)
 {
     const struct kk_kv_options native = {.policy = "native"};
-    const struct kk_kv_limits kl = {1, 64, 16};
+    const struct kk_kv_limits kl = {1, 64, 16, 0};
     const struct kk_model_limits lim = {.max_rows = 64, .max_logit_rows = 16};
     struct kk_model_file *mf = NULL;
     struct kk_err err = {0};

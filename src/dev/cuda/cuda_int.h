@@ -1,0 +1,216 @@
+/* Private to dev/cuda: the device, its weight layout, how kernels are launched, and what the files
+ * of this folder offer each other. The order of every sum is in docs/adr/0020; a kernel that keeps
+ * it may be replaced by any other that does.
+ *
+ * Weights are bf16 tiles of 8 outputs x 16 inputs, 256 bytes: output r of a tile at 32 r, input k
+ * at 2 k. A stripe is the tiles of 8 outputs, inputs ascending; a matrix is its stripes, outputs
+ * ascending; both ends are filled up with zeros. A stripe is contiguous, so that one bulk copy
+ * brings a unit of work; a tile is what 32 lanes read as operand B of mma.m16n8k16 with one 8-byte
+ * load each (lane 4 g + q: output g, inputs 4 q .. 4 q + 3). Inputs are permuted within a tile by
+ * that, for weights and activations alike, which changes no bit (0020).
+ *
+ * Activations (`act`) are bf16 [T, K] row-major. Where K is no multiple of 16 a kernel reads zeros
+ * past the end of a row. */
+#ifndef KK_DEV_CUDA_CUDA_INT_H
+#define KK_DEV_CUDA_CUDA_INT_H
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+extern "C" { /* C headers */
+#include "base/mem.h"
+#include "base/pool.h"
+#include "base/quant.h"
+#include "base/rng.h"
+#include "dev/dev.h"
+}
+
+typedef __nv_bfloat16 bf16;
+
+enum {
+    KK_TILE_ROWS = 8,
+    KK_TILE_K = 16,
+    KK_TILE_BYTES = 256,
+    KK_CUDA_SPLIT = 128, /* keys of an attention split: kk_dev.attn_split */
+    KK_SUM_LANES = 256,  /* lanes of a sum over a row */
+    KK_CUDA_RING_PART = 8 << 20,
+};
+
+__host__ __device__ static inline int64_t kk__tiles(int64_t k)
+{
+    return (k + KK_TILE_K - 1) / KK_TILE_K;
+}
+
+__host__ __device__ static inline int64_t kk__stripes(int64_t rows)
+{
+    return (rows + KK_TILE_ROWS - 1) / KK_TILE_ROWS;
+}
+
+/* Tiles of a chain of a product with so many tiles of inputs. */
+__host__ __device__ static inline int kk__chain_tiles(int64_t tiles)
+{
+    return tiles % 11 == 0 ? 11 : 8;
+}
+
+/* Stripe s of matrix m. */
+__host__ __device__ static inline const char *kk__stripe(const struct kk_weight *w, int m,
+                                                         int64_t s)
+{
+    return (const char *)w->data + (size_t)m * w->mat_bytes +
+           (size_t)s * (size_t)kk__tiles(w->cols) * KK_TILE_BYTES;
+}
+
+/* ---- the device --------------------------------------------------------------------------- */
+
+struct kk_cuda {
+    struct kk_dev dev; /* first */
+    int index, sms;
+    size_t smem_most; /* shared memory a block may ask for */
+    cudaStream_t stream;
+    struct kk_limits limits; /* of reserve */
+    struct kk_account *account;
+    char *scratch; /* of reserve; each file's part, in bytes from there: */
+    size_t scratch_bytes, linear_at, moe_at, attn_at, ops_at;
+    cudaError_t error; /* the first since step_end, and the op it came from */
+    const char *op;
+    struct kk_fault *fault, *fault_dev; /* one word, as the host and as kernels see it */
+    struct kk_upload *upload;           /* pinned ring for what travels (memory.cu) */
+    struct kk_slab *slabs;              /* of host_alloc (memory.cu) */
+    struct kk_account pinned;           /* bytes of both */
+    struct kk_stager *stager;           /* copies beside the ops (stage.cu) */
+    struct kk_pool *pool;               /* host threads that read weights */
+};
+
+/* What a kernel found wrong with its arguments; the host reads it at step_end. */
+struct kk_fault {
+    int32_t id, bound; /* of embed: the first id seen outside [0, bound); bound 0: none */
+};
+
+static inline struct kk_cuda *kk__cuda(struct kk_dev *dev)
+{
+    return (struct kk_cuda *)dev;
+}
+
+/* The calling thread's CUDA calls are for this device from here on. */
+void kk__cuda_use(struct kk_cuda *c);
+/* Remember the first error of a step. */
+void kk__cuda_latch(struct kk_cuda *c, cudaError_t e, const char *op);
+
+/* Launch on the device's stream, with programmatic dependent launch: a kernel may start while the
+ * one before it ends. So every kernel calls cudaGridDependencySynchronize() before it reads what
+ * another op wrote, or writes what one may still read; weights it may read before. */
+template <typename... P, typename... A>
+static inline void kk__launch(struct kk_cuda *c, const char *op, void (*kernel)(P...), dim3 grid,
+                              dim3 block, size_t smem, A... args)
+{
+    cudaLaunchConfig_t cfg = {};
+    cudaLaunchAttribute at[1];
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    at[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    at[0].val.programmaticStreamSerializationAllowed = 1;
+    cfg.gridDim = grid;
+    cfg.blockDim = block;
+    cfg.dynamicSmemBytes = smem;
+    cfg.stream = c->stream;
+    cfg.attrs = at;
+    cfg.numAttrs = 1;
+    kk__cuda_latch(c, cudaLaunchKernelEx(&cfg, kernel, (P)args...), op);
+}
+
+/* ---- sums and numbers shared by kernels: one definition, one order ------------------------ */
+
+#ifdef __CUDACC__
+__device__ static inline float kk__warp_sum(float v)
+{
+    for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(~0u, v, o);
+    return v;
+}
+
+/* The sum of 256 lanes' v over a block of 256 threads (or the first 256 of more: all call it);
+ * every thread gets it. tmp: 8 floats of shared memory; free to be used again after the next
+ * __syncthreads. */
+__device__ static inline float kk__row_sum(float v, float *tmp)
+{
+    v = kk__warp_sum(v);
+    if (threadIdx.x < KK_SUM_LANES && threadIdx.x % 32 == 0) tmp[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = tmp[0];
+    for (int i = 1; i < 8; i++) v += tmp[i];
+    return v;
+}
+
+__device__ static inline float kk__act(enum kk_activation a, float x)
+{
+    if (a == KK_SILU) return x / (1.0f + expf(-x));
+    return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+}
+
+/* d += a b: 16 rows x 8 columns x 16 */
+__device__ static inline void kk__mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                      uint32_t a3, uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ static inline uint32_t kk__pack2(float lo, float hi)
+{
+    __nv_bfloat162 h = __floats2bfloat162_rn(lo, hi);
+    return *(uint32_t *)&h;
+}
+#endif
+
+/* ---- ops, by file ------------------------------------------------------------------------- */
+
+extern "C" {
+/* memory.cu */
+int kk__cuda_memory_open(struct kk_cuda *, struct kk_err *);
+void kk__cuda_memory_close(struct kk_cuda *);
+/* Room for bytes <= KK_CUDA_RING_PART in pinned memory, once what used it before has passed; the
+ * caller fills it and starts a transfer from it on the device's stream. */
+char *kk__cuda_ring(struct kk_cuda *, size_t bytes);
+size_t kk__cuda_free_bytes(struct kk_dev *);
+void *kk__cuda_alloc(struct kk_dev *, size_t bytes);
+void kk__cuda_free(struct kk_dev *, void *p, size_t bytes);
+void *kk__cuda_host_alloc(struct kk_dev *, size_t bytes);
+void kk__cuda_host_free(struct kk_dev *, void *p, size_t bytes);
+void kk__cuda_upload(struct kk_dev *, void *dst, const void *src, size_t bytes);
+void kk__cuda_download(struct kk_dev *, void *dst, const void *src, size_t bytes);
+void kk__cuda_copy(struct kk_dev *, void *dst, const void *src, size_t bytes);
+void kk__cuda_page_out(struct kk_dev *, void *dst, const void *src, size_t bytes);
+/* stage.cu */
+int kk__cuda_stage_open(struct kk_cuda *, struct kk_err *);
+void kk__cuda_stage_close(struct kk_cuda *);
+int64_t kk__cuda_stage(struct kk_dev *, int n, void *const *dst, const void *const *src,
+                       const size_t *bytes);
+void kk__cuda_stage_wait(struct kk_dev *, int64_t batch);
+void kk__cuda_stage_free(struct kk_dev *);
+/* weight.cu */
+int kk__cuda_weight_load(struct kk_dev *, const struct kk_weight_src *, struct kk_account *,
+                         struct kk_weight *out, struct kk_err *);
+size_t kk__cuda_weight_bytes(const struct kk_dev *, const struct kk_weight_src *);
+/* linear.cu: products; moe.cu: router and experts */
+size_t kk__cuda_linear_scratch(const struct kk_cuda *, const struct kk_limits *);
+void kk__cuda_linear(struct kk_dev *, const struct kk_linear_args *);
+void kk__cuda_glu(struct kk_dev *, const struct kk_glu_args *);
+size_t kk__cuda_moe_scratch(const struct kk_cuda *, const struct kk_limits *);
+void kk__cuda_route(struct kk_dev *, const struct kk_route_args *);
+void kk__cuda_moe(struct kk_dev *, const struct kk_moe_args *);
+/* attn.cu */
+size_t kk__cuda_attn_scratch(const struct kk_cuda *, const struct kk_limits *);
+void kk__cuda_attn(struct kk_dev *, const struct kk_attn_args *);
+/* ops.cu: what goes row by row */
+size_t kk__cuda_ops_scratch(const struct kk_cuda *, const struct kk_limits *);
+void kk__cuda_embed(struct kk_dev *, const struct kk_embed_args *);
+void kk__cuda_norm(struct kk_dev *, const struct kk_norm_args *);
+void kk__cuda_qkv(struct kk_dev *, const struct kk_qkv_args *);
+void kk__cuda_residual(struct kk_dev *, const struct kk_residual_args *);
+void kk__cuda_gather(struct kk_dev *, const struct kk_gather_args *);
+void kk__cuda_argmax(struct kk_dev *, const struct kk_argmax_args *);
+void kk__cuda_kv_store(struct kk_dev *, const struct kk_kv_store_args *);
+void kk__cuda_convert(struct kk_dev *, const struct kk_convert_args *);
+}
+
+#endif
