@@ -71,7 +71,8 @@ class Setup:
         self.draft_segments = [(512, 208), (2048, 272), (8192, 272)]      # length, of which generated
         self.pool, self.anchors, self.most = 256, 512, None
         if o.smoke:
-            self.v.update(hidden_size=32, intermediate_size=32, head_dim=16, global_head_dim=32, moe_intermediate_size=16, sliding_window=96)
+            # Every expert works: a router that has learnt nothing ties, and a tie may turn a row over.
+            self.v.update(top_k_experts=8, hidden_size=32, intermediate_size=32, head_dim=16, global_head_dim=32, moe_intermediate_size=16, sliding_window=96)
             self.d.update(hidden_size=32, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16, sliding_window=64)
             self.rank, self.n, self.batch, self.segments = 16, 512, 2, [256, 512]
             self.draft_segments, self.pool, self.anchors, self.most = [(256, 40)], 4, 16, 12

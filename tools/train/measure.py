@@ -95,7 +95,7 @@ def run(setup):
         ids = ([BOS] + encoder(doc.chat(words, random.Random(3), 3000)))[:300]
         ours = recipe_logits(setup, ids)
         result["parity"] = {k: (engine.logits(ids, k) - v).abs().max().item() for k, v in ours.items()}
-        setup.log("against the engine, max abs:", result["parity"])
+        setup.log("against the engine:", result["parity"])
         if max(result["parity"].values()) > 0.02:
             raise SystemExit("tools/train: the engine computes other logits than the recipe")
         kinds = texts(setup, encoder, words, 1 if small else 8)
@@ -113,7 +113,8 @@ def run(setup):
                 rungs = bench("niah", *ask, "--kv", policy, *more)["rungs"]
                 result["niah"][f"{name}, {policy}"] = {r["prompt_tokens"]: [r["recall"], r["recall_exact"]] for r in rungs}
                 setup.log(name, policy, "{prompt tokens: [recall, exact]}", result["niah"][f"{name}, {policy}"])
-        rows = bench("spec", "--draft", os.path.join(setup.o.model, "drafter"), "--draft-width", 16, "--samples", 1 if small else 8)["workloads"]
+        rows = bench("spec", "--draft", os.path.join(setup.o.model, "drafter"), "--draft-width", 16, "--samples", 1 if small else 8,
+                     "--reps", 1 if small else 5)["workloads"]
         result["committed_per_forward"] = {r["name"]: r["committed_per_block"] for r in rows}
         result["committed_per_forward"]["mean"] = sum(r["committed_per_block"] for r in rows) / len(rows)
         setup.log("committed per forward:", result["committed_per_forward"], "identical:", all(r["byte_identical"] for r in rows))
