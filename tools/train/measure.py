@@ -72,7 +72,7 @@ def texts(setup, encoder, words, samples):
         r.shuffle(found)
         windows = (encoder.tok.encode(t[:8 * WINDOW], add_special_tokens=False).ids for t in found)
         out["code " + part] = [[BOS] + w[:WINDOW - 1] for w in windows if len(w) >= WINDOW - 1][:samples]
-    out["conversation"] = [([BOS] + encoder(doc.chat(words, r, 5 * WINDOW)))[:WINDOW] for _ in range(samples)]
+    out["conversation"] = [([BOS] + encoder(doc.chat(words, r, 5 * WINDOW)))[:WINDOW] for _ in range(4 * samples)]
     return out
 
 
