@@ -12,6 +12,7 @@
 #include "base/rng.h"
 #include "cli/answer.h"
 #include "cli/common.h"
+#include "cli/distribution.h"
 #include "cli/gate.h"
 #include "cli/niah.h"
 #include "cli/picture.h"
@@ -172,15 +173,6 @@ struct kl_run {
     int store; /* native itself: keep, then compare with what was kept */
 };
 
-static void log_softmax(const float *x, int n, float *y)
-{
-    double top = x[0], sum = 0;
-    for (int i = 1; i < n; i++)
-        if ((double)x[i] > top) top = (double)x[i];
-    for (int i = 0; i < n; i++) sum += exp((double)x[i] - top);
-    for (int i = 0; i < n; i++) y[i] = (float)((double)x[i] - top - log(sum));
-}
-
 static int on_logits(void *arg, int64_t position, const float *logits)
 {
     struct kl_run *k = arg;
@@ -188,13 +180,10 @@ static int on_logits(void *arg, int64_t position, const float *logits)
     const int V = k->c->V;
     if (i % KL_STEP || i / KL_STEP >= KL_POINTS) return 0;
     float *native = k->c->doc[0].native + i / KL_STEP * V;
-    if (k->store) log_softmax(logits, V, native);
+    if (k->store) kk_cli_log_softmax(logits, V, native);
     float *mine = k->c->doc[0].native + (int64_t)KL_POINTS * V; /* one row of scratch */
-    log_softmax(logits, V, mine);
-    double kl = 0;
-    for (int v = 0; v < V; v++)
-        kl += exp((double)native[v]) * ((double)native[v] - (double)mine[v]);
-    k->a->kl += kl;
+    kk_cli_log_softmax(logits, V, mine);
+    k->a->kl += kk_cli_kl(native, mine, V);
     k->a->kl_points++;
     return 0;
 }

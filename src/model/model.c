@@ -57,7 +57,8 @@ static struct kk_limits device_limits(const struct kk_model *m)
                           .max_model_width = i->C,
                           .max_active = i->A,
                           .max_expert_width = i->expert_F,
-                          .max_block_cols = m->max_block_cols};
+                          .max_block_cols = m->max_block_cols,
+                          .max_bf16_cols = m->max_bf16_cols};
     for (int k = 0; k < i->n_layers; k++)
         if (m->config.layer[k].D > d.max_head_dim) d.max_head_dim = m->config.layer[k].D;
     return d;
@@ -126,8 +127,13 @@ static int round_embed_scale(struct kk_model *m, const struct kk_model_file *mf,
     if (rc) return rc;
     float *s = &m->config.embed_scale;
     if (t.dtype == KK_BF16) *s = kk_bf16_to_f32(kk_f32_to_bf16(*s));
-    m->config.info.dtype = t.dtype;
     return 0;
+}
+
+static int make_room(struct kk_model *m, int64_t n, struct kk_err *err)
+{
+    int rc = kk__rope_room(m->dev, &m->scratch, &m->rope[0], n, err);
+    return rc ? rc : kk__rope_room(m->dev, &m->scratch, &m->rope[1], n, err);
 }
 
 static int ensure_positions(struct kk_model *m, int64_t n, struct kk_err *err)
@@ -151,7 +157,7 @@ int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
     struct kk_model *m = NULL;
     int rc = new_model(mf, dev, limits, &m, err);
     if (rc) return rc;
-    struct kk_loader ld = {.mf = mf, .m = m};
+    struct kk_loader ld = {.mf = mf, .m = m, .bf16_in = dev->bf16_act};
     rc = plan_weights(&ld, err);
     if (!rc) *out = (struct kk_model_plan){ld.planned, plan_buffers(m)};
     kk_model_close(m);
@@ -175,16 +181,17 @@ int kk_model_open(const struct kk_model_file *mf, struct kk_dev *dev,
     struct kk_model *m = NULL;
     int rc = new_model(mf, dev, limits, &m, err);
     if (rc) return rc;
-    struct kk_loader ld = {.mf = mf, .m = m, .progress = progress};
+    struct kk_loader ld = {.mf = mf, .m = m, .progress = progress, .bf16_in = dev->bf16_act};
     rc = round_embed_scale(m, mf, err);
     if (!rc) rc = plan_weights(&ld, err);
     if (!rc) rc = check_room(m, ld.planned, err);
     if (!rc) {
         rc = kk__bind_model(&ld, err);
+        m->config.info.dtype = m->embed.dtype; /* as the device keeps it */
         if (rc == KK_ENOMEM) kk_wrap(err, rc, "loading needs %zu bytes", ld.planned);
     }
     if (!rc) rc = alloc_buffers(m, err);
-    if (!rc) rc = ensure_positions(m, limits->positions, err);
+    if (!rc) rc = make_room(m, limits->positions, err);
     if (rc) {
         kk_model_close(m);
         return rc;

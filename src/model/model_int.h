@@ -43,13 +43,18 @@ struct kk_rope {
     double low, high, original;
 };
 
-/* cos and sin of every position up to `positions`; grows by doubling. */
+/* cos and sin of every position below `filled`; made as histories reach them. There is room for
+ * `positions`, which grows by doubling. */
 struct kk_rope_table {
     struct kk_rope rope;
-    int64_t positions;
-    float *cs; /* device [positions, R, 2] */
+    int64_t positions, filled;
+    float *cs;   /* device [positions, R, 2] */
+    float *host; /* rows on their way */
 };
 size_t kk__rope_bytes(const struct kk_rope_table *t, int64_t positions); /* of a fresh table */
+/* Room for so many positions; then, also filled. */
+int kk__rope_room(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t,
+                  int64_t positions, struct kk_err *err);
 int kk__rope_ensure(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t,
                     int64_t positions, struct kk_err *err);
 void kk__rope_free(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t);
@@ -137,6 +142,7 @@ struct kk_model {
     struct kk_model_limits limits;
     struct kk_dev *dev;
     int max_block_cols; /* inputs of the widest matrix of a block type, 0: none; the loader's */
+    int max_bf16_cols;  /* the same of those with bf16_in */
     struct kk_account weights, scratch;
     struct kk_weight embed, head; /* head.data NULL when tied */
     float *final_norm;
@@ -153,6 +159,7 @@ struct kk_loader {
     struct kk_model *m;
     struct kk_account *account; /* NULL: the model's weights */
     const struct kk_progress_fn *progress;
+    int bf16_in; /* bf16 matrices read their input rounded to bf16 */
     int plan;
     size_t planned;
     uint64_t done, total; /* bytes, for the progress bar */
