@@ -2,11 +2,16 @@
  * with the running sums in registers (docs/adr/0023). The bits are those of attn.cu.
  *
  * A warpgroup of producers brings keys and values by 16-byte copies, two warpgroups compute.
- * Stored keys and values, heads of 64, 128 or 256: a warpgroup has 64 pairs of the tile's 128; one
- * makes weights of scores while the other keeps the tensor cores busy. Keys derived from values,
- * heads of 512: both have the tile's 64 pairs, one half of the keys for scores, one half of the
- * dims for values; a key is derived once, 64 dims at a time, while wgmma takes the 64 before. */
-#include "dev/cuda/attn_int.h"
+ * k_stored, for stored keys and heads of 64, 128 or 256: a warpgroup has 64 pairs of the tile's
+ * 128; while one makes weights of scores, the other keeps the tensor cores busy. k_halves: both
+ * have the tile's 64 pairs, one half of the keys for scores, one half of the dims for values; for
+ * fewer rows, and for keys derived from values, heads of 512: a key is derived once, 64 dims at a
+ * time, while wgmma takes the 64 before.
+ *
+ * One H200, layers of Gemma-4-26B-A4B, share of 790 TFLOP/s over the keys that rows see: sliding
+ * 25 % at 512 rows, 35 % at 1024, 36 % at 4096 (285 TFLOP/s); full 19 to 23 % (180). Letting the
+ * warpgroups take turns at the tensor cores changed nothing. */
+#include "dev/cuda/attn_plan_int.h"
 #include "dev/cuda/attn_wg_int.h"
 
 enum {
@@ -24,19 +29,21 @@ struct shared {
 
 /* ---- what both kernels do ----------------------------------------------------------------- */
 
-/* The block's tile; 0: none. The whole block. */
+/* The block's tile, and that the op before has ended; 0: there is none. The whole block. */
 __device__ static int take_tile(const struct kk_attn_job &job, int32_t *plan, struct shared *sh)
 {
     const struct kk_attn_args &a = job.a;
     const int all = kk__attn_plan(
         job, plan, [&](int, int, int rows) { return kk__attn_tiles(job, rows) * a.G; });
     const int item = all - 1 - (int)blockIdx.x; /* the last first: they see most keys */
-    if (item < 0) return 0;
-    if (threadIdx.x == 0) {
-        const int b = kk__attn_find(plan + 2 * a.B, a.B, item), i = item - plan[2 * a.B + b];
-        kk__attn_tile(job, b, plan[b], plan[a.B + b], i % a.G, i / a.G, &sh->tile);
+    if (item >= 0 && threadIdx.x == 0) {
+        const struct kk_attn_part p = kk__attn_find(job, plan, item);
+        const int i = item - p.before;
+        kk__attn_tile(job, p.b, p.t0, p.rows, i % a.G, i / a.G, &sh->tile);
     }
-    return 1;
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+    return item >= 0;
 }
 
 /* Queries [first, first + 64) of the tile, scaled, in bf16, to subtiles `pitch` bytes apart. A
@@ -55,8 +62,8 @@ __device__ static void load_queries(const struct kk_attn_job &job, const struct 
         for (int i = 0; i < AHEAD; i++) { /* all on their way at once */
             const int at = i0 + 32 * i, pair = first + warp * 16 + at / PARTS;
             const float *from = job.a.q + kk__attn_query(job, t, min(pair, t.n - 1)) * D;
-            v[i][0] = ((const float4 *)from)[at % PARTS * 2];
-            v[i][1] = ((const float4 *)from)[at % PARTS * 2 + 1];
+            v[i][0] = kk__load4(from + at % PARTS * 8);
+            v[i][1] = kk__load4(from + at % PARTS * 8 + 4);
         }
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
@@ -89,7 +96,7 @@ __device__ static inline struct rows32 find32(const struct kk_attn_job &job,
     return r;
 }
 
-/* Dims [64 c0, 64 (c0 + N)) of 32 rows of a split, rows r0 + .. of it, to their subtiles. One warp. */
+/* Dims [64 c0, 64 (c0 + N)) of 32 rows of a split, rows r0 + .., to their subtiles. One warp. */
 template <int N>
 __device__ static inline void copy32(const struct kk_attn_job &job, const struct rows32 &rows,
                                      int r0, int c0, uint32_t dst)
@@ -322,7 +329,6 @@ __global__ void __launch_bounds__(THREADS, 1)
     extern __shared__ __align__(1024) char smem[];
     struct shared &sh = *(struct shared *)(smem + 3 * (D / 64) * SUB);
     const int wg = threadIdx.x / 128;
-    cudaGridDependencySynchronize();
     if (!take_tile(job, (int32_t *)(&sh + 1), &sh)) return;
     if (threadIdx.x == 0) {
         kk__bar_init(&sh.k_full, 64);
@@ -432,7 +438,7 @@ __device__ static void derive(const struct kk_attn_job &job, const char *v, cons
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const int64_t at = (int64_t)min(j + row0 + 16 * (i / 2), last) * R + min(r0, R - 4);
-            u[i / 2][i % 2] = ((const float4 *)(job.a.rope + at * 2))[i % 2];
+            u[i / 2][i % 2] = kk__load4(job.a.rope + at * 2 + i % 2 * 4);
         }
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -604,7 +610,6 @@ __global__ void __launch_bounds__(THREADS, 1)
     extern __shared__ __align__(1024) char smem[]; /* there is no other: it is aligned */
     struct shared &sh = *(struct shared *)(smem + y::SHARED_AT);
     const int wg = threadIdx.x / 128, value = threadIdx.x / 64;
-    cudaGridDependencySynchronize();
     if (!take_tile(job, (int32_t *)(smem + y::PLAN_AT), &sh)) return;
     if (DERIVED)
         for (int d = threadIdx.x; d < D; d += THREADS)

@@ -392,6 +392,24 @@ static void test_26b(void **state)
     print_message("largest error %.2g\n", worst);
 }
 
+/* More splits of few rows than scratch holds sums for: the running sums are carried from wave to
+ * wave; a row alone needs one wave. */
+static void test_waves(void **state)
+{
+    const struct geometry y = {60, 3, 512, 64, 1};
+    const struct kk_mask m = {.window = KK_NO_BOUND, .near = KK_NO_BOUND};
+    int committed[8], rows[8];
+    (void)state;
+    NEED_GPU();
+    for (int b = 0; b < 8; b++) {
+        committed[b] = between(700, 1500);
+        rows[b] = 16;
+    }
+    struct attn_case *c = make_case(y, m, 8, committed, rows);
+    check(c);
+    free_case(c);
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -427,6 +445,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_any),
         cmocka_unit_test(test_26b),
+        cmocka_unit_test(test_waves),
         cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, open_both, close_both);
