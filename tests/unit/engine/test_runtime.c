@@ -652,7 +652,8 @@ static void admission_is_by_bytes(void **state)
     kk_engine_close(e);
 }
 
-/* A session that was made and left takes nothing: ten thousand of them fit where two that read do. */
+/* A session that was made and left takes nothing: ten thousand of them fit where two that read
+ * do. */
 static void sessions_that_say_nothing_take_nothing(void **state)
 {
     enum { N = 10000 };
