@@ -269,6 +269,56 @@ struct kk_convert_args {
     void *dst;
 };
 
+/* ---- a whole decoder stack as one op (optional) -------------------------------------------------
+ * What the ops above compute one by one for the rows of a step, embedding to logits, with the same
+ * bits; model/forward.c is its twin. Pointers in these structs are borrowed for the stack's life.
+ */
+struct kk_stack_layer {
+    int sliding, value_only, D, G, R;
+    const struct kk_weight *wq, *wk, *wv, *wo, *gate, *up, *down; /* wv NULL: value_only */
+    const struct kk_weight *router, *gate_up, *expert_down;
+    const float *input_norm, *post_attn_norm, *pre_ff_norm, *pre_ff_norm_2, *router_scale;
+    const float *post_ff_norm_1, *post_ff_norm_2, *post_ff_norm, *q_norm, *k_norm;
+    const float *expert_scale;
+    float scalar;
+};
+
+struct kk_stack {
+    int n_layers, C, H, E, A;
+    enum kk_activation act;
+    float eps, attn_scale, embed_scale, softcap;
+    const struct kk_weight *embed, *head;
+    const float *final_norm;
+    const struct kk_stack_layer *layer; /* [n_layers] */
+};
+
+/* Layer l's rows of the step and the stored ones: device pointers (struct kk_kv_view) */
+struct kk_stack_kv {
+    const struct kk_kv_seq *seqs;
+    void *rows;
+};
+
+/* A step: B sequences of rows[b] rows from position pos[b] on, each the position of its first
+ * uncommitted row. What is indexed by kind: [0] full layers, [1] sliding ones. */
+struct kk_stack_step {
+    int T, B;
+    const int32_t *ids;        /* device [T] */
+    const int32_t *pos, *rows; /* host [B] */
+    enum kk_dtype kv_dtype;
+    struct kk_mask mask[2];
+    const float *rope[2];
+    const struct kk_stack_kv *kv; /* host [n_layers] */
+    int n_logits;
+    const int32_t *logit_rows; /* host [n_logits], distinct */
+    float *logits;             /* device [n_logits, V], NULL: not wanted */
+    int32_t *choice;           /* device [n_logits]: argmax; NULL: not wanted */
+    struct {                   /* the residual stream after layers[i]: dst[T, n, C] */
+        int n;
+        const int *layers;
+        float *dst;
+    } taps[2];
+};
+
 /* Upper bounds of what ops will be called with: sizes the device's scratch, once. */
 struct kk_limits {
     int max_rows;         /* T */
@@ -323,12 +373,23 @@ struct kk_ops {
     void (*convert)(struct kk_dev *, const struct kk_convert_args *);
 };
 
+/* A whole step as one op. open: *out NULL where the device has no such stack for this geometry.
+ * step: 0 when it is done, 1 when the ops of struct kk_ops must do it (too many rows, too long a
+ * history, pieces). */
+struct kk_stack_ops {
+    int (*open)(struct kk_dev *, const struct kk_stack *, struct kk_account *, void **out,
+                struct kk_err *err);
+    int (*step)(struct kk_dev *, void *stack, const struct kk_stack_step *);
+    void (*close)(struct kk_dev *, void *stack); /* NULL is fine */
+};
+
 /* How a product with weights of a block type reads its f32 input: rounded to 8 bits with a scale
  * for every 32 numbers of a row, or as it is (several times slower; for parity with f32). */
 enum kk_block_act { KK_ACT_Q8, KK_ACT_F32 };
 
 struct kk_dev {
     const struct kk_ops *ops;
+    const struct kk_stack_ops *stack; /* NULL: none */
     char name[96];  /* "cpu avx512, 2 threads" */
     char isa[16];   /* what a snapshot records: "scalar", "avx2", "avx512", "cuda" */
     int n_threads;  /* 0 on a GPU */

@@ -1,0 +1,1641 @@
+/* The persistent decode step: one kernel for embedding, layers and head of Gemma-4-26B-A4B's
+ * geometry, 1 to 8 rows, in the order of docs/adr/0020; its design is docs/adr/0024.
+ *
+ * One block on each multiprocessor (SM), 19 warps in three roles that meet only in mbarriers:
+ *   producer  (1 warp)   walks the step's weights and KV rows in order and keeps a ring of slots in
+ *                        shared memory full; it stops for a full ring, for the window of bytes in
+ *                        flight and for the router, never for activations.
+ *   consumers (16 warps) four quads; a warp multiplies one chain of a stripe (two where K is 4096),
+ *                        weights as operand B, activations as A in registers. They also do what
+ *                        stands between products: residual and norms, and splits of attention.
+ *   reducers  (2 warps)  add chains in order, apply what follows, publish; merge splits.
+ * There is no barrier between SMs. What one SM computes for others are words of 8 bytes, {payload,
+ * tag}: a reader polls until the tag is that of the layer and step. */
+#include "dev/cuda/step_int.h"
+
+namespace {
+
+constexpr uint32_t FULL_MASK = 0xffffffffu;
+constexpr float LOG2E = 1.44269504f;
+
+/* Attention's part of shared memory; residual's norms take the same place. */
+struct attn_smem {
+    bf16 q[16 * (512 + 8)];
+    bf16 p[16 * (KK_CUDA_SPLIT + 8)];
+    float top[8][16], sum[8][16];
+};
+
+struct smem {
+    alignas(128) char ring[KS_SLOTS * KS_SLOT];
+    union {
+        alignas(16) bf16 x[3][KS_C];
+        struct attn_smem a;
+    };
+    float part[KS_QUADS][KS_PIECES][4][32][2];
+    float carry[KS_CARRY][32][2];
+    float h[KS_C];
+    float tmp[4][8];
+    uint64_t full[KS_SLOTS], empty[KS_SLOTS];
+    uint64_t pfull[KS_QUADS][KS_PIECES], pempty[KS_QUADS][KS_PIECES], routed;
+    /* the router's choice: distinct experts, ascending, and each row's weights */
+    int n_union, expert[KS_UNION];
+    uint32_t rows_of[KS_UNION];
+    float weight[KS_UNION][KS_COLS];
+    int chosen[KS_COLS][KS_A];
+    float chosen_w[KS_COLS][KS_A];
+};
+
+/* ---- waiting ---- */
+
+/* A wait that lasts two seconds is a fault: say who, then stop the kernel. */
+struct watch {
+    long long start;
+    uint32_t spins;
+};
+
+__device__ __noinline__ void stuck(int *diag, int what, uint32_t extra)
+{
+    if (diag && atomicCAS(diag, 0, 1) == 0) {
+        diag[1] = (int)blockIdx.x;
+        diag[2] = (int)threadIdx.x;
+        diag[3] = what;
+        diag[4] = (int)extra;
+        __threadfence_system();
+    }
+    for (long long t = clock64(); clock64() - t < 200000000;) {} /* let others report */
+    __trap();
+}
+
+__device__ inline void still_waiting(struct watch &w, int *diag, int what, uint32_t extra)
+{
+    if ((++w.spins & 4095) != 0) return;
+    if (w.spins == 4096)
+        w.start = clock64();
+    else if (clock64() - w.start > 4000000000ll)
+        stuck(diag, what, extra);
+}
+
+__device__ inline uint32_t smem_at(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+__device__ inline void bar_init(uint64_t *b, int n)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0],%1;" ::"r"(smem_at(b)), "r"(n));
+}
+
+__device__ inline void bar_wait(uint64_t *b, int phase, int *diag, int what, uint32_t extra)
+{
+    struct watch w = {0, 0};
+    for (;;) {
+        uint32_t ok;
+        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p,[%1],%2; "
+                     "selp.u32 %0,1,0,p;}"
+                     : "=r"(ok)
+                     : "r"(smem_at(b)), "r"(phase)
+                     : "memory");
+        if (ok) return;
+        still_waiting(w, diag, what, extra);
+    }
+}
+
+__device__ inline void bar_arrive(uint64_t *b)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _,[%0];" ::"r"(smem_at(b)) : "memory");
+}
+
+__device__ inline void bar_arrive4(uint64_t *b)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _,[%0],4;" ::"r"(smem_at(b)) : "memory");
+}
+
+__device__ inline void bar_expect(uint64_t *b, int bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _,[%0],%1;" ::"r"(smem_at(b)),
+                 "r"(bytes)
+                 : "memory");
+}
+
+__device__ inline void bulk(uint32_t dst, const void *src, int bytes, uint64_t *b)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0],[%1],%2,[%3];" ::"r"(dst),
+                 "l"(src), "r"(bytes), "r"(smem_at(b))
+                 : "memory");
+}
+
+template <int ID, int N> __device__ inline void warps_meet()
+{
+    asm volatile("bar.sync %0,%1;" ::"n"(ID), "n"(N) : "memory");
+}
+
+enum { MEET_ALL = 1, MEET_ROW = 2 };
+
+/* ---- words ---- */
+
+struct two_words {
+    uint32_t v0, tag0, v1, tag1;
+};
+
+__device__ inline struct two_words load_words(const uint64_t *p)
+{
+    uint64_t a, b;
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0,%1},[%2];" : "=l"(a), "=l"(b) : "l"(p)
+                 : "memory");
+    return {(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b, (uint32_t)(b >> 32)};
+}
+
+__device__ inline void store_word(uint64_t *p, uint32_t v, uint32_t tag)
+{
+    asm volatile("st.relaxed.gpu.global.u64 [%0],%1;" ::"l"(p), "l"((uint64_t)tag << 32 | v)
+                 : "memory");
+}
+
+__device__ inline void store_words(uint64_t *p, float v0, float v1, uint32_t tag)
+{
+    const uint64_t t = (uint64_t)tag << 32;
+    asm volatile("st.relaxed.gpu.global.v2.u64 [%0],{%1,%2};" ::"l"(p),
+                 "l"(t | __float_as_uint(v0)), "l"(t | __float_as_uint(v1))
+                 : "memory");
+}
+
+/* Poll one pair until it has come. A cheap wait before many loads. */
+__device__ inline void await_words(const uint64_t *p, uint32_t tag, int *diag, int what)
+{
+    struct watch w = {0, 0};
+    for (;;) {
+        struct two_words v = load_words(p);
+        if (v.tag0 == tag && v.tag1 == tag) return;
+        still_waiting(w, diag, what, v.tag0);
+    }
+}
+
+/* N pairs of words, `step` words apart, into v; returns when all have come. */
+template <int N>
+__device__ inline void take_words(uint32_t (&v)[2 * N], const uint64_t *p, int step, int n,
+                                  uint32_t tag, int *diag, int what)
+{
+    struct watch w = {0, 0};
+    for (;;) {
+        uint32_t bad = 0, tags[2 * N];
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            if (i >= n) continue;
+            struct two_words x = load_words(p + (int64_t)i * step);
+            v[2 * i] = x.v0, v[2 * i + 1] = x.v1, tags[2 * i] = x.tag0, tags[2 * i + 1] = x.tag1;
+        }
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (i < n) bad |= (tags[2 * i] ^ tag) | (tags[2 * i + 1] ^ tag);
+        if (!bad) return;
+        still_waiting(w, diag, what, bad);
+    }
+}
+
+__device__ inline float lo_of(uint32_t v)
+{
+    return __uint_as_float(v << 16);
+}
+
+__device__ inline float hi_of(uint32_t v)
+{
+    return __uint_as_float(v & 0xffff0000u);
+}
+
+/* ---- where things are ---- */
+
+/* The SM that does what is between products for row t. With one row every SM does it. */
+__device__ inline int owner_of(int t)
+{
+    return t * (int)(gridDim.x / KS_COLS);
+}
+
+struct context {
+    struct smem *s;
+    const struct ks_args *a;
+    int warp, lane; /* warp within the role */
+};
+
+#define F(k) __shfl_sync(FULL_MASK, cur, k)
+#define F64(k) ((uint64_t)__shfl_sync(FULL_MASK, cur, (k) + 1) << 32 | __shfl_sync(FULL_MASK, cur, k))
+
+/* Units of experts that this SM does: [first, first + n) of n_union * KS_XSTRIPES */
+__device__ inline void expert_share(int n_union, uint32_t rank, int &first, int &n)
+{
+    const int64_t all = (int64_t)n_union * KS_XSTRIPES;
+    first = (int)(rank * all / gridDim.x);
+    n = (int)((rank + 1) * all / gridDim.x) - first;
+}
+
+/* ---- attention: which splits ---- */
+
+/* A split of one sequence and one KV head, and its keys by groups of 16: [lo, hi) */
+struct item {
+    int seq, index, g, base, lo, hi;
+};
+
+__device__ inline bool make_item(const struct ks_args &a, int sliding, int b, int v, int G,
+                                 struct item &it)
+{
+    const struct ks_seq &q = a.seq[b];
+    const struct ks_splits &k = q.kind[sliding];
+    const struct ks_mask &m = a.mask[sliding];
+    it.seq = b, it.index = v / G, it.g = v % G;
+    if (it.index >= k.n) return false;
+    const int split = it.index < k.n_sink ? it.index : k.win0 + it.index - k.n_sink;
+    it.base = split * KK_CUDA_SPLIT;
+    const int near = min(m.window, m.near), last = q.pos0 + q.n - 1;
+    const int win = max(0, q.pos0 - near + 1);
+    int lo = max(win, it.base), hi = min(last + 1, it.base + KK_CUDA_SPLIT);
+    const int s0 = max(max(0, q.pos0 - m.window + 1), it.base);
+    const int s1 = min(min(m.sinks, win), it.base + KK_CUDA_SPLIT);
+    if (s0 < s1) {
+        if (hi <= lo) hi = s1;
+        lo = s0;
+    }
+    it.lo = (lo - it.base) / 16;
+    it.hi = (hi - it.base + 15) / 16;
+    return true;
+}
+
+/* Items of this SM, one after another: v of sequence b runs over first, first + wrap, ..; of a
+ * sliding layer the two half-seen splits at the ends fall to the same SM. */
+__device__ inline int first_item(int sliding, int b, int &wrap)
+{
+    const int sms = (int)gridDim.x, me = (int)blockIdx.x;
+    const int off = sliding ? 64 * b : 64 + 31 * b;
+    const int r = ((me - off) % sms + sms) % sms;
+    wrap = sliding ? 64 : sms;
+    return r < wrap ? r : INT32_MAX;
+}
+
+template <int D> struct shape {
+    static constexpr bool derived = D == 512;
+    static constexpr int G = D == 512 ? 2 : 8, per_kv = KS_H / G;
+    static constexpr int R = D == 512 ? 64 : 128;
+    static constexpr int row = D * 2 + 16;              /* bytes of a row in the ring */
+    static constexpr int keys = D == 512 ? 10 : 16;     /* rows of a slot */
+    static constexpr int kv_row = G * D * 2 * (derived ? 1 : 2);
+};
+
+template <int D> __device__ inline int item_slots(const struct item &it)
+{
+    const int keys = (it.hi - it.lo) * 16;
+    if (shape<D>::derived) return (keys + shape<D>::keys - 1) / shape<D>::keys;
+    return 2 * (it.hi - it.lo);
+}
+
+/* ---- producer ---- */
+
+struct feed {
+    struct context c;
+    uint32_t n; /* slots ever filled */
+};
+
+__device__ inline void slot_ready(const struct feed &f, uint32_t n, uint32_t win)
+{
+    struct smem &s = *f.c.s;
+    bar_wait(&s.empty[n % KS_SLOTS], (int)(n / KS_SLOTS & 1) ^ 1, f.c.a->diag, 1, n);
+    if (n >= win)
+        bar_wait(&s.full[(n - win) % KS_SLOTS], (int)((n - win) / KS_SLOTS & 1), f.c.a->diag, 2, n);
+}
+
+/* Lane 0: slots one after another. */
+struct slot_writer {
+    struct smem *s;
+    int *diag;
+    uint32_t n, win, slot, phase;
+    __device__ inline slot_writer(struct feed &f, uint32_t w)
+        : s(f.c.s), diag(f.c.a->diag), n(f.n), win(w), slot(f.n % KS_SLOTS),
+          phase((f.n / KS_SLOTS & 1) ^ 1)
+    {
+    }
+    __device__ inline void put(const char *from, int bytes)
+    {
+        bar_wait(&s->empty[slot], (int)phase, diag, 1, n);
+        if (n >= win) {
+            int back = (int)slot - (int)win, ph = (int)phase ^ 1;
+            if (back < 0) back += KS_SLOTS, ph ^= 1;
+            bar_wait(&s->full[back], ph, diag, 2, n);
+        }
+        bar_expect(&s->full[slot], bytes);
+        bulk(smem_at(s->ring) + slot * KS_SLOT, from, bytes, &s->full[slot]);
+        n++;
+        if (++slot == KS_SLOTS) slot = 0, phase ^= 1;
+    }
+    __device__ inline void run(const char *from, int bytes, int count)
+    {
+        for (; count; count--, from += bytes) put(from, bytes);
+    }
+};
+
+template <int D> __device__ inline void feed_rows(struct feed &f, const struct item &it, int layer)
+{
+    typedef struct shape<D> Z;
+    struct smem &s = *f.c.s;
+    const struct ks_args &a = *f.c.a;
+    const struct kk_kv_seq *q = a.kv[layer].seqs + it.seq;
+    void *const *blocks = q->blocks;
+    const int block_rows = q->block_rows, sinks = q->sinks, ring = q->ring;
+    const int keys = (it.hi - it.lo) * 16, from = it.base + it.lo * 16;
+    const int stored = min(max(a.seq[it.seq].pos0 - from, 0), keys);
+    const uint32_t win = D == 512 ? 5 : 7;
+    for (int part = 0; part < (Z::derived ? 1 : 2); part++)
+        for (int i = 0; i < keys; i += Z::keys, f.n++) {
+            const int n = min(max(min(stored - i, Z::keys), 0), 16);
+            const uint32_t slot = f.n % KS_SLOTS;
+            if (f.c.lane == 0) {
+                slot_ready(f, f.n, win);
+                if (n)
+                    bar_expect(&s.full[slot], n * D * 2);
+                else
+                    bar_arrive(&s.full[slot]);
+            }
+            __syncwarp();
+            if (f.c.lane >= n) continue;
+            const int j = from + i + f.c.lane;
+            const int at = !ring || j < sinks ? j : sinks + (j - sinks) % ring;
+            const char *row = (const char *)__ldg((const unsigned long long *)blocks +
+                                                  at / block_rows) +
+                              (int64_t)(at % block_rows) * Z::kv_row +
+                              ((part ? Z::G : 0) + it.g) * D * 2;
+            bulk(smem_at(s.ring) + slot * KS_SLOT + f.c.lane * Z::row, row, D * 2, &s.full[slot]);
+        }
+}
+
+template <int D> __device__ inline void feed_attention(struct feed &f, int layer)
+{
+    for (int b = 0; b < f.c.a->B; b++) {
+        int wrap, v = first_item(D == 256, b, wrap);
+        struct item it;
+        if (v == INT32_MAX) continue;
+        for (; make_item(*f.c.a, D == 256, b, v, shape<D>::G, it); v += wrap)
+            feed_rows<D>(f, it, layer);
+    }
+}
+
+/* Row t's KS_A largest logits, ties to the lowest index, and their weights (0020). */
+__device__ inline void choose(const struct context &c, int t, const float *scale, uint32_t tag)
+{
+    struct smem &s = *c.s;
+    uint32_t k[4];
+    float top[KS_A];
+    int id[KS_A];
+    take_words<2>(k, c.a->router + t * KS_E + c.lane * 4, 2, 2, tag, c.a->diag, 3);
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < 4; j++) /* the order of floats as that of integers; never 0 */
+        k[j] = k[j] & 0x80000000u ? ~k[j] : k[j] | 0x80000000u;
+#pragma unroll
+    for (int e = 0; e < KS_A; e++) {
+        const uint32_t mine = max(max(k[0], k[1]), max(k[2], k[3]));
+        const uint32_t best = __reduce_max_sync(FULL_MASK, mine);
+        const int who = __ffs((int)__ballot_sync(FULL_MASK, mine == best)) - 1;
+        const int at = k[0] == best ? 0 : k[1] == best ? 1 : k[2] == best ? 2 : 3;
+        id[e] = __shfl_sync(FULL_MASK, c.lane * 4 + at, who);
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            if (c.lane == who && j == at) k[j] = 0;
+        top[e] = __uint_as_float(best & 0x80000000u ? best & 0x7fffffffu : ~best);
+    }
+    float w[KS_A], sum = 0;
+#pragma unroll
+    for (int e = 0; e < KS_A; e++) {
+        w[e] = expf(top[e] - top[0]);
+        sum = e ? sum + w[e] : w[e];
+    }
+#pragma unroll
+    for (int e = 0; e < KS_A; e++)
+        if (c.lane == e) {
+            s.chosen[t][e] = id[e];
+            s.chosen_w[t][e] = w[e] / sum * scale[id[e]];
+        }
+    __syncwarp();
+}
+
+/* All rows' choices as distinct experts in ascending order. */
+__device__ inline void route(const struct context &c, const float *scale, uint32_t tag)
+{
+    struct smem &s = *c.s;
+    const int T = c.a->T, n = T * KS_A;
+    uint32_t bits[4] = {0, 0, 0, 0};
+    for (int t = 0; t < T; t++) choose(c, t, scale, tag);
+    for (int i = c.lane; i < n; i += 32) {
+        const int e = s.chosen[i / KS_A][i % KS_A];
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            if (e >> 5 == j) bits[j] |= 1u << (e & 31);
+    }
+    int before = 0, below[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        bits[j] = __reduce_or_sync(FULL_MASK, bits[j]);
+        below[j] = before;
+        before += __popc(bits[j]);
+    }
+    for (int i = c.lane; i < KS_UNION; i += 32) s.rows_of[i] = 0;
+    __syncwarp();
+    for (int i = c.lane; i < n; i += 32) {
+        const int e = s.chosen[i / KS_A][i % KS_A], t = i / KS_A;
+        uint32_t word = 0;
+        int u = 0;
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            if (e >> 5 == j) word = bits[j], u = below[j];
+        u += __popc(word & ((1u << (e & 31)) - 1));
+        s.expert[u] = e;
+        s.weight[u][t] = s.chosen_w[t][i % KS_A];
+        atomicOr(&s.rows_of[u], 1u << t);
+    }
+    if (c.lane == 0) s.n_union = before;
+    __syncwarp();
+    if (c.lane == 0) bar_arrive(&s.routed);
+}
+
+__device__ inline void feed_experts(struct feed &f, uint32_t cur)
+{
+    struct smem &s = *f.c.s;
+    const char *gate = (const char *)F64(4);
+    const size_t mat = F64(12);
+    const uint32_t win = F(15);
+    int first, n;
+    expert_share(s.n_union, F(11), first, n);
+    if (f.c.lane == 0) {
+        struct slot_writer w(f, win);
+        const size_t stripe = KS_QUADS * KS_SLOT;
+        for (int i = first; i < first + n; i++) {
+            const char *at = gate + s.expert[i / KS_XSTRIPES] * mat + i % KS_XSTRIPES * stripe;
+            w.run(at, KS_SLOT, KS_QUADS);
+            w.run(at + KS_XSTRIPES * stripe, KS_SLOT, KS_QUADS);
+        }
+    }
+    __syncwarp();
+    f.n += (uint32_t)n * 2 * KS_QUADS;
+}
+
+__device__ inline void feed_expert_down(struct feed &f, uint32_t cur)
+{
+    struct smem &s = *f.c.s;
+    const char *w0 = (const char *)F64(4);
+    const size_t mat = F64(12);
+    const uint32_t win = F(15);
+    const int nu = (int)F(1), U = s.n_union;
+    if (f.c.lane == 0) {
+        struct slot_writer w(f, win);
+        for (int e = 0; e < U; e += KS_QUADS)
+            for (int u = 0; u < nu; u++)
+                for (int j = e; j < min(e + KS_QUADS, U); j++)
+                    w.put(w0 + s.expert[j] * mat + (size_t)u * KS_SLOT, KS_SLOT);
+    }
+    __syncwarp();
+    f.n += (uint32_t)(nu * U);
+}
+
+__device__ inline void feed_plain(struct feed &f, uint32_t cur, int slots, int bytes)
+{
+    const char *w0 = (const char *)F64(4);
+    const uint32_t nu = F(1), us = F(8), win = F(15);
+    if (f.c.lane == 0) {
+        struct slot_writer w(f, win);
+        if (us == (uint32_t)(slots * bytes))
+            w.run(w0, bytes, (int)nu * slots);
+        else
+            for (uint32_t u = 0; u < nu; u++) w.run(w0 + (size_t)u * us, bytes, slots);
+    }
+    __syncwarp();
+    f.n += nu * (uint32_t)slots;
+}
+
+__device__ inline void feed_glu(struct feed &f, uint32_t cur)
+{
+    const char *gate = (const char *)F64(4), *up = (const char *)F64(6);
+    const uint32_t nu = F(1), us = F(8), win = F(15);
+    if (f.c.lane == 0) {
+        struct slot_writer w(f, win);
+        for (uint32_t u = 0; u < nu; u++, gate += us, up += us) {
+            w.run(gate, KS_SLOT, KS_QUADS);
+            w.run(up, KS_SLOT, KS_QUADS);
+        }
+    }
+    __syncwarp();
+    f.n += nu * 2 * KS_QUADS;
+}
+
+__device__ inline void producer(const struct context &c, const uint32_t *pp)
+{
+    struct feed f = {c, 0};
+    uint32_t cur = __ldg(pp), nxt;
+    for (;; cur = nxt) {
+        const uint32_t op = F(0), layer = F(3);
+        if (op == KS_END) return;
+        pp += 32;
+        nxt = __ldg(pp);
+        switch (op) {
+        case KS_LINEAR_QKV:
+        case KS_ROUTER:
+        case KS_HEAD: feed_plain(f, cur, 4, KS_SLOT); break;
+        case KS_O: feed_plain(f, cur, 8, 8192); break;
+        case KS_DOWN: feed_plain(f, cur, 3, KS_SLOT); break;
+        case KS_GLU: feed_glu(f, cur); break;
+        case KS_ATTN:
+            if (F(9) & KS_FULL)
+                feed_attention<512>(f, (int)layer);
+            else
+                feed_attention<256>(f, (int)layer);
+            break;
+        case KS_XGLU:
+            route(c, (const float *)F64(16), c.a->epoch + layer);
+            feed_experts(f, cur);
+            break;
+        case KS_XDOWN: feed_expert_down(f, cur); break;
+        default: break;
+        }
+    }
+}
+
+/* ---- consumers: products ---- */
+
+/* A warp's input: NT tiles, lane (g, q) has row g, inputs 4q .. 4q + 3 of each. GAP: tiles from 8
+ * on lie 24 further (the second slot of a stripe of K 4096). p: this lane's first words. */
+template <int NT, bool GAP>
+__device__ inline void load_x(uint32_t (&x)[32], const uint64_t *p, bool on, uint32_t tag,
+                              int *diag, int what)
+{
+#pragma unroll
+    for (int i = 0; i < 2 * NT; i++) x[i] = 0;
+    if (on) await_words(p + (NT - 1 + (GAP ? 24 : 0)) * 8, tag, diag, what);
+    __syncwarp();
+    struct watch w = {0, 0};
+    for (;;) {
+        uint32_t bad = 0;
+        if (on) {
+            uint32_t tags[2 * NT];
+#pragma unroll
+            for (int t = 0; t < NT; t++) {
+                struct two_words v = load_words(p + (GAP && t >= 8 ? t + 24 : t) * 8);
+                x[2 * t] = v.v0, x[2 * t + 1] = v.v1;
+                tags[2 * t] = v.tag0, tags[2 * t + 1] = v.tag1;
+            }
+#pragma unroll
+            for (int t = 0; t < 2 * NT; t++) bad |= tags[t] ^ tag;
+        }
+        if (!__any_sync(FULL_MASK, bad)) return;
+        still_waiting(w, diag, what, bad);
+    }
+}
+
+/* The same from shared memory, of row 0 */
+__device__ inline void load_own_x(uint32_t (&x)[32], const bf16 *p, bool on)
+{
+#pragma unroll
+    for (int t = 0; t < 11; t++) {
+        uint2 v = make_uint2(0, 0);
+        if (on) v = *(const uint2 *)(p + t * KK_TILE_K);
+        x[2 * t] = v.x, x[2 * t + 1] = v.y;
+    }
+}
+
+struct place {
+    struct context c;
+    uint32_t n;  /* slots behind */
+    int quad, i; /* warp i of its quad */
+    int pieces;  /* of this quad, behind */
+};
+
+/* A quad's pieces of nu units; P quads work, SUB pieces of TILES tiles a unit. GLU: gate pieces of
+ * all quads come before up pieces, x is the same; else a quad's slots are neighbours. */
+template <int TILES, int SUB, bool GLU>
+__device__ inline void multiply(struct place &z, const uint32_t (&x)[32], int P, int nu)
+{
+    struct smem &s = *z.c.s;
+    const int lane = z.c.lane;
+    int *const diag = z.c.a->diag;
+    uint32_t at = z.n + (uint32_t)(GLU ? z.quad : z.quad * SUB);
+    uint32_t slot = at % KS_SLOTS, phase = at / KS_SLOTS & 1;
+    const uint32_t ring = smem_at(s.ring) + (uint32_t)(z.i * TILES * KK_TILE_BYTES + lane * 8);
+    const int hop = GLU ? P : (P - 1) * SUB + 1; /* from a quad's last slot to its next */
+    for (int u = 0; u < nu; u++)
+#pragma unroll
+        for (int k = 0; k < SUB; k++, z.pieces++) {
+            uint2 w[TILES];
+            float d[4] = {0, 0, 0, 0};
+            bar_wait(&s.full[slot], (int)phase, diag, 4, z.n);
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+                asm volatile("ld.shared.v2.u32 {%0,%1},[%2];"
+                             : "=r"(w[t].x), "=r"(w[t].y)
+                             : "r"(ring + slot * KS_SLOT + t * KK_TILE_BYTES)
+                             : "memory");
+            __syncwarp();
+            if (lane == 0) bar_arrive(&s.empty[slot]);
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+                const int xt = GLU ? t : k * TILES + t;
+                kk__mma(d, x[2 * xt], 0, x[2 * xt + 1], 0, w[t].x, w[t].y);
+            }
+            slot += GLU || k == SUB - 1 ? hop : 1;
+            if (slot >= KS_SLOTS) slot -= KS_SLOTS, phase ^= 1;
+            const int b = z.pieces & (KS_PIECES - 1);
+            bar_wait(&s.pempty[z.quad][b], (z.pieces / KS_PIECES & 1) ^ 1, diag, 5, z.n);
+            *(float2 *)s.part[z.quad][b][z.i][lane] = make_float2(d[0], d[1]);
+            __syncwarp();
+            if (lane == 0) bar_arrive(&s.pfull[z.quad][b]);
+        }
+}
+
+/* x of a product over the model's width: which: 0 qkv and head, 1 dense, 2 experts, 3 router */
+__device__ inline void load_width(struct place &z, uint32_t (&x)[32], int which, uint32_t tag)
+{
+    const struct ks_args &a = *z.c.a;
+    const int g = z.c.lane >> 2, q = z.c.lane & 3, tile = (z.quad * 4 + z.i) * 11;
+    if (a.T == 1)
+        load_own_x(x, z.c.s->x[which ? which - 1 : 0] + tile * KK_TILE_K + 4 * q, g == 0);
+    else
+        load_x<11, false>(x, a.x[which] + g * (KS_C / 2) + tile * 8 + 2 * q, g < a.T, tag, a.diag,
+                          10 + which);
+}
+
+__device__ inline void consume_plain(struct place &z, int which, int nu, uint32_t tag)
+{
+    uint32_t x[32];
+    load_width(z, x, which, tag);
+    multiply<11, 1, false>(z, x, KS_QUADS, nu);
+    z.n += (uint32_t)nu * 4;
+}
+
+__device__ inline void consume_gated(struct place &z, int which, int nu, uint32_t tag)
+{
+    uint32_t x[32];
+    load_width(z, x, which, tag);
+    multiply<11, 2, true>(z, x, KS_QUADS, nu);
+    z.n += (uint32_t)nu * 8;
+}
+
+__device__ inline void consume_o(struct place &z, uint32_t cur, uint32_t tag)
+{
+    const struct ks_args &a = *z.c.a;
+    const uint32_t flags = F(9);
+    const int nu = (int)F(1), g = z.c.lane >> 2, q = z.c.lane & 3;
+    const int width = flags & KS_FULL ? 8192 : 4096;
+    const int tile = z.quad * 64 + z.i * 8 + (flags & KS_SECOND_HALF ? 256 : 0);
+    uint32_t x[32];
+    load_x<16, true>(x, a.attn + (int64_t)g * (width / 2) + tile * 8 + 2 * q, g < a.T, tag, a.diag,
+                     14);
+    multiply<8, 2, false>(z, x, KS_QUADS, nu);
+    z.n += (uint32_t)nu * 8;
+}
+
+__device__ inline void consume_down(struct place &z, uint32_t cur, uint32_t tag)
+{
+    const struct ks_args &a = *z.c.a;
+    const int nu = (int)F(1), g = z.c.lane >> 2, q = z.c.lane & 3;
+    if (z.quad < 3) {
+        uint32_t x[32];
+        load_x<11, false>(x, a.f + g * (KS_F / 2) + (z.quad * 4 + z.i) * 88 + 2 * q, g < a.T, tag,
+                          a.diag, 15);
+        multiply<11, 1, false>(z, x, 3, nu);
+    }
+    z.n += (uint32_t)nu * 3;
+}
+
+__device__ inline void consume_expert_down(struct place &z, uint32_t cur, uint32_t tag)
+{
+    const struct ks_args &a = *z.c.a;
+    struct smem &s = *z.c.s;
+    const int nu = (int)F(1), U = s.n_union, g = z.c.lane >> 2, q = z.c.lane & 3;
+    for (int e = 0; e < U; e += KS_QUADS) {
+        const int P = min(KS_QUADS, U - e), u = e + z.quad;
+        if (z.quad < P) {
+            uint32_t x[32];
+            const bool on = g < a.T && (s.rows_of[u] >> g & 1);
+            load_x<11, false>(x,
+                              a.fx + (int64_t)(u * KS_COLS + g) * (KS_XF / 2) + z.i * 88 + 2 * q,
+                              on, tag, a.diag, 16);
+            multiply<11, 1, false>(z, x, P, nu);
+        }
+        z.n += (uint32_t)(nu * P);
+    }
+}
+
+/* ---- consumers: the residual stream, by 256 threads (0020: sums over a row) ---- */
+
+/* Sums of 256 lanes' a and b; both of tmp's halves in turn, so that one meeting is enough. */
+__device__ inline void row_sums(const struct context &c, float &a, float &b, int &turn)
+{
+    float(*tmp)[8] = c.s->tmp + 2 * (turn++ & 1);
+    a = kk__warp_sum(a);
+    b = kk__warp_sum(b);
+    if (c.lane == 0) tmp[0][c.warp] = a, tmp[1][c.warp] = b;
+    warps_meet<MEET_ROW, KK_SUM_LANES>();
+    a = tmp[0][0], b = tmp[1][0];
+#pragma unroll
+    for (int i = 1; i < 8; i++) a += tmp[0][i], b += tmp[1][i];
+}
+
+/* A lane's elements of a row: 4 l .. 4 l + 3 of each 1024. */
+struct twelve {
+    float v[12];
+    __device__ inline void load(const float *p, int l)
+    {
+#pragma unroll
+        for (int c = 0; c < 3; c++)
+            if (c < 2 || l < 192) {
+                const float4 f = __ldg((const float4 *)(p + 1024 * c + 4 * l));
+                v[4 * c] = f.x, v[4 * c + 1] = f.y, v[4 * c + 2] = f.z, v[4 * c + 3] = f.w;
+            } else {
+                v[4 * c] = v[4 * c + 1] = v[4 * c + 2] = v[4 * c + 3] = 0;
+            }
+    }
+    __device__ inline void take(const uint64_t *p, int l, uint32_t tag, int *diag, int what)
+    {
+        struct watch w = {0, 0};
+        for (;;) {
+            uint32_t bad = 0;
+#pragma unroll
+            for (int c = 0; c < 3; c++)
+                if (c < 2 || l < 192) {
+                    const struct two_words a = load_words(p + 1024 * c + 4 * l);
+                    const struct two_words b = load_words(p + 1024 * c + 4 * l + 2);
+                    v[4 * c] = __uint_as_float(a.v0), v[4 * c + 1] = __uint_as_float(a.v1);
+                    v[4 * c + 2] = __uint_as_float(b.v0), v[4 * c + 3] = __uint_as_float(b.v1);
+                    bad |= (a.tag0 ^ tag) | (a.tag1 ^ tag) | (b.tag0 ^ tag) | (b.tag1 ^ tag);
+                } else {
+                    v[4 * c] = v[4 * c + 1] = v[4 * c + 2] = v[4 * c + 3] = 0;
+                }
+            if (!bad) return;
+            still_waiting(w, diag, what, bad);
+        }
+    }
+    /* the lanes past a row's end hold zeros, which change no sum of squares */
+    __device__ inline float squares() const
+    {
+        float s = 0;
+#pragma unroll
+        for (int i = 0; i < 12; i++) s = __fmaf_rn(v[i], v[i], s);
+        return s;
+    }
+};
+
+__device__ inline float rms_factor(float sum, float n, float eps)
+{
+    return __frsqrt_rn(__fadd_rn(__fdiv_rn(sum, n), eps));
+}
+
+/* y = bf16(rms(h) * w): to shared memory where there is one row, else to all SMs. */
+__device__ inline void leave(const struct context &c, const struct twelve &h, float factor,
+                             const struct twelve &w, int which, int t, uint32_t tag)
+{
+    const struct ks_args &a = *c.a;
+    const int l = c.warp * 32 + c.lane;
+#pragma unroll
+    for (int k = 0; k < 3; k++) {
+        if (k == 2 && l >= 192) continue;
+        uint32_t y[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            y[i] = kk__pack2((h.v[4 * k + 2 * i] * factor) * w.v[4 * k + 2 * i],
+                             (h.v[4 * k + 2 * i + 1] * factor) * w.v[4 * k + 2 * i + 1]);
+        const int at = 1024 * k + 4 * l;
+        if (a.T == 1)
+            *(uint2 *)(c.s->x[which ? which - 1 : 0] + at) = make_uint2(y[0], y[1]);
+        else
+            store_words(a.x[which] + t * (KS_C / 2) + at / 2, __uint_as_float(y[0]),
+                        __uint_as_float(y[1]), tag);
+    }
+}
+
+__device__ inline void keep_h(const struct context &c, const struct twelve &h, int t, int layer)
+{
+    const struct ks_args &a = *c.a;
+    const int l = c.warp * 32 + c.lane;
+#pragma unroll
+    for (int k = 0; k < 3; k++) {
+        if (k == 2 && l >= 192) continue;
+        const float4 v = make_float4(h.v[4 * k], h.v[4 * k + 1], h.v[4 * k + 2], h.v[4 * k + 3]);
+        *(float4 *)(c.s->h + 1024 * k + 4 * l) = v;
+        if (layer < 0 || (a.T == 1 && blockIdx.x)) continue;
+        for (int s = 0; s < 2; s++)
+            if (a.tap_dst[s] && a.tap[s][layer] >= 0)
+                *(float4 *)(a.tap_dst[s] +
+                            ((int64_t)t * a.tap_n[s] + a.tap[s][layer]) * KS_C + 1024 * k +
+                            4 * l) = v;
+    }
+}
+
+__device__ inline void embed(const struct context &c, uint32_t cur, int t, uint32_t tag, int &turn)
+{
+    const struct ks_args &a = *c.a;
+    const char *table = (const char *)F64(4);
+    const float *norm = (const float *)F64(16), scale = __uint_as_float(F(14));
+    const int id = __ldg(a.ids + t), l = c.warp * 32 + c.lane;
+    struct twelve h, w;
+    w.load(norm, l);
+    const char *row = table + (int64_t)(id >> 3) * (KS_C / KK_TILE_K * KK_TILE_BYTES) +
+                      (id & 7) * 32;
+#pragma unroll
+    for (int k = 0; k < 3; k++) {
+        uint2 v = make_uint2(0, 0);
+        const int at = 1024 * k + 4 * l;
+        if (at < KS_C)
+            v = __ldg((const uint2 *)(row + (at >> 4) * KK_TILE_BYTES + (at & 15) * 2));
+        h.v[4 * k] = lo_of(v.x) * scale, h.v[4 * k + 1] = hi_of(v.x) * scale;
+        h.v[4 * k + 2] = lo_of(v.y) * scale, h.v[4 * k + 3] = hi_of(v.y) * scale;
+    }
+    float s = h.squares(), none = 0;
+    row_sums(c, s, none, turn);
+    keep_h(c, h, t, -1);
+    leave(c, h, rms_factor(s, KS_C, a.eps), w, 0, t, tag);
+}
+
+/* h = (h + rms(x) * post) * scale; returns the factor of rms(h) */
+__device__ inline float add_to_h(const struct context &c, const struct twelve &x,
+                                 const struct twelve &post, float scale, struct twelve &h,
+                                 int &turn)
+{
+    const int l = c.warp * 32 + c.lane;
+    float s = x.squares(), none = 0;
+    row_sums(c, s, none, turn);
+    const float f = rms_factor(s, KS_C, c.a->eps);
+#pragma unroll
+    for (int k = 0; k < 3; k++) {
+        float4 old = make_float4(0, 0, 0, 0);
+        if (k < 2 || l < 192) old = *(const float4 *)(c.s->h + 1024 * k + 4 * l);
+        h.v[4 * k] = (old.x + (x.v[4 * k] * f) * post.v[4 * k]) * scale;
+        h.v[4 * k + 1] = (old.y + (x.v[4 * k + 1] * f) * post.v[4 * k + 1]) * scale;
+        h.v[4 * k + 2] = (old.z + (x.v[4 * k + 2] * f) * post.v[4 * k + 2]) * scale;
+        h.v[4 * k + 3] = (old.w + (x.v[4 * k + 3] * f) * post.v[4 * k + 3]) * scale;
+    }
+    s = h.squares();
+    row_sums(c, s, none, turn);
+    return rms_factor(s, KS_C, c.a->eps);
+}
+
+__device__ inline void after_attention(const struct context &c, uint32_t cur, int t, int layer,
+                                       uint32_t tag, int &turn)
+{
+    const struct ks_args &a = *c.a;
+    const int l = c.warp * 32 + c.lane;
+    const float *post = (const float *)F64(16), *w1 = (const float *)F64(18);
+    const float *w2 = (const float *)F64(20), *w3 = (const float *)F64(22);
+    struct twelve x, h, p, y1, y2, y3;
+    p.load(post, l), y1.load(w1, l), y2.load(w2, l), y3.load(w3, l);
+    await_words(a.o + t * KS_C + (l < 192 ? 2048 : 1024) + 4 * l, tag, a.diag, 20);
+    x.take(a.o + t * KS_C, l, tag, a.diag, 20);
+    const float f = add_to_h(c, x, p, 1.0f, h, turn);
+    keep_h(c, h, t, -1);
+    leave(c, h, f, y1, 1, t, tag);
+    leave(c, h, f, y2, 2, t, tag);
+    leave(c, h, f, y3, 3, t, tag);
+    (void)layer;
+}
+
+__device__ inline void after_experts(const struct context &c, uint32_t cur, int t, int layer,
+                                     uint32_t tag, int &turn)
+{
+    const struct ks_args &a = *c.a;
+    const int l = c.warp * 32 + c.lane;
+    const float *w1 = (const float *)F64(16), *w2 = (const float *)F64(18);
+    const float *post = (const float *)F64(20), *next = (const float *)F64(22);
+    const float scale = __uint_as_float(F(14));
+    struct twelve x, m, h, n1, n2, p;
+    n1.load(w1, l), n2.load(w2, l), p.load(post, l);
+    await_words(a.xdown + t * KS_C + (l < 192 ? 2048 : 1024) + 4 * l, tag, a.diag, 21);
+    x.take(a.down + t * KS_C, l, tag, a.diag, 21);
+    m.take(a.xdown + t * KS_C, l, tag, a.diag, 21);
+    float sx = x.squares(), sm = m.squares();
+    row_sums(c, sx, sm, turn);
+    const float fx = rms_factor(sx, KS_C, a.eps), fm = rms_factor(sm, KS_C, a.eps);
+#pragma unroll
+    for (int i = 0; i < 12; i++)
+        x.v[i] = (x.v[i] * fx) * n1.v[i] + (m.v[i] * fm) * n2.v[i];
+    n1.load(next, l);
+    const float f = add_to_h(c, x, p, scale, h, turn);
+    keep_h(c, h, t, layer);
+    leave(c, h, f, n1, 0, t, tag + 1);
+}
+
+__device__ inline void between(const struct context &c, uint32_t cur, uint32_t op, int layer,
+                               uint32_t tag, int &turn)
+{
+    const struct ks_args &a = *c.a;
+    if (c.warp < KK_SUM_LANES / 32)
+        for (int t = 0; t < a.T; t++) {
+            if (a.T > 1 && (int)blockIdx.x != owner_of(t)) continue;
+            if (op == KS_EMBED) embed(c, cur, t, tag, turn);
+            if (op == KS_RESID1) after_attention(c, cur, t, layer, tag, turn);
+            if (op == KS_RESID2) after_experts(c, cur, t, layer, tag, turn);
+        }
+    __syncwarp();
+    if (a.T == 1) warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+}
+
+/* ---- consumers: attention ---- */
+
+/* A head's row by a warp: lane l has elements 128 j + 4 l .. + 3 */
+template <int D> struct head {
+    float v[D / 32];
+    __device__ inline void take(const uint64_t *p, int lane, uint32_t tag, int *diag, int what)
+    {
+        uint32_t raw[D / 32];
+        await_words(p + (D - 128) + 4 * lane, tag, diag, what);
+        struct watch w = {0, 0};
+        for (;;) {
+            uint32_t bad = 0;
+#pragma unroll
+            for (int j = 0; j < D / 64; j++) {
+                const struct two_words x = load_words(p + 128 * (j / 2) + 4 * lane + 2 * (j & 1));
+                raw[2 * j] = x.v0, raw[2 * j + 1] = x.v1;
+                bad |= (x.tag0 ^ tag) | (x.tag1 ^ tag);
+            }
+            if (!bad) break;
+            still_waiting(w, diag, what, bad);
+        }
+#pragma unroll
+        for (int i = 0; i < D / 32; i++) v[i] = __uint_as_float(raw[i]);
+        __syncwarp();
+    }
+    __device__ inline void norm(const float *w, int lane, float eps)
+    {
+        float s = 0;
+#pragma unroll
+        for (int i = 0; i < D / 32; i++) s = __fmaf_rn(v[i], v[i], s);
+        const float f = rms_factor(kk__warp_sum(s), D, eps);
+#pragma unroll
+        for (int j = 0; j < D / 128; j++) {
+            float4 n = make_float4(1, 1, 1, 1);
+            if (w) n = __ldg((const float4 *)(w + 128 * j + 4 * lane));
+            v[4 * j] *= f, v[4 * j + 1] *= f, v[4 * j + 2] *= f, v[4 * j + 3] *= f;
+            if (w) v[4 * j] *= n.x, v[4 * j + 1] *= n.y, v[4 * j + 2] *= n.z, v[4 * j + 3] *= n.w;
+        }
+    }
+    __device__ inline void turn(const float *cs, int lane)
+    {
+        constexpr int half = D / 64;
+        if (4 * lane >= shape<D>::R) return;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const float4 t = __ldg((const float4 *)(cs + 8 * lane + 4 * i));
+            const float a0 = v[2 * i], b0 = v[half + 2 * i];
+            const float a1 = v[2 * i + 1], b1 = v[half + 2 * i + 1];
+            v[2 * i] = a0 * t.x - b0 * t.y, v[half + 2 * i] = b0 * t.x + a0 * t.y;
+            v[2 * i + 1] = a1 * t.z - b1 * t.w, v[half + 2 * i + 1] = b1 * t.z + a1 * t.w;
+        }
+    }
+    __device__ inline void store(char *p, int lane, float scale) const
+    {
+#pragma unroll
+        for (int j = 0; j < D / 128; j++)
+            *(uint2 *)(p + (128 * j + 4 * lane) * 2) =
+                make_uint2(kk__pack2(v[4 * j] * scale, v[4 * j + 1] * scale),
+                           kk__pack2(v[4 * j + 2] * scale, v[4 * j + 3] * scale));
+    }
+};
+
+__device__ inline void ldsm(uint32_t (&r)[4], uint32_t at)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+}
+
+__device__ inline void ldsm_t(uint32_t (&r)[4], uint32_t at)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+}
+
+/* Consumers over one item: slots from n on. */
+template <int D> struct split_work {
+    typedef struct shape<D> Z;
+    struct place &z;
+    const struct item &it;
+    int layer;
+    uint32_t tag;
+    const float *q_norm, *k_norm;
+
+    /* where row i of the item (i from it.lo * 16) is; values: of a layer that has both */
+    __device__ inline uint32_t slot_of(int i, bool values) const
+    {
+        const int at = i / Z::keys + (values && !Z::derived ? it.hi - it.lo : 0);
+        return (z.n + (uint32_t)at) % KS_SLOTS;
+    }
+    __device__ inline char *row(int i, bool values) const
+    {
+        return z.c.s->ring + slot_of(i, values) * KS_SLOT + (i % Z::keys) * Z::row;
+    }
+    __device__ inline void arrived(int i, bool values) const
+    {
+        const int at = i / Z::keys + (values && !Z::derived ? it.hi - it.lo : 0);
+        const uint32_t n = z.n + (uint32_t)at;
+        bar_wait(&z.c.s->full[n % KS_SLOTS], (int)(n / KS_SLOTS & 1), z.c.a->diag, 6, n);
+    }
+
+    /* q of row r of all rows x query heads of the KV head, scaled, to row w of shared memory */
+    __device__ inline void prepare_q(int r, int w)
+    {
+        const struct ks_args &a = *z.c.a;
+        const struct ks_seq &q = a.seq[it.seq];
+        const int t = q.t0 + r / Z::per_kv, h = it.g * Z::per_kv + r % Z::per_kv;
+        const int width = KS_H * D + Z::G * D * (Z::derived ? 1 : 2);
+        struct head<D> x;
+        x.take(a.qkv + (int64_t)t * width + h * D, z.c.lane, tag, a.diag, 30);
+        x.norm(q_norm, z.c.lane, a.eps);
+        x.turn(a.rope[!Z::derived] + (int64_t)(q.pos0 + r / Z::per_kv) * Z::R * 2, z.c.lane);
+        x.store((char *)(z.c.s->a.q + w * (D + 8)), z.c.lane, a.attn_scale);
+    }
+
+    /* row i is one of the step, or none: what is read there must be finite */
+    __device__ inline void patch(int i, bool values)
+    {
+        const struct ks_args &a = *z.c.a;
+        const struct ks_seq &q = a.seq[it.seq];
+        const int k = it.base + it.lo * 16 + i - q.pos0, lane = z.c.lane;
+        char *to = row(i, values);
+        arrived(i, values);
+        if (k >= q.n) {
+#pragma unroll
+            for (int j = 0; j < D / 128; j++)
+                *(uint2 *)(to + (128 * j + 4 * lane) * 2) = make_uint2(0, 0);
+        } else {
+            const int t = q.t0 + k, width = KS_H * D + Z::G * D * (Z::derived ? 1 : 2);
+            const int from = KS_H * D + (values && !Z::derived ? Z::G * D : 0) + it.g * D;
+            struct head<D> x;
+            x.take(a.qkv + (int64_t)t * width + from, lane, tag, a.diag, 31);
+            x.norm(values ? NULL : k_norm, lane, a.eps);
+            if (!values) x.turn(a.rope[!Z::derived] + (int64_t)(q.pos0 + k) * Z::R * 2, lane);
+            x.store(to, lane, 1.0f);
+            x.store(a.kv[layer].rows + (int64_t)t * Z::kv_row +
+                        ((values && !Z::derived ? Z::G : 0) + it.g) * D * 2,
+                    lane, 1.0f);
+        }
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
+
+    __device__ inline void patches()
+    {
+        const int keys = (it.hi - it.lo) * 16;
+        const int from = max(z.c.a->seq[it.seq].pos0 - (it.base + it.lo * 16), 0);
+        const int w = KS_CONSUMERS - 1 - z.c.warp;
+        for (int k = w; k < (keys - from) * (Z::derived ? 1 : 2); k += KS_CONSUMERS)
+            if (Z::derived)
+                patch(from + k, true);
+            else
+                patch(from + k / 2, k & 1);
+    }
+
+    /* is key j visible to row r of the item */
+    __device__ inline bool sees(int r, int j) const
+    {
+        const struct ks_args &a = *z.c.a;
+        const struct ks_mask &m = a.mask[!Z::derived];
+        const struct ks_seq &q = a.seq[it.seq];
+        const int d = q.pos0 + r / Z::per_kv - j;
+        return r < q.n * Z::per_kv && d >= 0 && d < m.window && (d < m.near || j < m.sinks);
+    }
+
+    /* Keys of a layer that keeps values: b of two tiles of keys, kt and, where it turns, kt + D/32 */
+    __device__ inline void derive(uint32_t (&b)[4], int kt) const
+    {
+        const int q = z.c.lane & 3;
+        const float2 w0 = __ldg((const float2 *)(k_norm + 16 * kt + 2 * q));
+        const float2 w1 = __ldg((const float2 *)(k_norm + 16 * kt + 2 * q + 8));
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float2 w = i & 1 ? w1 : w0;
+            b[i] = kk__pack2(lo_of(b[i]) * w.x, hi_of(b[i]) * w.y);
+        }
+    }
+    __device__ inline void derive_pair(uint32_t (&b)[4], uint32_t (&c)[4], int kt, int key) const
+    {
+        const int g = z.c.lane >> 2, q = z.c.lane & 3;
+        const struct ks_seq &sq = z.c.a->seq[it.seq];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int d = 16 * kt + 2 * q + 8 * (i & 1);
+            const int j = min(key + g + 8 * (i >> 1), sq.pos0 + sq.n - 1); /* past it: zeros */
+            const float *cs = z.c.a->rope[0] + (int64_t)j * Z::R * 2;
+            const float2 wb = __ldg((const float2 *)(k_norm + d));
+            const float2 wc = __ldg((const float2 *)(k_norm + d + D / 2));
+            const float4 t = __ldg((const float4 *)(cs + 2 * d));
+            const float b0 = lo_of(b[i]) * wb.x, b1 = hi_of(b[i]) * wb.y;
+            const float c0 = lo_of(c[i]) * wc.x, c1 = hi_of(c[i]) * wc.y;
+            b[i] = kk__pack2(b0 * t.x - c0 * t.y, b1 * t.z - c1 * t.w);
+            c[i] = kk__pack2(c0 * t.x + b0 * t.y, c1 * t.z + b1 * t.w);
+        }
+    }
+
+    /* Scores of 16 keys, group kg of the split, by one warp: s[n][..] of keys 8 n .. */
+    __device__ inline void scores(float (&s)[2][4], int kg)
+    {
+        const int lane = z.c.lane, i0 = (kg - it.lo) * 16;
+        const int key = i0 + (lane >> 4) * 8 + (lane & 7);
+        arrived(i0, false);
+        if (Z::derived) arrived(i0 + 15, false);
+        const uint32_t at = smem_at(row(key, false)) + (lane >> 3 & 1) * 16;
+        const uint32_t qa = smem_at(z.c.s->a.q) +
+                            ((lane & 7) + (lane >> 3 & 1) * 8) * (D + 8) * 2 + (lane >> 4) * 16;
+        uint32_t later[4][4];
+#pragma unroll
+        for (int n = 0; n < 2; n++) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
+#pragma unroll
+        for (int kt = 0; kt < D / 16; kt++) {
+            uint32_t a[4], b[4];
+            ldsm(a, qa + kt * 32);
+            if (Z::derived && kt >= D / 32 && kt < D / 32 + Z::R / 16) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) b[i] = later[kt - D / 32 & 3][i];
+            } else {
+                ldsm(b, at + kt * 32);
+                if (Z::derived && kt < Z::R / 16) {
+                    ldsm(later[kt & 3], at + (kt + D / 32) * 32);
+                    derive_pair(b, later[kt & 3], kt, it.base + kg * 16);
+                } else if (Z::derived) {
+                    derive(b, kt);
+                }
+            }
+            kk__mma(s[0], a[0], a[1], a[2], a[3], b[0], b[1]);
+            kk__mma(s[1], a[0], a[1], a[2], a[3], b[2], b[3]);
+        }
+    }
+
+    /* Mask; the largest score of each row of the group */
+    __device__ inline void tops(float (&s)[2][4], int kg, int r0)
+    {
+        const int g = z.c.lane >> 2, q = z.c.lane & 3, key = it.base + kg * 16 + 2 * q;
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            float m = -INFINITY;
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    float &v = s[n][2 * k + e];
+                    if (!sees(r0 + g + 8 * k, key + 8 * n + e)) v = -INFINITY;
+                    m = fmaxf(m, v);
+                }
+            m = fmaxf(m, __shfl_xor_sync(FULL_MASK, m, 1));
+            m = fmaxf(m, __shfl_xor_sync(FULL_MASK, m, 2));
+            if (q == 0) z.c.s->a.top[kg][g + 8 * k] = m;
+        }
+    }
+    __device__ inline float top_of(int r) const
+    {
+        float m = -INFINITY;
+        for (int k = it.lo; k < it.hi; k++) m = fmaxf(m, z.c.s->a.top[k][r]);
+        return m;
+    }
+    __device__ inline void weights(const float (&s)[2][4], int kg)
+    {
+        struct attn_smem &w = z.c.s->a;
+        const int g = z.c.lane >> 2, q = z.c.lane & 3;
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const float m = top_of(g + 8 * k);
+            float p[2][2], l;
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int e = 0; e < 2; e++)
+                    p[n][e] = m == -INFINITY ? 0 : exp2f((s[n][2 * k + e] - m) * LOG2E);
+            l = ((p[0][0] + p[0][1]) + p[1][0]) + p[1][1];
+            l += __shfl_xor_sync(FULL_MASK, l, 1);
+            l += __shfl_xor_sync(FULL_MASK, l, 2);
+            if (q == 0) w.sum[kg][g + 8 * k] = l;
+            uint32_t *to = (uint32_t *)(w.p + (g + 8 * k) * (KK_CUDA_SPLIT + 8) + kg * 16 + 2 * q);
+            to[0] = kk__pack2(p[0][0], p[0][1]);
+            to[4] = kk__pack2(p[1][0], p[1][1]);
+        }
+    }
+
+    __device__ inline int64_t pair_of(int r) const
+    {
+        const struct ks_seq &q = z.c.a->seq[it.seq];
+        return (q.kind[!Z::derived].pair0 + it.index * q.n + r / Z::per_kv) * KS_H +
+               it.g * Z::per_kv + r % Z::per_kv;
+    }
+
+    /* p V, a warp D / 16 of the head's elements; and m, l */
+    __device__ inline void publish(int r0)
+    {
+        constexpr int NB = D / 256; /* blocks of 16 elements */
+        const struct ks_args &a = *z.c.a;
+        struct attn_smem &w = z.c.s->a;
+        const int lane = z.c.lane, g = lane >> 2, q = lane & 3;
+        const int d0 = z.c.warp * (D / 16), rows = a.seq[it.seq].n * Z::per_kv;
+        float o[2 * NB][4] = {};
+        const uint32_t pa = smem_at(w.p) +
+                            ((lane & 7) + (lane >> 3 & 1) * 8) * (KK_CUDA_SPLIT + 8) * 2 +
+                            (lane >> 4) * 16;
+        for (int kg = it.lo; kg < it.hi; kg++) {
+            uint32_t p[4], v[4];
+            const int i0 = (kg - it.lo) * 16, key = i0 + (lane & 7) + (lane >> 3 & 1) * 8;
+            arrived(i0, true);
+            if (Z::derived) arrived(i0 + 15, true);
+            const uint32_t at = smem_at(row(key, true)) + (d0 + (lane >> 4) * 8) * 2;
+            ldsm(p, pa + kg * 32);
+#pragma unroll
+            for (int b = 0; b < NB; b++) {
+                ldsm_t(v, at + b * 32);
+                kk__mma(o[2 * b], p[0], p[1], p[2], p[3], v[0], v[1]);
+                kk__mma(o[2 * b + 1], p[0], p[1], p[2], p[3], v[2], v[3]);
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const int r = r0 + g + 8 * k;
+            if (r >= rows) continue;
+            const int64_t pair = pair_of(r);
+#pragma unroll
+            for (int n = 0; n < 2 * NB; n++)
+                store_words(a.part_o + pair * D + d0 + 8 * n + 2 * q, o[n][2 * k], o[n][2 * k + 1],
+                            tag);
+        }
+        if (z.c.warp == KS_CONSUMERS - 1 && lane < 16 && r0 + lane < rows) {
+            float l = w.sum[it.lo][lane];
+            for (int k = it.lo + 1; k < it.hi; k++) l += w.sum[k][lane];
+            store_words(a.part_ml + pair_of(r0 + lane) * 2, top_of(lane), l, tag);
+        }
+    }
+
+    /* 16 rows at a time */
+    __device__ inline void run()
+    {
+        struct smem &s = *z.c.s;
+        const int rows = z.c.a->seq[it.seq].n * Z::per_kv, slots = item_slots<D>(it);
+        const int kg = z.c.warp, groups = it.hi - it.lo;
+        for (int r0 = 0; r0 < rows; r0 += 16) {
+            float p[2][4];
+            warps_meet<MEET_ALL, KS_CONSUMERS * 32>(); /* x, q and p are no longer read */
+            if (r0 + z.c.warp < rows) prepare_q(r0 + z.c.warp, z.c.warp);
+            if (r0 == 0) patches();
+            warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+            if (kg >= it.lo && kg < it.hi) {
+                scores(p, kg);
+                tops(p, kg, r0);
+            }
+            warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+            if (!Z::derived && r0 + 16 >= rows && z.c.warp == 15 && z.c.lane < groups)
+                bar_arrive4(&s.empty[(z.n + (uint32_t)z.c.lane) % KS_SLOTS]);
+            if (kg >= it.lo && kg < it.hi) weights(p, kg);
+            warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+            publish(r0);
+        }
+        warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+        const int first = Z::derived ? 0 : groups;
+        if (z.c.warp == 15 && first + z.c.lane < slots)
+            bar_arrive4(&s.empty[(z.n + (uint32_t)(first + z.c.lane)) % KS_SLOTS]);
+        z.n += (uint32_t)slots;
+    }
+};
+
+template <int D> __device__ inline void attend(struct place &z, uint32_t cur, uint32_t tag)
+{
+    const int layer = (int)F(3);
+    const float *q_norm = (const float *)F64(16), *k_norm = (const float *)F64(18);
+    for (int b = 0; b < z.c.a->B; b++) {
+        int wrap, v = first_item(D == 256, b, wrap);
+        struct item it;
+        if (v == INT32_MAX) continue;
+        for (; make_item(*z.c.a, D == 256, b, v, shape<D>::G, it); v += wrap) {
+            struct split_work<D> work = {z, it, layer, tag, q_norm, k_norm};
+            work.run();
+        }
+    }
+}
+
+__device__ inline void consumer(const struct context &c, const uint32_t *pp)
+{
+    struct place z = {c, 0, c.warp >> 2, c.warp & 3, 0};
+    uint32_t cur = __ldg(pp), nxt;
+    int turn = 0;
+    for (;; cur = nxt) {
+        const uint32_t op = F(0), layer = F(3), flags = F(9), tag = c.a->epoch + layer;
+        const int nu = (int)F(1);
+        if (op == KS_END) return;
+        pp += 32;
+        nxt = __ldg(pp);
+        switch (op) {
+        case KS_EMBED:
+        case KS_RESID1:
+        case KS_RESID2: between(c, cur, op, (int)layer, tag, turn); break;
+        case KS_LINEAR_QKV:
+        case KS_HEAD:
+        case KS_ROUTER: consume_plain(z, op == KS_ROUTER ? 3 : 0, nu, tag); break;
+        case KS_GLU: consume_gated(z, 1, nu, tag); break;
+        case KS_XGLU: {
+            int first, n;
+            bar_wait(&c.s->routed, (int)layer & 1, c.a->diag, 7, layer);
+            expert_share(c.s->n_union, F(11), first, n);
+            consume_gated(z, 2, n, tag);
+            break;
+        }
+        case KS_ATTN:
+            if (flags & KS_FULL)
+                attend<512>(z, cur, tag);
+            else
+                attend<256>(z, cur, tag);
+            break;
+        case KS_O: consume_o(z, cur, tag); break;
+        case KS_DOWN: consume_down(z, cur, tag); break;
+        case KS_XDOWN: consume_expert_down(z, cur, tag); break;
+        default: break;
+        }
+    }
+}
+
+/* ---- reducers ---- */
+
+struct reduce {
+    struct context c;
+    int pieces[KS_QUADS]; /* behind, of each quad */
+};
+
+/* Piece m of quad j: its four chains, added to y in order; first: y is their sum alone. */
+__device__ inline void add_piece(struct reduce &r, int j, int m, bool first, float (&y)[2])
+{
+    struct smem &s = *r.c.s;
+    const int b = m & (KS_PIECES - 1), lane = r.c.lane;
+    float2 p[4];
+    bar_wait(&s.pfull[j][b], m / KS_PIECES & 1, r.c.a->diag, 8, (uint32_t)m);
+#pragma unroll
+    for (int i = 0; i < 4; i++) p[i] = *(const float2 *)s.part[j][b][i][lane];
+    __syncwarp();
+    if (lane == 0) bar_arrive(&s.pempty[j][b]);
+    y[0] = first ? p[0].x : y[0] + p[0].x;
+    y[1] = first ? p[0].y : y[1] + p[0].y;
+#pragma unroll
+    for (int i = 1; i < 4; i++) y[0] += p[i].x, y[1] += p[i].y;
+}
+
+/* A product's stripes to words of f32. */
+template <int P, int SUB> __device__ inline void reduce_plain(struct reduce &r, uint32_t cur,
+                                                              uint64_t *to, int ld, uint32_t tag)
+{
+    const int nu = (int)F(1), row0 = (int)F(10), g = r.c.lane >> 2, q = r.c.lane & 3;
+    const uint32_t flags = F(9);
+    for (int u = r.c.warp; u < nu; u += KS_REDUCERS) {
+        float y[2];
+        float *carry = r.c.s->carry[u & (KS_CARRY - 1)][r.c.lane];
+        const bool more = flags & KS_SECOND_HALF;
+        if (more) y[0] = carry[0], y[1] = carry[1];
+#pragma unroll
+        for (int j = 0; j < P; j++)
+#pragma unroll
+            for (int k = 0; k < SUB; k++)
+                add_piece(r, j, r.pieces[j] + u * SUB + k, !more && j == 0 && k == 0, y);
+        if (flags & KS_FIRST_HALF)
+            carry[0] = y[0], carry[1] = y[1];
+        else if (g < r.c.a->T)
+            store_words(to + (int64_t)g * ld + row0 + u * 8 + 2 * q, y[0], y[1], tag);
+    }
+#pragma unroll
+    for (int j = 0; j < P; j++) r.pieces[j] += nu * SUB;
+}
+
+/* Unit u of a gated product: a pair of bf16 for each row */
+__device__ inline uint32_t gated(struct reduce &r, int u)
+{
+    float gate[2], up[2];
+#pragma unroll
+    for (int j = 0; j < KS_QUADS; j++) add_piece(r, j, r.pieces[j] + 2 * u, j == 0, gate);
+#pragma unroll
+    for (int j = 0; j < KS_QUADS; j++) add_piece(r, j, r.pieces[j] + 2 * u + 1, j == 0, up);
+    return kk__pack2(kk__act(KK_GELU_TANH, gate[0]) * up[0], kk__act(KK_GELU_TANH, gate[1]) * up[1]);
+}
+
+__device__ inline void reduce_glu(struct reduce &r, uint32_t cur, uint32_t tag)
+{
+    const struct ks_args &a = *r.c.a;
+    const int nu = (int)F(1), u0 = (int)F(2), g = r.c.lane >> 2, q = r.c.lane & 3;
+    for (int u = r.c.warp; u < nu; u += KS_REDUCERS) {
+        const uint32_t y = gated(r, u);
+        if (g < a.T) store_word(a.f + g * (KS_F / 2) + (u0 + u) * 4 + q, y, tag);
+    }
+#pragma unroll
+    for (int j = 0; j < KS_QUADS; j++) r.pieces[j] += 2 * nu;
+}
+
+__device__ inline void reduce_experts(struct reduce &r, uint32_t cur, uint32_t tag)
+{
+    const struct ks_args &a = *r.c.a;
+    struct smem &s = *r.c.s;
+    const int g = r.c.lane >> 2, q = r.c.lane & 3;
+    int first, n;
+    bar_wait(&s.routed, (int)F(3) & 1, a.diag, 9, 0);
+    expert_share(s.n_union, F(11), first, n);
+    for (int u = r.c.warp; u < n; u += KS_REDUCERS) {
+        const uint32_t y = gated(r, u);
+        const int e = (first + u) / KS_XSTRIPES, stripe = (first + u) % KS_XSTRIPES;
+        if (g < a.T && (s.rows_of[e] >> g & 1))
+            store_word(a.fx + (int64_t)(e * KS_COLS + g) * (KS_XF / 2) + stripe * 4 + q, y, tag);
+    }
+#pragma unroll
+    for (int j = 0; j < KS_QUADS; j++) r.pieces[j] += 2 * n;
+}
+
+__device__ inline void reduce_expert_down(struct reduce &r, uint32_t cur, uint32_t tag)
+{
+    const struct ks_args &a = *r.c.a;
+    struct smem &s = *r.c.s;
+    const int nu = (int)F(1), row0 = (int)F(10), U = s.n_union;
+    const int g = r.c.lane >> 2, q = r.c.lane & 3;
+    for (int e = 0; e < U; e += KS_QUADS) {
+        const int P = min(KS_QUADS, U - e);
+        for (int u = r.c.warp; u < nu; u += KS_REDUCERS) {
+            float *carry = s.carry[u & (KS_CARRY - 1)][r.c.lane];
+            float y[2] = {0, 0};
+            if (e) y[0] = carry[0], y[1] = carry[1];
+#pragma unroll
+            for (int j = 0; j < KS_QUADS; j++) {
+                float d[2];
+                if (j >= P) continue;
+                add_piece(r, j, r.pieces[j] + u, true, d);
+                if (!(s.rows_of[e + j] >> g & 1)) continue;
+                const float w = s.weight[e + j][g];
+                y[0] = __fmaf_rn(w, d[0], y[0]), y[1] = __fmaf_rn(w, d[1], y[1]);
+            }
+            if (e + KS_QUADS < U)
+                carry[0] = y[0], carry[1] = y[1];
+            else if (g < a.T)
+                store_words(a.xdown + g * KS_C + row0 + u * 8 + 2 * q, y[0], y[1], tag);
+        }
+#pragma unroll
+        for (int j = 0; j < KS_QUADS; j++)
+            if (j < P) r.pieces[j] += nu;
+    }
+}
+
+/* The largest logit of each row so far, lowest index on ties */
+struct best {
+    float v;
+    int i;
+    __device__ inline void see(float x, int at)
+    {
+        if (x > v || (x == v && at < i)) v = x, i = at;
+    }
+};
+
+__device__ inline void reduce_head(struct reduce &r, uint32_t cur, uint32_t tag)
+{
+    const struct ks_args &a = *r.c.a;
+    const int nu = (int)F(1), u0 = (int)F(2), g = r.c.lane >> 2, q = r.c.lane & 3;
+    struct best top = {-INFINITY, INT32_MAX};
+    for (int u = r.c.warp; u < nu; u += KS_REDUCERS) {
+        float y[2];
+#pragma unroll
+        for (int j = 0; j < KS_QUADS; j++) add_piece(r, j, r.pieces[j] + u, j == 0, y);
+        const int at = (u0 + u) * 8 + 2 * q;
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            if (a.softcap > 0) y[e] = a.softcap * tanhf(y[e] / a.softcap);
+            top.see(y[e], at + e);
+        }
+        if (a.logits && g < a.T && a.logit_of[g] >= 0)
+            *(float2 *)(a.logits + (int64_t)a.logit_of[g] * a.vocab + at) = make_float2(y[0], y[1]);
+    }
+#pragma unroll
+    for (int d = 1; d < 4; d *= 2) {
+        const float v = __shfl_xor_sync(FULL_MASK, top.v, d);
+        top.see(v, __shfl_xor_sync(FULL_MASK, top.i, d));
+    }
+    if (q == 0 && g < a.T)
+        store_words(a.best + ((blockIdx.x * KS_REDUCERS + r.c.warp) * KS_COLS + g) * 2, top.v,
+                    __int_as_float(top.i), tag);
+#pragma unroll
+    for (int j = 0; j < KS_QUADS; j++) r.pieces[j] += nu;
+    if (blockIdx.x || r.c.warp || !a.choice) return;
+    for (int t = 0; t < a.T; t++) {
+        if (a.logit_of[t] < 0) continue;
+        top = {-INFINITY, INT32_MAX};
+        for (int i = r.c.lane; i < (int)gridDim.x * KS_REDUCERS; i += 32) {
+            uint32_t v[2];
+            take_words<1>(v, a.best + (i * KS_COLS + t) * 2, 0, 1, tag, a.diag, 40);
+            top.see(__uint_as_float(v[0]), (int)v[1]);
+        }
+        __syncwarp();
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            const float v = __shfl_xor_sync(FULL_MASK, top.v, d);
+            top.see(v, __shfl_xor_sync(FULL_MASK, top.i, d));
+        }
+        if (r.c.lane == 0) a.choice[a.logit_of[t]] = top.i == INT32_MAX ? 0 : top.i;
+    }
+}
+
+/* Splits of row t, 64 elements of head h from d on, merged in ascending order (0020) */
+template <int D>
+__device__ inline void merge_task(struct reduce &r, int t, int h, int d, uint32_t tag)
+{
+    enum { BATCH = 8 };
+    const struct ks_args &a = *r.c.a;
+    int b = 0;
+    while (t >= a.seq[b].t0 + a.seq[b].n) b++;
+    const struct ks_seq &q = a.seq[b];
+    const struct ks_splits &k = q.kind[D == 256];
+    int64_t pair = (int64_t)(k.pair0 + t - q.t0) * KS_H + h;
+    const int64_t step = (int64_t)q.n * KS_H;
+    float M = -INFINITY, L = 0, O[2] = {0, 0};
+    for (int s = 0; s < k.n; s += BATCH, pair += BATCH * step) {
+        uint32_t ml[2 * BATCH], o[2 * BATCH];
+        const int n = min((int)BATCH, k.n - s);
+        take_words<BATCH>(ml, a.part_ml + pair * 2, (int)step * 2, n, tag, a.diag, 41);
+        take_words<BATCH>(o, a.part_o + pair * D + d + 2 * r.c.lane, (int)step * D, n, tag, a.diag,
+                          42);
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            const float m = __uint_as_float(ml[2 * i]), l = __uint_as_float(ml[2 * i + 1]);
+            if (i >= n || m == -INFINITY) continue;
+            const float M1 = fmaxf(M, m);
+            const float x = exp2f((M - M1) * LOG2E), y = exp2f((m - M1) * LOG2E);
+            L = __fmaf_rn(L, x, l * y);
+            O[0] = __fmaf_rn(O[0], x, __uint_as_float(o[2 * i]) * y);
+            O[1] = __fmaf_rn(O[1], x, __uint_as_float(o[2 * i + 1]) * y);
+            M = M1;
+        }
+    }
+    store_word(a.attn + ((int64_t)t * KS_H * D + h * D + d) / 2 + r.c.lane,
+               kk__pack2(O[0] / L, O[1] / L), tag);
+}
+
+template <int D> __device__ inline void merge(struct reduce &r, uint32_t tag)
+{
+    const int sms = (int)gridDim.x, per_row = KS_H * D / 64, n = r.c.a->T * per_row;
+    int k = (int)blockIdx.x - (D == 256 ? 64 : 0), turn = 0;
+    if (k < 0) k += sms;
+    for (; k < n; k += sms, turn ^= 1) {
+        const int i = k % per_row;
+        if (turn == r.c.warp) merge_task<D>(r, k / per_row, i / (D / 64), i % (D / 64) * 64, tag);
+    }
+}
+
+__device__ inline void reducer(const struct context &c, const uint32_t *pp)
+{
+    const struct ks_args &a = *c.a;
+    struct reduce r = {c, {0, 0, 0, 0}};
+    uint32_t cur = __ldg(pp), nxt;
+    for (;; cur = nxt) {
+        const uint32_t op = F(0), layer = F(3), flags = F(9), tag = a.epoch + layer;
+        if (op == KS_END) return;
+        pp += 32;
+        nxt = __ldg(pp);
+        switch (op) {
+        case KS_LINEAR_QKV:
+            reduce_plain<4, 1>(r, cur, a.qkv, flags & KS_FULL ? KS_QKV : 8192, tag);
+            break;
+        case KS_O: reduce_plain<4, 2>(r, cur, a.o, KS_C, tag); break;
+        case KS_ROUTER: reduce_plain<4, 1>(r, cur, a.router, KS_E, tag); break;
+        case KS_DOWN: reduce_plain<3, 1>(r, cur, a.down, KS_C, tag); break;
+        case KS_ATTN:
+            if (flags & KS_FULL)
+                merge<512>(r, tag);
+            else
+                merge<256>(r, tag);
+            break;
+        case KS_GLU: reduce_glu(r, cur, tag); break;
+        case KS_XGLU: reduce_experts(r, cur, tag); break;
+        case KS_XDOWN: reduce_expert_down(r, cur, tag); break;
+        case KS_HEAD: reduce_head(r, cur, tag); break;
+        default: break;
+        }
+    }
+}
+
+__global__ void __launch_bounds__(KS_THREADS, 1)
+    step_kernel(const __grid_constant__ struct ks_args a)
+{
+    extern __shared__ __align__(128) char smem_raw[];
+    struct smem &s = *(struct smem *)smem_raw;
+    const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < KS_SLOTS; i++) bar_init(&s.full[i], 1), bar_init(&s.empty[i], 4);
+        for (int i = 0; i < KS_QUADS * KS_PIECES; i++)
+            bar_init(&s.pfull[0][0] + i, 4), bar_init(&s.pempty[0][0] + i, 1);
+        bar_init(&s.routed, 1);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+    const uint32_t *pp = (const uint32_t *)(a.prog + (size_t)blockIdx.x * a.max_seg) + lane;
+    if (warp < KS_CONSUMERS)
+        consumer({&s, &a, warp, lane}, pp);
+    else if (warp < KS_CONSUMERS + KS_REDUCERS)
+        reducer({&s, &a, warp - KS_CONSUMERS, lane}, pp);
+    else
+        producer({&s, &a, 0, lane}, pp);
+}
+
+} // namespace
+
+int ks__launch(const struct ks_args *a, int sms, cudaStream_t stream)
+{
+    void *args[] = {(void *)a};
+    cudaError_t e = cudaFuncSetAttribute(step_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         (int)sizeof(struct smem));
+    if (e == cudaSuccess)
+        e = cudaLaunchCooperativeKernel((const void *)step_kernel, dim3((unsigned)sms),
+                                        dim3(KS_THREADS), args, sizeof(struct smem), stream);
+    return (int)e;
+}
