@@ -73,6 +73,7 @@ struct kk_plan {
     int64_t session_kv_bytes; /* device bytes of a session of `ctx` tokens */
     int64_t sessions, ctx;
     int64_t total_bytes; /* all of it for `sessions` sessions */
+    int64_t free_bytes;  /* device memory that is free now; 0: not known */
 };
 int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t sessions,
                  struct kk_plan *out, struct kk_err *err);

@@ -68,7 +68,7 @@ NVCC      ?= $(or $(shell command -v nvcc),/usr/local/cuda/bin/nvcc)
 CUDA_ARCH ?= 90a
 CUDA_HOME  = $(patsubst %/bin/,%,$(dir $(realpath $(NVCC))))
 NVFLAGS    = -O3 -lineinfo -std=c++17 -gencode arch=compute_$(CUDA_ARCH),code=sm_$(CUDA_ARCH) \
-             -fmad=false -Isrc -Iinclude -Xcompiler -Wall,-Wextra -Werror all-warnings
+             -fmad=false -Isrc -Iinclude -Xcompiler -Wall,-Wextra,-Wno-format-truncation -Werror all-warnings
 ifneq ($(CUDA),)
 LIBS += -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt -lstdc++
 endif

@@ -30,9 +30,9 @@ $(PROTO_OBJ): %.o: %.c $B/flags
 $(SERVE_OBJ): | $(PROTO_H)
 
 # Bench programs: one file each over the library's insides.
-$B/bench/gemm $B/bench/attn: $B/bench/floor.o
+$B/bench/gemm $B/bench/attn $B/bench/cuda_ops: $B/bench/floor.o
 $B/bench/%: $B/bench/%.o $B/libkakeya.a
-	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIBS)
 
 # A removed file leaves the archive.
 $B/sources: FORCE

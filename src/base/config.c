@@ -171,12 +171,16 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_LINES] = {"lines", 0, KK_OPT_LIST, 0,
         KK_CMD_NIAH | KK_CMD_SCORECARD | KK_CMD_BATCH, 10, 9999999, "60,160,320", "N,..", BENCH,
         "lines of padding in a document, one rung for each (bench batch: the first)"},
+    [KK_OPT_TOKENS] = {"tokens", 0, KK_OPT_LIST, 0, KK_CMD_SCORECARD, 2, 1e9, NULL, "N,..", BENCH,
+        "documents of N random token ids in place of text, one rung for each: for a model without "
+        "a tokenizer; nothing is recalled"},
     [KK_OPT_SAMPLES] = {"samples", 0, KK_OPT_INT, 0,
         KK_CMD_NIAH | KK_CMD_SCORECARD | KK_CMD_SPEC, 1, 100000, "8", "N", BENCH,
         "documents of each rung"},
     [KK_OPT_KEYS] = {"keys", 0, KK_OPT_INT, 0, KK_CMD_NIAH, 0, 200, "0", "N", BENCH,
         "hide N keyed facts and ask for one; 0: one code, the reference's documents"},
-    [KK_OPT_REPLAY] = {"replay", 0, KK_OPT_REAL, 0, KK_CMD_SPEC, 0, 16, "0", "A", BENCH,
+    [KK_OPT_REPLAY] = {"replay", 0, KK_OPT_REAL, 0, KK_CMD_SPEC | KK_CMD_SCORECARD, 0, 16, "0",
+        "A", BENCH,
         "drafts are the known answer, corrupted so that blocks of 16 commit A tokens on average "
         "(1: always wrong); 0: the drafter's own"},
     [KK_OPT_DEPTHS] = {"ctx", 0, KK_OPT_LIST, 1, KK_CMD_DECODE, 0, 1e9, "0,3072,6144",

@@ -107,6 +107,7 @@ enum kk_option_id {
     KK_OPT_JOURNAL_FULL,
     KK_OPT_SESSIONS,
     KK_OPT_LINES,
+    KK_OPT_TOKENS,
     KK_OPT_SAMPLES,
     KK_OPT_KEYS,
     KK_OPT_REPLAY,

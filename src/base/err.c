@@ -98,7 +98,7 @@ const char *kk_errname(int code)
     }
 }
 
-_Noreturn void kk__bug(const char *file, int line, const char *what)
+void kk__bug(const char *file, int line, const char *what)
 {
     fprintf(stderr, "kakeya: bug at %s:%d: %s\n", file, line, what);
     abort();

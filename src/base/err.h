@@ -62,6 +62,6 @@ const char *kk_errname(int code); /* "KK_EINVAL" */
     do {                                                                                           \
         if (__builtin_expect(!!(cond), 0)) kk__bug(__FILE__, __LINE__, #cond);                     \
     } while (0)
-_Noreturn void kk__bug(const char *file, int line, const char *what);
+__attribute__((noreturn)) void kk__bug(const char *file, int line, const char *what);
 
 #endif

@@ -1,5 +1,5 @@
 /* kakeya bench decode: tokens a second by context, as llama-bench measures them. For each depth: a
- * fresh session, `depth` pseudo-random ids that are not timed, then 512 ids appended, or 128 tokens
+ * fresh session, `depth` pseudo-random ids, timed apart, then 512 ids appended, or 128 tokens
  * generated one by one. Medians of the repetitions. Needs no tokenizer. */
 #include <stdio.h>
 
@@ -13,7 +13,7 @@ enum { PREFILL = 512, DECODE = 128 };
 
 struct run {
     int64_t context;
-    double prefill_tok_s, decode_tok_s, steps_s;
+    double context_s, prefill_tok_s, decode_tok_s, steps_s;
     int64_t device_bytes, host_bytes;
 };
 
@@ -21,7 +21,8 @@ struct bench {
     struct kk_cli *cli;
     uint32_t *ids; /* [most + 1 + PREFILL] */
     int reps;
-    double *prefill, *decode, *steps; /* [reps] */
+    double *read, *prefill, *decode, *steps; /* [reps]; read [2 * reps] */
+    double read_s;                           /* of the latest context */
     int done, total;
 };
 
@@ -33,7 +34,10 @@ static int fill(struct bench *b, int64_t depth, struct kk_session **s, struct kk
     kk_progress_show(&b->cli->progress, what, (uint64_t)b->done++, (uint64_t)b->total,
                      KK_PROGRESS_ITEMS);
     int rc = kk_session_open(b->cli->engine, s, err);
-    return rc ? rc : kk_session_append(*s, b->ids, (size_t)depth + 1, err);
+    uint64_t t0 = kk_now_ns();
+    if (!rc) rc = kk_session_append(*s, b->ids, (size_t)depth + 1, err);
+    b->read_s = kk_seconds_since(t0);
+    return rc;
 }
 
 static int time_prefill(struct bench *b, int64_t depth, double *tok_s, struct kk_err *err)
@@ -73,9 +77,12 @@ static int run_depth(struct bench *b, struct run *r, struct kk_err *err)
     int rc = 0;
     for (int i = 0; !rc && i < b->reps; i++) {
         rc = time_prefill(b, r->context, &b->prefill[i], err);
+        b->read[2 * i] = b->read_s;
         if (!rc) rc = time_decode(b, r, &b->decode[i], &b->steps[i], err);
+        b->read[2 * i + 1] = b->read_s;
     }
     if (rc) return rc;
+    r->context_s = kk_cli_median(b->read, 2 * b->reps);
     r->prefill_tok_s = kk_cli_median(b->prefill, b->reps);
     r->decode_tok_s = kk_cli_median(b->decode, b->reps);
     r->steps_s = kk_cli_median(b->steps, b->reps);
@@ -95,24 +102,24 @@ static void print_header(const struct bench *b)
     printf("%s: %.1f M parameters, %.1f M active, kv %s (%s), %s\n\n",
            kk_config_text(&b->cli->cfg, KK_OPT_MODEL), (double)i->n_params * 1e-6,
            (double)i->n_active_params * 1e-6, i->kv, i->kv_type, i->device);
-    printf("%10s %16s %16s %15s %12s %12s\n", "context", "prefill tok/s", "decode tok/s",
-           "weights GB/s", "KV device", "KV host");
+    printf("%10s %12s %16s %16s %15s %12s %12s\n", "context", "reading it s", "prefill tok/s",
+           "decode tok/s", "weights GB/s", "KV device", "KV host");
 }
 
 static void print_run(const struct bench *b, const struct run *r)
 {
-    printf("%10lld %16.1f %16.1f %15.2f %12s %12s\n", (long long)r->context, r->prefill_tok_s,
-           r->decode_tok_s, read_gb_s(b, r), kk_cli_bytes(r->device_bytes),
+    printf("%10lld %12.4f %16.1f %16.1f %15.2f %12s %12s\n", (long long)r->context, r->context_s,
+           r->prefill_tok_s, r->decode_tok_s, read_gb_s(b, r), kk_cli_bytes(r->device_bytes),
            kk_cli_bytes(r->host_bytes));
     fflush(stdout);
 }
 
 static json_t *json_run(const struct bench *b, const struct run *r)
 {
-    return json_pack("{s:I, s:f, s:f, s:f, s:I, s:I}", "context", (json_int_t)r->context,
-                     "prefill_tok_s", r->prefill_tok_s, "decode_tok_s", r->decode_tok_s,
-                     "weight_gb_s", read_gb_s(b, r), "kv_device_bytes", (json_int_t)r->device_bytes,
-                     "kv_host_bytes", (json_int_t)r->host_bytes);
+    return json_pack("{s:I, s:f, s:f, s:f, s:f, s:I, s:I}", "context", (json_int_t)r->context,
+                     "context_s", r->context_s, "prefill_tok_s", r->prefill_tok_s, "decode_tok_s",
+                     r->decode_tok_s, "weight_gb_s", read_gb_s(b, r), "kv_device_bytes",
+                     (json_int_t)r->device_bytes, "kv_host_bytes", (json_int_t)r->host_bytes);
 }
 
 /* Ids for the deepest run; refuses a depth that the model's context has no room for. */
@@ -129,10 +136,11 @@ static int prepare(struct bench *b, struct kk_err *err)
                        (long long)most, PREFILL + 1, (long long)ctx);
     size_t n = (size_t)most + 1 + PREFILL;
     b->ids = kk_array(n, sizeof *b->ids);
+    b->read = kk_calloc(2 * (size_t)b->reps, sizeof *b->read);
     b->prefill = kk_calloc((size_t)b->reps, sizeof *b->prefill);
     b->decode = kk_calloc((size_t)b->reps, sizeof *b->decode);
     b->steps = kk_calloc((size_t)b->reps, sizeof *b->steps);
-    if (!b->ids || !b->prefill || !b->decode || !b->steps)
+    if (!b->ids || !b->read || !b->prefill || !b->decode || !b->steps)
         return kk_fail(err, KK_ENOMEM, "out of memory for %zu token ids", n);
     for (size_t i = 0; i < n; i++)
         b->ids[i] =
@@ -180,6 +188,7 @@ int kk_cli_bench_decode(struct kk_cli *cli, struct kk_err *err)
     json_decref(report);
     json_decref(runs);
     kk_free(b.ids);
+    kk_free(b.read);
     kk_free(b.prefill);
     kk_free(b.decode);
     kk_free(b.steps);

@@ -9,13 +9,20 @@
 #include "base/clock.h"
 #include "base/fs.h"
 #include "base/mem.h"
+#include "base/rng.h"
 #include "cli/answer.h"
 #include "cli/common.h"
 #include "cli/gate.h"
 #include "cli/niah.h"
 #include "cli/picture.h"
 
-enum { ANSWER_TOKENS = 24, KL_TAIL = 256, KL_STEP = 8, KL_POINTS = KL_TAIL / KL_STEP };
+enum {
+    ANSWER_TOKENS = 24,
+    RANDOM_ANSWER_TOKENS = KK_ANSWER_MAX,
+    KL_TAIL = 256,
+    KL_STEP = 8,
+    KL_POINTS = KL_TAIL / KL_STEP
+};
 
 struct document {
     struct kk_ids ids;
@@ -30,6 +37,8 @@ struct card {
     struct document *doc;
     struct kk_answer *plain; /* [n_docs]: of the arm's plain run */
     int V, done, total;
+    int random; /* documents are random ids: nothing to recall */
+    double replay;
 };
 
 /* One arm of one rung. */
@@ -45,6 +54,33 @@ struct arm {
 
 /* ---- documents ------------------------------------------------------------------------------ */
 
+static int answer_tokens(const struct card *c)
+{
+    return c->random ? RANDOM_ANSWER_TOKENS : ANSWER_TOKENS;
+}
+
+static int check_room(const struct card *c, const struct document *d, struct kk_err *err)
+{
+    if ((int64_t)d->ids.n + answer_tokens(c) <= c->cli->info.ctx) return 0;
+    return kk_fail(err, KK_ERANGE, "a document has %zu tokens: the context is %lld", d->ids.n,
+                   (long long)c->cli->info.ctx);
+}
+
+static int make_random(struct card *c, int64_t tokens, struct kk_err *err)
+{
+    int rc = 0;
+    for (int i = 0; !rc && i < c->n_docs; i++) {
+        struct document *d = &c->doc[i];
+        const uint64_t key = kk_mix64(kk_cli_seed(c->cli) + (uint64_t)i);
+        d->ids.n = 0;
+        for (int64_t k = 0; !rc && k < tokens; k++)
+            rc = kk_ids_push(&d->ids, (uint32_t)(kk_rng_at(key, (uint64_t)k) % (uint32_t)c->V));
+        if (rc) return kk_fail(err, rc, "out of memory for documents");
+        rc = check_room(c, d, err);
+    }
+    return rc;
+}
+
 static int make_documents(struct card *c, int lines, struct kk_err *err)
 {
     struct kk_niah g;
@@ -58,10 +94,7 @@ static int make_documents(struct card *c, int lines, struct kk_err *err)
         rc = kk_niah_next(&g, &text, &d->sample, err);
         if (!rc && c->cli->info.bos >= 0) rc = kk_ids_push(&d->ids, (uint32_t)c->cli->info.bos);
         if (!rc) rc = kk_tok_encode(c->cli->tok, text.data, text.len, 0, &d->ids, err);
-        if (!rc && (int64_t)d->ids.n + ANSWER_TOKENS > c->cli->info.ctx)
-            rc = kk_fail(err, KK_ERANGE,
-                         "a document of %d lines has %zu tokens: the context is %lld", lines,
-                         d->ids.n, (long long)c->cli->info.ctx);
+        if (!rc) rc = check_room(c, d, err);
     }
     kk_buf_release(&text);
     return rc;
@@ -72,6 +105,7 @@ static int make_documents(struct card *c, int lines, struct kk_err *err)
 static int count_hit(struct card *c, struct arm *a, int i, struct kk_err *err)
 {
     struct kk_buf text;
+    if (c->random) return 0;
     kk_buf_init(&text, 1 << 20);
     int rc = kk_tok_decode(c->cli->tok, c->plain[i].id, (size_t)c->plain[i].n, 1, &text, err);
     if (!rc) a->hits += kk_niah_hit(&c->doc[i].sample, text.data ? text.data : "");
@@ -83,8 +117,13 @@ static int count_hit(struct card *c, struct arm *a, int i, struct kk_err *err)
 static int answer(struct card *c, struct kk_engine *e, struct arm *a, int i, int fused,
                   struct kk_err *err)
 {
-    const struct kk_question q = {.prompt = &c->doc[i].ids, .tokens = ANSWER_TOKENS};
     struct kk_answer *plain = &c->plain[i], drafted;
+    const struct kk_question q = {.prompt = &c->doc[i].ids,
+                                  .tokens = answer_tokens(c),
+                                  .ignore_eos = c->random,
+                                  .known = fused && c->replay > 0 ? plain : NULL,
+                                  .mean = c->replay,
+                                  .seed = (uint64_t)i};
     kk_progress_show(&c->cli->progress, a->name, (uint64_t)c->done++, (uint64_t)c->total,
                      KK_PROGRESS_ITEMS);
     int rc = kk_cli_answer(e, &q, fused ? &drafted : plain, err);
@@ -200,14 +239,16 @@ static const char *arm_options(const struct card *c, struct arm *a)
 static json_t *arm_json(const struct card *c, const struct arm *a)
 {
     int fused = strcmp(c->base.draft, "none") != 0;
-    json_t *o = json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:s}", "kv_device_bytes",
-        (json_int_t)a->bytes.kv_device_bytes, "drafter_device_bytes", (json_int_t)a->drafter_bytes,
-        "kv_staging_bytes", (json_int_t)a->staging, "kv_host_bytes",
-        (json_int_t)a->bytes.kv_host_bytes, "resident_rows", (json_int_t)a->bytes.resident_rows,
-        "resident_bytes", (json_int_t)a->bytes.resident_bytes, "recall",
-        (double)a->hits / a->samples, "ar_tok_s", kk_cli_rate((double)a->ar_tokens, a->ar_s),
-        "kl_native", a->kl_points ? a->kl / a->kl_points : 0, "bytes_from", "allocator");
+    json_t *o = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:s}", "kv_device_bytes",
+                          (json_int_t)a->bytes.kv_device_bytes, "drafter_device_bytes",
+                          (json_int_t)a->drafter_bytes, "kv_staging_bytes", (json_int_t)a->staging,
+                          "kv_host_bytes", (json_int_t)a->bytes.kv_host_bytes, "resident_rows",
+                          (json_int_t)a->bytes.resident_rows, "resident_bytes",
+                          (json_int_t)a->bytes.resident_bytes, "ar_tok_s",
+                          kk_cli_rate((double)a->ar_tokens, a->ar_s), "kl_native",
+                          a->kl_points ? a->kl / a->kl_points : 0, "bytes_from", "allocator");
+    json_object_set_new(o, "recall",
+                        c->random ? json_null() : json_real((double)a->hits / a->samples));
     json_object_set_new(o, "kl_positions", json_integer(a->kl_points));
     json_object_set_new(o, "samples", json_integer(a->samples));
     json_object_set_new(o, "rows_rebuilt", json_integer(a->rebuilt));
@@ -226,13 +267,15 @@ static json_t *arm_json(const struct card *c, const struct arm *a)
     return o;
 }
 
-static void print_arm(const struct arm *a, int fused)
+static void print_arm(const struct card *c, const struct arm *a, int fused)
 {
-    printf("%-9s %11s %11s %11s %11s %8lld %7.3f %10.2g %9.0f", a->name,
+    char recall[16] = "-";
+    if (!c->random) snprintf(recall, sizeof recall, "%.3f", (double)a->hits / a->samples);
+    printf("%-9s %11s %11s %11s %11s %8lld %7s %10.2g %9.0f", a->name,
            kk_cli_bytes(a->bytes.kv_device_bytes), kk_cli_bytes(a->drafter_bytes),
            kk_cli_bytes(a->staging), kk_cli_bytes(a->bytes.kv_host_bytes),
-           (long long)a->bytes.resident_rows, (double)a->hits / a->samples,
-           a->kl_points ? a->kl / a->kl_points : 0, kk_cli_rate((double)a->ar_tokens, a->ar_s));
+           (long long)a->bytes.resident_rows, recall, a->kl_points ? a->kl / a->kl_points : 0,
+           kk_cli_rate((double)a->ar_tokens, a->ar_s));
     if (fused)
         printf(" %9.0f %9.2f %9s", kk_cli_rate((double)a->fused_tokens, a->fused_s),
                (double)a->fused_tokens / (double)a->blocks, a->identical ? "yes" : "NO");
@@ -263,7 +306,7 @@ static int run_arm(struct card *c, const char *name, json_t *arms, json_t *reaso
     kk_progress_clear(&c->cli->progress);
     if (rc == KK_EUNSUPPORTED) return skip_arm(c, name, err->msg, arms, reasons);
     if (rc) return kk_wrap(err, rc, "arm '%s'", name);
-    if (kk_cli_wants_text(c->cli)) print_arm(&a, fused);
+    if (kk_cli_wants_text(c->cli)) print_arm(c, &a, fused);
     json_object_set_new(arms, name, arm_json(c, &a));
     return 0;
 }
@@ -274,16 +317,19 @@ static int run_arm(struct card *c, const char *name, json_t *arms, json_t *reaso
 static int run_rung(struct card *c, int lines, json_t *rungs, struct kk_err *err)
 {
     json_t *arms = json_object(), *reasons = json_object(), *r = json_object();
-    int rc = make_documents(c, lines, err);
-    if (!rc && kk_cli_wants_text(c->cli))
-        printf("\n%d lines, %zu tokens\n%-9s %11s %11s %11s %11s %8s %7s %10s %9s %9s %9s %9s\n",
-               lines, c->doc[0].ids.n, "arm", "KV device", "drafter", "staging", "KV host", "rows",
-               "recall", "KL native", "tok/s", "fused", "per block", "identical");
+    int rc = c->random ? make_random(c, lines, err) : make_documents(c, lines, err);
+    if (!rc && kk_cli_wants_text(c->cli)) {
+        if (!c->random) printf("\n%d lines", lines);
+        printf("%s%zu tokens\n%-9s %11s %11s %11s %11s %8s %7s %10s %9s %9s %9s %9s\n",
+               c->random ? "\n" : ", ", c->doc[0].ids.n, "arm", "KV device", "drafter", "staging",
+               "KV host", "rows", "recall", "KL native", "tok/s", "fused", "per block",
+               "identical");
+    }
     if (!rc) rc = run_arm(c, "native", arms, reasons, err);
     for (int k = 0; !rc && kk_scorecard_arms[k]; k++)
         if (strcmp(kk_scorecard_arms[k], "native"))
             rc = run_arm(c, kk_scorecard_arms[k], arms, reasons, err);
-    json_object_set_new(r, "lines", json_integer(lines));
+    json_object_set_new(r, "lines", c->random ? json_null() : json_integer(lines));
     json_object_set_new(r, "prompt_tokens", json_integer((json_int_t)c->doc[0].ids.n));
     json_object_set_new(r, "arms", arms);
     json_object_set_new(r, "reasons", reasons);
@@ -291,11 +337,20 @@ static int run_rung(struct card *c, int lines, json_t *rungs, struct kk_err *err
     return rc;
 }
 
+static const struct kk_value *rungs_of(const struct card *c)
+{
+    return &c->cli->cfg.value[c->random ? KK_OPT_TOKENS : KK_OPT_LINES];
+}
+
 static int open_card(struct card *c, struct kk_err *err)
 {
     struct kk_engine_options plain;
     int rc = kk_cli_no_words(c->cli, err);
-    if (!rc) rc = kk_cli_open_tok(c->cli, err);
+    c->random = c->cli->cfg.value[KK_OPT_TOKENS].n > 0;
+    c->replay = kk_config_real(&c->cli->cfg, KK_OPT_REPLAY);
+    if (!rc && c->replay != 0 && c->replay < 1)
+        rc = kk_fail(err, KK_EUSAGE, "--replay %g: a block commits 1 to 16 tokens", c->replay);
+    if (!rc && !c->random) rc = kk_cli_open_tok(c->cli, err);
     if (!rc) rc = kk_cli_options(c->cli, &c->base, err);
     if (rc) return rc;
     if (!kk_config_given(&c->cli->cfg, KK_OPT_DRAFT)) c->base.draft = "ngram";
@@ -315,7 +370,7 @@ static int open_card(struct card *c, struct kk_err *err)
     c->doc[0].native = kk_array((size_t)(KL_POINTS + 1) * (size_t)c->V, sizeof(float));
     if (!c->doc[0].native) return kk_fail(err, KK_ENOMEM, "out of memory for documents");
     int fused = strcmp(c->base.draft, "none") != 0;
-    c->total = c->n_docs * 7 * (1 + fused) * c->cli->cfg.value[KK_OPT_LINES].n;
+    c->total = c->n_docs * 7 * (1 + fused) * rungs_of(c)->n;
     return 0;
 }
 
@@ -348,7 +403,7 @@ int kk_cli_bench_scorecard(struct kk_cli *cli, struct kk_err *err)
     json_t *report = json_object(), *rungs = json_array();
     int rc = open_card(&c, err);
     if (!rc) {
-        const struct kk_value *lines = &cli->cfg.value[KK_OPT_LINES];
+        const struct kk_value *lines = rungs_of(&c);
         if (kk_cli_wants_text(cli))
             printf("%s, %s; draft %s, f_theta %s\n", c.base.model, cli->info.device, c.base.draft,
                    c.base.f_theta ? c.base.f_theta : "none");
@@ -357,6 +412,8 @@ int kk_cli_bench_scorecard(struct kk_cli *cli, struct kk_err *err)
     }
     json_object_set(report, "rungs", rungs);
     kk_cli_describe_run(cli, report);
+    json_object_set_new(report, "documents", json_string(c.random ? "random ids" : "text"));
+    if (c.replay > 0) json_object_set_new(report, "replay", json_real(c.replay));
     json_object_set_new(report, "draft", json_string(c.base.draft ? c.base.draft : "none"));
     if (!rc) rc = write_picture(&c, report, err);
     int gate = rc ? rc : kk_scorecard_gate(report, err);

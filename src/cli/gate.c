@@ -17,15 +17,18 @@ static double number(const json_t *o, const char *key)
 
 #define REFUSE(...) return kk_fail(err, KK_EINVARIANT, __VA_ARGS__)
 
-static int check_numbers(const json_t *a, struct kk_err *err)
+/* Documents of random ids have nothing to recall: then, and only then, recall is null. */
+static int check_numbers(const json_t *a, int random, struct kk_err *err)
 {
     static const char *const keys[] = {"kv_device_bytes",  "drafter_device_bytes",
                                        "kv_staging_bytes", "kv_host_bytes",
-                                       "resident_rows",    "recall",
-                                       "ar_tok_s"};
+                                       "resident_rows",    "ar_tok_s"};
+    const json_t *recall = json_object_get(a, "recall");
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!json_is_number(json_object_get(a, keys[i])) || number(a, keys[i]) < 0)
             REFUSE("'%s' is missing or negative", keys[i]);
+    if (random ? !json_is_null(recall) : !json_is_number(recall) || number(a, "recall") < 0)
+        REFUSE(random ? "random ids cannot be recalled" : "'recall' is missing or negative");
     if (number(a, "recall") > 1) REFUSE("recall is over 1");
     if (count(a, "samples") < 1) REFUSE("no samples were run");
     return 0;
@@ -67,10 +70,12 @@ static int check_drafting(const json_t *a, const char *draft, struct kk_err *err
     return 0;
 }
 
-static int check_arm(const char *name, const json_t *a, const char *draft, struct kk_err *err)
+static int check_arm(const char *name, const json_t *a, const json_t *report, struct kk_err *err)
 {
+    const char *draft = json_string_value(json_object_get(report, "draft"));
+    const char *documents = json_string_value(json_object_get(report, "documents"));
     int rebuilds = !strcmp(name, "restored") || !strcmp(name, "identity");
-    int rc = check_numbers(a, err);
+    int rc = check_numbers(a, documents && !strcmp(documents, "random ids"), err);
     if (!rc) rc = check_bytes(a, err);
     if (!rc) rc = check_drafting(a, draft, err);
     if (rc) return rc;
@@ -125,7 +130,6 @@ static int check_flat(const json_t *rungs, struct kk_err *err)
 int kk_scorecard_gate(const json_t *report, struct kk_err *err)
 {
     const json_t *rungs = json_object_get(report, "rungs"), *r;
-    const char *draft = json_string_value(json_object_get(report, "draft"));
     size_t i;
     if (!json_is_array(rungs) || !json_array_size(rungs)) REFUSE("the report has no rungs");
     json_array_foreach(rungs, i, r)
@@ -138,7 +142,7 @@ int kk_scorecard_gate(const json_t *report, struct kk_err *err)
             if (json_is_null(a) &&
                 json_is_string(json_object_get(json_object_get(r, "reasons"), name)))
                 continue;
-            rc = json_is_object(a) ? check_arm(name, a, draft, err)
+            rc = json_is_object(a) ? check_arm(name, a, report, err)
                                    : kk_fail(err, KK_EINVARIANT, "it is missing, without a reason");
             if (rc) kk_wrap(err, rc, "arm '%s'", name);
         }

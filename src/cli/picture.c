@@ -98,6 +98,7 @@ static int draw_arm(struct kk_buf *b, const char *name, const json_t *a, double 
     if (!rc)
         rc = text(b, rate_x + (ar > fused ? ar : fused) / top_rate * RATE_W + 5, y + 12,
                   "fill=\"#4a5568\"", s);
+    if (rc || json_is_null(json_object_get(a, "recall"))) return rc;
     snprintf(s, sizeof s, "%.2f", number(a, "recall"));
     return rc ? rc
               : text(b, recall_x, y + 12,

@@ -15,11 +15,13 @@ static void print_plan(const struct kk_plan *p)
         {"KV of one session", p->session_kv_bytes},
         {"KV of all sessions", p->session_kv_bytes * p->sessions},
         {"all", p->total_bytes},
+        {"free now", p->free_bytes},
     };
     printf("%lld session%s of %lld tokens\n\n", (long long)p->sessions, p->sessions == 1 ? "" : "s",
            (long long)p->ctx);
     printf("%-20s %18s %12s\n", "device memory", "bytes", "");
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+    const size_t n = sizeof rows / sizeof *rows - (p->free_bytes == 0);
+    for (size_t i = 0; i < n; i++)
         printf("%-20s %18lld %12s\n", rows[i].what, (long long)rows[i].bytes,
                kk_cli_bytes(rows[i].bytes));
 }
@@ -43,6 +45,7 @@ int kk_cli_plan(struct kk_cli *cli, struct kk_err *err)
     json_object_set_new(r, "kv_staging_bytes", json_integer(p.kv_staging_bytes));
     json_object_set_new(r, "session_kv_bytes", json_integer(p.session_kv_bytes));
     json_object_set_new(r, "total_bytes", json_integer(p.total_bytes));
+    if (p.free_bytes) json_object_set_new(r, "free_bytes", json_integer(p.free_bytes));
     json_object_set_new(r, "kv", json_string(o.kv));
     kk_cli_describe_run(cli, r);
     return kk_cli_report(cli, r, err);

@@ -16,9 +16,13 @@ int kk_dev_alloc(struct kk_dev *dev, struct kk_account *acc, size_t bytes, void 
     *out = NULL;
     if (bytes == 0) return 0;
     void *p = dev->ops->alloc(dev, bytes);
-    if (!p)
-        return kk_fail(err, KK_ENOMEM, "out of memory: %zu bytes for %s, which holds %lld", bytes,
-                       acc->name, (long long)atomic_load(&acc->bytes));
+    if (!p) {
+        const size_t left = dev->ops->free_bytes(dev);
+        char note[64] = "";
+        if (left) snprintf(note, sizeof note, "; %zu are free", left);
+        return kk_fail(err, KK_ENOMEM, "out of memory: %zu bytes for %s, which holds %lld%s", bytes,
+                       acc->name, (long long)atomic_load(&acc->bytes), note);
+    }
     kk_account_add(acc, (int64_t)bytes);
     *out = p;
     return 0;
@@ -37,6 +41,23 @@ void kk_weight_free(struct kk_dev *dev, struct kk_weight *w)
     w->data = NULL;
 }
 
+static void widen(int *a, int b)
+{
+    if (b > *a) *a = b;
+}
+
+struct kk_limits kk_limits_widest(struct kk_limits a, const struct kk_limits *b)
+{
+    widen(&a.max_rows, b->max_rows);
+    widen(&a.max_model_width, b->max_model_width);
+    widen(&a.max_head_dim, b->max_head_dim);
+    widen(&a.max_active, b->max_active);
+    widen(&a.max_expert_width, b->max_expert_width);
+    widen(&a.max_experts, b->max_experts);
+    widen(&a.max_block_cols, b->max_block_cols);
+    return a;
+}
+
 void kk_dev_close(struct kk_dev *dev)
 {
     if (dev) dev->ops->close(dev);
@@ -45,17 +66,19 @@ void kk_dev_close(struct kk_dev *dev)
 void kk_dev_check(const struct kk_dev *dev)
 {
     static const char *const names[] = {
-        "alloc",  "free",       "host_alloc",  "host_free",    "upload",  "download",
-        "copy",   "page_out",   "weight_load", "weight_bytes", "reserve", "reserve_bytes",
-        "close",  "step_begin", "step_end",    "embed",        "norm",    "linear",
-        "qkv",    "attn",       "residual",    "glu",          "route",   "moe",
-        "gather", "argmax",     "kv_store",    "convert",
+        "alloc",       "free",         "free_bytes", "host_alloc",    "host_free",  "upload",
+        "download",    "copy",         "page_out",   "stage",         "stage_wait", "stage_free",
+        "weight_load", "weight_bytes", "reserve",    "reserve_bytes", "close",      "step_begin",
+        "step_end",    "embed",        "norm",       "linear",        "qkv",        "attn",
+        "residual",    "glu",          "route",      "moe",           "gather",     "argmax",
+        "kv_store",    "convert",
     };
     const struct kk_ops *o = dev->ops;
     void (*const slots[])(void) = {
 #define SLOT(name) (void (*)(void)) o->name
-        SLOT(alloc),       SLOT(free),         SLOT(host_alloc), SLOT(host_free),
-        SLOT(upload),      SLOT(download),     SLOT(copy),       SLOT(page_out),
+        SLOT(alloc),       SLOT(free),         SLOT(free_bytes), SLOT(host_alloc),
+        SLOT(host_free),   SLOT(upload),       SLOT(download),   SLOT(copy),
+        SLOT(page_out),    SLOT(stage),        SLOT(stage_wait), SLOT(stage_free),
         SLOT(weight_load), SLOT(weight_bytes), SLOT(reserve),    SLOT(reserve_bytes),
         SLOT(close),       SLOT(step_begin),   SLOT(step_end),   SLOT(embed),
         SLOT(norm),        SLOT(linear),       SLOT(qkv),        SLOT(attn),

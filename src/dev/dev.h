@@ -33,6 +33,7 @@ typedef _Atomic int64_t kk_counter;
 
 #include "base/dtype.h"
 #include "base/err.h"
+#include "base/rng.h"
 
 /* ---- memory ------------------------------------------------------------------------------- */
 
@@ -61,6 +62,7 @@ struct kk_weight_src {
     const void *data; /* mapped source, or NULL: then read() makes elements [first, first + n) */
     const void *ctx;
     void (*read)(const void *ctx, uint64_t first, uint64_t n, void *dst); /* thread-safe */
+    const struct kk_synth *synth; /* not NULL: what read() makes, which a device may make itself */
 };
 
 /* ---- the rows a query may see ------------------------------------------------------------- */
@@ -92,13 +94,13 @@ struct kk_kv_seq {
     int32_t sinks, ring;
 };
 
-static inline void *kk_kv_slot(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
+KK_ANYWHERE static inline void *kk_kv_slot(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
 {
     int32_t slot = !s->ring || j < s->sinks ? j : s->sinks + (j - s->sinks) % s->ring;
     return (char *)s->blocks[slot / s->block_rows] + (size_t)(slot % s->block_rows) * row_bytes;
 }
 
-static inline void *kk_kv_row(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
+KK_ANYWHERE static inline void *kk_kv_row(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
 {
     if (j >= s->committed) return (char *)s->step + (size_t)(j - s->committed) * row_bytes;
     return kk_kv_slot(s, j, row_bytes);
@@ -337,17 +339,28 @@ struct kk_ops {
     /* memory: 0-filled device memory, NULL when out of it */
     void *(*alloc)(struct kk_dev *, size_t bytes);
     void (*free)(struct kk_dev *, void *p, size_t bytes);
+    size_t (*free_bytes)(struct kk_dev *); /* device memory that is free now; 0: not known */
     /* host memory that the device can read and write in place; NULL when out of it */
     void *(*host_alloc)(struct kk_dev *, size_t bytes);
     void (*host_free)(struct kk_dev *, void *p, size_t bytes);
-    /* To the device, from it, and within it, in order with the ops around them. src of upload may
+    /* To the device, from it, and within it (src may be memory of host_alloc too), in order with
+     * the ops around them. src of upload may
      * be written to again at once; download returns when dst holds the bytes. page_out is a
      * download to memory of host_alloc that need not be there before step_end or a download
-     * returns; ops and page_ins that come later find it. */
+     * returns; ops that come later find it. */
     void (*upload)(struct kk_dev *, void *dst, const void *src, size_t bytes);
     void (*download)(struct kk_dev *, void *dst, const void *src, size_t bytes);
     void (*copy)(struct kk_dev *, void *dst, const void *src, size_t bytes);
     void (*page_out)(struct kk_dev *, void *dst, const void *src, size_t bytes);
+    /* Copies from memory of host_alloc to the device beside the ops, on an engine of their own
+     * where there is one. stage: n copies; returns the number of the batch, ascending.
+     * stage_wait: ops that come later find what batches up to this one bring. stage_free: ops
+     * that came before have done with what stages that come later overwrite, and page_outs that
+     * came before are done. */
+    int64_t (*stage)(struct kk_dev *, int n, void *const *dst, const void *const *src,
+                     const size_t *bytes);
+    void (*stage_wait)(struct kk_dev *, int64_t batch);
+    void (*stage_free)(struct kk_dev *);
     int (*weight_load)(struct kk_dev *, const struct kk_weight_src *, struct kk_account *,
                        struct kk_weight *out, struct kk_err *);
     size_t (*weight_bytes)(const struct kk_dev *, const struct kk_weight_src *); /* for plan */
@@ -417,6 +430,9 @@ int kk_dev_alloc(struct kk_dev *dev, struct kk_account *acc, size_t bytes, void 
                  struct kk_err *err);
 void kk_dev_free(struct kk_dev *dev, struct kk_account *acc, void *p, size_t bytes);
 void kk_account_add(struct kk_account *acc, int64_t bytes);
+
+/* Limits for both: what reserve does for a second model on a device. */
+struct kk_limits kk_limits_widest(struct kk_limits a, const struct kk_limits *b);
 
 /* Frees a weight's memory (NULL data is fine). */
 void kk_weight_free(struct kk_dev *dev, struct kk_weight *w);

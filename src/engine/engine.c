@@ -188,6 +188,7 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
             .session_kv_bytes = (int64_t)kk_kv_plan_bytes(&s.layout, &s.kv, rule, ctx - 1),
             .sessions = sessions,
             .ctx = ctx,
+            .free_bytes = (int64_t)s.dev->ops->free_bytes(s.dev),
         };
         out->total_bytes = out->weight_bytes + out->scratch_bytes + out->kv_staging_bytes +
                            sessions * out->session_kv_bytes;

@@ -22,6 +22,7 @@
 #include "base/buf.h"
 #include "base/dtype.h"
 #include "base/err.h"
+#include "base/rng.h"
 #include "base/vocab.h"
 
 #define KK_MAX_RANK 4
@@ -40,6 +41,7 @@ struct kk_tensor {
                          NULL where rows are made or moved on the way (use kk_tensor_read) */
     int plus_one;     /* a norm's weight is stored as 1 + w (Gemma 3 in GGUF), not as w */
     /* Private to file/. */
+    int synthetic; /* made by the rule of synth_key and synth_kind */
     uint64_t synth_key, synth_kind;
     const void *turned;   /* rows of heads in GGUF Llama's order: row h*D + 2*r + s stands for */
     uint32_t turned_rows; /* row h*D + s*D/2 + r, where D = turned_rows */
@@ -111,5 +113,7 @@ uint64_t kk_model_file_fingerprint(const struct kk_model_file *mf);
 void kk_tensor_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void *dst);
 /* The same as float32. */
 void kk_tensor_dequant(const struct kk_tensor *t, uint64_t first, uint64_t n, float *dst);
+/* 1 if t is synthetic, with the rule of its elements, which are rounded to t->dtype. */
+int kk_tensor_synth(const struct kk_tensor *t, struct kk_synth *rule);
 
 #endif

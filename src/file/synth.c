@@ -30,6 +30,7 @@ static int half_log2(uint64_t n)
 void kk__synth_describe(uint64_t seed, struct kk_tensor *t)
 {
     const char *n = t->name;
+    t->synthetic = 1;
     t->synth_key = kk_mix64(kk_fnv1a(n, strlen(n)) ^ kk_mix64(seed));
     if (ends_with(n, "layer_scalar") || ends_with(n, "per_expert_scale"))
         t->synth_kind = pack(KIND_ONE, 0);
@@ -44,29 +45,16 @@ void kk__synth_describe(uint64_t seed, struct kk_tensor *t)
         t->synth_kind = pack(KIND_WEIGHT, 22);
 }
 
-/* value = (base + (sum & mask)) * scale: at most 19 bits times a power of two, exact in f32. */
-struct rule {
-    uint64_t key;
-    int32_t base, mask;
-    float scale;
-};
-
-static struct rule rule_of(const struct kk_tensor *t)
+int kk_tensor_synth(const struct kk_tensor *t, struct kk_synth *rule)
 {
     uint32_t kind = t->synth_kind & 255, shift = t->synth_kind >> 8 & 255;
     uint32_t bits = (127 - shift) << 23; /* 2^-shift */
-    struct rule r = {.key = t->synth_key, .base = kind == KIND_NORM ? 1 << 18 : 0, .mask = -1};
-    if (kind == KIND_ONE) r.base = 1, r.mask = 0;
-    memcpy(&r.scale, &bits, 4);
-    return r;
-}
-
-static inline float element(struct rule r, uint64_t i)
-{
-    uint64_t w = kk_rng_at(r.key, i);
-    int32_t sum = (int32_t)(w & 65535) + (int32_t)(w >> 16 & 65535) + (int32_t)(w >> 32 & 65535) +
-                  (int32_t)(w >> 48) - 131070;
-    return (float)(r.base + (sum & r.mask)) * r.scale;
+    if (!t->synthetic) return 0;
+    *rule =
+        (struct kk_synth){.key = t->synth_key, .base = kind == KIND_NORM ? 1 << 18 : 0, .mask = -1};
+    if (kind == KIND_ONE) rule->base = 1, rule->mask = 0;
+    memcpy(&rule->scale, &bits, 4);
+    return 1;
 }
 
 /* Round to nearest even, for |f| < 65504 (synth values are below 5). */
@@ -86,18 +74,19 @@ static uint16_t f32_to_f16(float f)
 
 void kk__synth_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void *dst)
 {
-    struct rule r = rule_of(t);
+    struct kk_synth r;
+    KK_BUG_ON(!kk_tensor_synth(t, &r));
     uint16_t *d16 = dst;
     float *d32 = dst;
     switch (t->dtype) {
     case KK_F32:
-        for (uint64_t i = 0; i < n; i++) d32[i] = element(r, first + i);
+        for (uint64_t i = 0; i < n; i++) d32[i] = kk_synth_at(&r, first + i);
         break;
     case KK_BF16:
-        for (uint64_t i = 0; i < n; i++) d16[i] = kk_f32_to_bf16(element(r, first + i));
+        for (uint64_t i = 0; i < n; i++) d16[i] = kk_f32_to_bf16(kk_synth_at(&r, first + i));
         break;
     case KK_F16:
-        for (uint64_t i = 0; i < n; i++) d16[i] = f32_to_f16(element(r, first + i));
+        for (uint64_t i = 0; i < n; i++) d16[i] = f32_to_f16(kk_synth_at(&r, first + i));
         break;
     default:
         KK_BUG_ON(1); /* open refuses other types */

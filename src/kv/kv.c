@@ -398,22 +398,26 @@ static char *held_rows(const struct kk_kv_pool *p, int l)
     return (char *)p->scratch + p->hold_base + p->hold_offset[l];
 }
 
-/* Append the block table of s, layer l of kv, to the tables that go to the device. */
-static void pack_table(struct kk_kv_pool *p, struct kk_kv *kv, int l, struct kk_kv_seq *s,
-                       size_t *used)
+/* Append the block table of s, layer l of step sequence b, to the tables that go to the device. */
+static void pack_table(struct kk_kv_pool *p, int b, int l, struct kk_kv_seq *s, size_t *used,
+                       int64_t *staged)
 {
-    const struct layer_rows *y = &kv->layer[l];
+    const struct layer_rows *y = &p->step_kv[b]->layer[l];
     const int paged = kk__kv_is_paged(p, l);
+    void **table = p->h_tables + *used;
     KK_BUG_ON(*used + (size_t)y->n_blocks > p->n_entries);
     s->blocks = p->tables + *used;
     s->host = NULL;
     for (int32_t i = 0; i < y->n_blocks; i++)
-        p->h_tables[(*used)++] = paged && !y->blocks[i] ? y->host[i] : y->blocks[i];
+        table[i] = paged && !y->blocks[i] ? y->host[i] : y->blocks[i];
+    *used += (size_t)y->n_blocks;
+    if (paged) kk__tier_slots(p, l, b, table, staged);
 }
 
 static void fill_tables(struct kk_kv_pool *p)
 {
     size_t used = 0;
+    int64_t staged = 0;
     int t = 0;
     for (int b = 0; b < p->B; b++)
         for (int i = 0; i < p->step_n[b]; i++, t++) {
@@ -425,7 +429,7 @@ static void fill_tables(struct kk_kv_pool *p)
         for (int b = 0; b < p->B; b++) {
             struct kk_kv_seq *s = &p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
             describe(p->step_kv[b], l, s);
-            if (p->tables) pack_table(p, p->step_kv[b], l, s, &used);
+            if (p->tables) pack_table(p, b, l, s, &used, &staged);
             s->step = rows;
             s->n_step = p->step_n[b];
             rows += (size_t)p->step_n[b] * p->rule[l].row_bytes;

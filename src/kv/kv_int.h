@@ -52,8 +52,13 @@ struct stage {
     struct stage_request {
         const void *src;
         size_t bytes;
-        void **entry;             /* the block table entry that points at the slot */
-    } * request;                  /* [n_slots] */
+        void **entry;  /* the block table entry that points at the slot */
+        int64_t batch; /* of the device's copy engine */
+    } * request;       /* [n_slots] */
+    int engine;        /* the device copies beside the ops */
+    void **dst;        /* of a batch: [n_slots] each */
+    const void **src;
+    size_t *bytes;
     int64_t asked, released;      /* requests made, and given back (by the engine thread) */
     _Atomic int64_t queued, done; /* requests the thread may do, and finished copies */
     _Atomic int sleeping;         /* the thread waits on `more` */
@@ -117,7 +122,7 @@ static inline int kk__kv_is_paged(const struct kk_kv_pool *p, int l)
 /* 1 if attention brings host blocks in by itself, or reads them where they are. */
 static inline int kk__tier_inline(const struct kk_kv_pool *p)
 {
-    return !p->stage.started;
+    return !p->stage.started && !p->stage.engine;
 }
 static inline size_t kk__kv_block_bytes(const struct kk_kv_rule *r)
 {
@@ -164,6 +169,10 @@ int kk__tier_reserve(struct kk_kv *kv, int l, int64_t total, struct kk_err *err)
 /* Store the first `keep` rows of sequence b of the step into layer l, paging out blocks that fill.
  */
 void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep);
+/* Where the blocks of the step that are in host memory will be when attention reads them: sets
+ * those entries of table (of sequence b, layer l) that are. *at counts over a step's calls, layers
+ * outermost, from 0. */
+void kk__tier_slots(const struct kk_kv_pool *p, int l, int b, void **table, int64_t *at);
 /* Before the first layer of a step; after the last. */
 void kk__tier_begin(struct kk_kv_pool *p);
 void kk__tier_drain(struct kk_kv_pool *p);

@@ -124,12 +124,17 @@ int kk__tier_open(struct kk_kv_pool *p, int staging_blocks, struct kk_err *err)
     s->slot_bytes = widest_block(&p->layout, p->rule);
     if (!s->slot_bytes) return 0; /* every layer is a ring: nothing to page */
     s->request = kk_calloc((size_t)staging_blocks, sizeof *s->request);
-    if (!s->request) return kk_fail(err, KK_ENOMEM, "out of memory for the staging ring");
+    s->dst = kk_calloc((size_t)staging_blocks, sizeof *s->dst);
+    s->src = kk_calloc((size_t)staging_blocks, sizeof *s->src);
+    s->bytes = kk_calloc((size_t)staging_blocks, sizeof *s->bytes);
+    if (!s->request || !s->dst || !s->src || !s->bytes)
+        return kk_fail(err, KK_ENOMEM, "out of memory for the staging ring");
     int rc = kk_dev_alloc(p->dev, &p->staging, s->slot_bytes * (size_t)staging_blocks,
                           (void **)&s->memory, err);
     if (rc) return rc;
     s->n_slots = staging_blocks;
-    if (!p->dev->unified || p->dev->n_threads >= kk_cores()) return 0; /* no core to spare */
+    s->engine = !p->dev->unified;
+    if (s->engine || p->dev->n_threads >= kk_cores()) return 0; /* or no core to spare */
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->more, NULL);
     pthread_cond_init(&s->finished, NULL);
@@ -154,6 +159,9 @@ void kk__tier_close(struct kk_kv_pool *p)
     }
     kk_dev_free(p->dev, &p->staging, s->memory, s->slot_bytes * (size_t)s->n_slots);
     kk_free(s->request);
+    kk_free(s->dst);
+    kk_free(s->src);
+    kk_free(s->bytes);
 }
 
 /* ---- blocks of a session ------------------------------------------------------------------ */
@@ -358,20 +366,35 @@ static int settle_walk(const struct kk_kv_pool *p, struct walk *w)
     return 0;
 }
 
-/* Ask for copies until the ring is full or the walk ends. */
-static void pump(struct kk_kv_pool *p)
+void kk__tier_slots(const struct kk_kv_pool *p, int l, int b, void **table, int64_t *at)
+{
+    const struct stage *s = &p->stage;
+    int32_t from, end;
+    if (!s->engine) return;
+    host_blocks(p, l, b, &from, &end);
+    for (int32_t i = from; i < end; i++)
+        table[i] = s->memory + (size_t)((s->asked + (*at)++) % s->n_slots) * s->slot_bytes;
+}
+
+/* The requests made since `first` go to the device's copy engine as one batch. */
+static void send_batch(struct kk_kv_pool *p, int64_t first)
 {
     struct stage *s = &p->stage;
-    if (!s->started) return;
-    while (s->asked - s->released < s->n_slots && settle_walk(p, &p->ask)) {
-        struct layer_rows *y = &p->step_kv[p->ask.b]->layer[p->ask.l];
-        int64_t i = s->asked++ % s->n_slots;
-        s->request[i] =
-            (struct stage_request){y->host[p->ask.block], kk__kv_block_bytes(&p->rule[p->ask.l]),
-                                   &y->blocks[p->ask.block]};
-        y->blocks[p->ask.block] = s->memory + (size_t)i * s->slot_bytes;
-        p->ask.block++;
+    const int n = (int)(s->asked - first);
+    if (!n) return;
+    for (int k = 0; k < n; k++) {
+        const int64_t i = (first + k) % s->n_slots;
+        s->dst[k] = s->memory + (size_t)i * s->slot_bytes;
+        s->src[k] = s->request[i].src;
+        s->bytes[k] = s->request[i].bytes;
     }
+    const int64_t batch = p->dev->ops->stage(p->dev, n, s->dst, s->src, s->bytes);
+    for (int k = 0; k < n; k++) s->request[(first + k) % s->n_slots].batch = batch;
+}
+
+/* The requests made so far go to the copy thread. */
+static void wake_thread(struct stage *s)
+{
     atomic_store(&s->queued, s->asked);
     if (!atomic_load(&s->sleeping)) return;
     pthread_mutex_lock(&s->lock);
@@ -379,10 +402,42 @@ static void pump(struct kk_kv_pool *p)
     pthread_mutex_unlock(&s->lock);
 }
 
+/* Ask for copies until the ring is full or the walk ends. */
+static void pump(struct kk_kv_pool *p)
+{
+    struct stage *s = &p->stage;
+    const int64_t first = s->asked;
+    if (kk__tier_inline(p)) return;
+    while (s->asked - s->released < s->n_slots && settle_walk(p, &p->ask)) {
+        struct layer_rows *y = &p->step_kv[p->ask.b]->layer[p->ask.l];
+        int64_t i = s->asked++ % s->n_slots;
+        s->request[i] =
+            (struct stage_request){y->host[p->ask.block], kk__kv_block_bytes(&p->rule[p->ask.l]),
+                                   &y->blocks[p->ask.block], 0};
+        y->blocks[p->ask.block] = s->memory + (size_t)i * s->slot_bytes;
+        p->ask.block++;
+    }
+    if (s->engine)
+        send_batch(p, first);
+    else
+        wake_thread(s);
+}
+
+/* What the first `n` requests ever made bring is found by the ops that come next. */
+static void await(struct kk_kv_pool *p, int64_t n)
+{
+    struct stage *s = &p->stage;
+    if (!s->engine)
+        wait_done(p, n);
+    else if (n > 0)
+        p->dev->ops->stage_wait(p->dev, s->request[(n - 1) % s->n_slots].batch);
+}
+
 /* Give back the slots of the oldest n requests. */
 static void release(struct kk_kv_pool *p, int64_t n)
 {
     struct stage *s = &p->stage;
+    if (s->engine && n > 0) p->dev->ops->stage_free(p->dev);
     for (; n > 0; n--) *s->request[s->released++ % s->n_slots].entry = NULL;
 }
 
@@ -391,12 +446,13 @@ void kk__tier_begin(struct kk_kv_pool *p)
     p->ask = (struct walk){0};
     p->read = (struct walk){0};
     p->piece_blocks = 0;
+    if (p->stage.engine) p->dev->ops->stage_free(p->dev); /* what was paged out is in place */
 }
 
 void kk__tier_drain(struct kk_kv_pool *p)
 {
-    if (!p->stage.started) return;
-    wait_done(p, p->stage.asked);
+    if (kk__tier_inline(p)) return;
+    if (!p->stage.engine) wait_done(p, p->stage.asked);
     release(p, p->stage.asked - p->stage.released);
 }
 
@@ -431,7 +487,7 @@ static struct kk_kv_piece piece(struct kk_kv_pool *p, int l)
     p->piece_blocks = (out.last ? end : next) - (start < from ? from : start);
     if (p->piece_blocks > 0) {
         pump(p);
-        wait_done(p, p->stage.released + p->piece_blocks);
+        await(p, p->stage.released + p->piece_blocks);
     }
     p->read.block = next;
     if (out.last) {

@@ -40,6 +40,7 @@ struct kk_dflash {
     int32_t *ids, *choice;
     float *h, *a, *q, *k, *v, *state, *logits;
     void *x, *o, *f;
+    void *taps_act; /* [T, n_taps * C]: the taps as input of a product; NULL where f32 is that */
 };
 
 /* ---- config ------------------------------------------------------------------------------- */
@@ -211,7 +212,7 @@ static int bind(struct kk_loader *ld, struct kk_dflash *d, struct kk_err *err)
     return 0;
 }
 
-enum { N_BUFFERS = 12 };
+enum { N_BUFFERS = 13 };
 
 static void buffer_specs(struct kk_dflash *d, struct kk_buffer_spec s[static N_BUFFERS])
 {
@@ -232,6 +233,7 @@ static void buffer_specs(struct kk_dflash *d, struct kk_buffer_spec s[static N_B
         {(void **)&d->x, T * C * act},
         {(void **)&d->o, L * HD * act},
         {(void **)&d->f, L * (size_t)d->F * act},
+        {(void **)&d->taps_act, d->dev->act == KK_F32 ? 0 : T * (size_t)d->n_taps * C * act},
     };
     memcpy(s, all, sizeof all);
 }
@@ -360,8 +362,12 @@ static void project(struct kk_dflash *d, struct kk_kv_pool *pool, int l, int H)
 static void context_forward(struct kk_dflash *d, struct kk_kv_pool *pool, const float *taps)
 {
     const int T = kk_kv_step_T(pool);
+    if (d->taps_act)
+        d->dev->ops->convert(d->dev, &(struct kk_convert_args){
+            .n = (int64_t)T * d->n_taps * d->C, .from = KK_F32, .to = d->dev->act, .src = taps,
+            .dst = d->taps_act});
     d->dev->ops->linear(d->dev, &(struct kk_linear_args){
-        .T = T, .n = 1, .x = taps, .w = {&d->fc}, .y = {d->a}});
+        .T = T, .n = 1, .x = d->taps_act ? d->taps_act : taps, .w = {&d->fc}, .y = {d->a}});
     d->dev->ops->norm(d->dev, &(struct kk_norm_args){
         .T = T, .C = d->C, .x = d->a, .w = d->hidden_norm, .eps = d->eps, .y = d->x});
     for (int l = 0; l < d->n_layers; l++) {
@@ -411,7 +417,7 @@ static void block_forward(struct kk_dflash *d, struct kk_kv_pool *pool)
     for (int l = 0; l < d->n_layers; l++)
         layer_forward(d, pool, l, l + 1 < d->n_layers ? d->layer[l + 1].input_norm : d->final_norm);
     d->dev->ops->linear(d->dev, &(struct kk_linear_args){
-        .T = T - 1, .n = 1, .x = (float *)d->x + d->C,
+        .T = T - 1, .n = 1, .x = (char *)d->x + (size_t)d->C * kk_dtype_bytes(d->dev->act),
         .w = {m->config.tied ? &m->embed : &m->head}, .y = {d->logits}});
     d->dev->ops->argmax(d->dev, &(struct kk_argmax_args){
         .T = T - 1, .n = m->config.info.V, .x = d->logits, .out = d->choice});

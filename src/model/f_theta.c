@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/fs.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "model/model_int.h"
@@ -150,8 +149,11 @@ static void buffer_specs(struct kk_ftheta *f, struct kk_buffer_spec s[static N_B
 static int alloc_buffers(struct kk_ftheta *f, struct kk_err *err)
 {
     struct kk_buffer_spec s[N_BUFFERS];
+    const struct kk_limits lim = {.max_rows = f->max_rows > f->most ? f->max_rows : f->most,
+                                  .max_model_width = f->m->config.info.C};
     buffer_specs(f, s);
-    int rc = kk__buffers_alloc(f->m->dev, &f->scratch, s, N_BUFFERS, err);
+    int rc = f->m->dev->ops->reserve(f->m->dev, &lim, &f->m->dev->tables, err);
+    if (!rc) rc = kk__buffers_alloc(f->m->dev, &f->scratch, s, N_BUFFERS, err);
     if (rc) return rc;
     int32_t *host = kk_array((size_t)f->positions, sizeof *host);
     if (!host) return kk_fail(err, KK_ENOMEM, "out of memory for f_theta");
@@ -161,17 +163,23 @@ static int alloc_buffers(struct kk_ftheta *f, struct kk_err *err)
     return 0;
 }
 
+/* A directory, or synth:CONFIG.json[:SEED] for random maps of any geometry (benches). */
+static int open_file(const char *dir, struct kk_model_file **out, struct kk_err *err)
+{
+    return strncmp(dir, "synth:", 6) ? kk_model_file_open_parts(dir, "f_theta_config.json",
+                                                                "f_theta.safetensors", out, err)
+                                     : kk_model_file_open(dir, out, err);
+}
+
 int kk_ftheta_describe(const char *dir, size_t *latent_bytes, struct kk_err *err)
 {
-    char path[4096];
-    json_t *o = NULL;
+    struct kk_model_file *mf = NULL;
     int64_t rank = 0;
     *latent_bytes = 0;
     if (!strcmp(dir, "exact")) return 0;
-    int rc = kk_fs_join(path, sizeof path, dir, "f_theta_config.json", err);
-    if (!rc) rc = kk_json_load(path, 1 << 20, &o, err);
-    if (!rc) rc = kk_json_int(o, "rank", 1, 1 << 16, 1, &rank, err);
-    json_decref(o);
+    int rc = open_file(dir, &mf, err);
+    if (!rc) rc = kk_json_int(kk_model_file_config(mf), "rank", 1, 1 << 16, 1, &rank, err);
+    kk_model_file_close(mf);
     *latent_bytes = (size_t)rank * 2;
     return rc ? kk_wrap(err, rc, "f_theta") : 0;
 }
@@ -199,7 +207,7 @@ int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, 
     struct kk_loader ld = {.m = &shell, .account = &f->weights};
     int rc = f->layer ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for f_theta");
     if (!rc && !f->exact) {
-        rc = kk_model_file_open_parts(dir, "f_theta_config.json", "f_theta.safetensors", &mf, err);
+        rc = open_file(dir, &mf, err);
         if (!rc) rc = parse(f, kk_model_file_config(mf), err);
         ld.mf = mf;
         if (!rc) rc = bind(&ld, f, err);

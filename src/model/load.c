@@ -31,7 +31,15 @@ int kk__load_matrix(struct kk_loader *ld, const char *name, int n_mats, int64_t 
     int rank = strstr(name, ".experts.") ? 3 : 2;
     int rc = kk_model_file_get(ld->mf, name, rank, shape3 + (3 - rank), &t, err);
     if (rc) return rc;
-    struct kk_weight_src src = {t.dtype, n_mats, rows, cols, t.data, &t, read_tensor};
+    struct kk_synth rule;
+    struct kk_weight_src src = {.dtype = t.dtype,
+                                .n_mats = n_mats,
+                                .rows = rows,
+                                .cols = cols,
+                                .data = t.data,
+                                .ctx = &t,
+                                .read = read_tensor,
+                                .synth = kk_tensor_synth(&t, &rule) ? &rule : NULL};
     if (kk_dtype_is_block(t.dtype) && cols > ld->m->max_block_cols)
         ld->m->max_block_cols = (int)cols;
     if (ld->plan) {

@@ -148,7 +148,7 @@ int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
                   const struct kk_model_limits *limits, struct kk_model_plan *out,
                   struct kk_err *err)
 {
-    struct kk_model *m;
+    struct kk_model *m = NULL;
     int rc = new_model(mf, dev, limits, &m, err);
     if (rc) return rc;
     struct kk_loader ld = {.mf = mf, .m = m};
@@ -158,16 +158,27 @@ int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
     return rc;
 }
 
+/* Before gigabytes are loaded in vain. */
+static int check_room(struct kk_model *m, size_t weights, struct kk_err *err)
+{
+    const size_t scratch = plan_buffers(m), left = m->dev->ops->free_bytes(m->dev);
+    if (!left || weights + scratch <= left) return 0;
+    return kk_fail(err, KK_ENOMEM,
+                   "the model wants %zu bytes of %s (%zu of weights, %zu of scratch); %zu are free",
+                   weights + scratch, m->dev->name, weights, scratch, left);
+}
+
 int kk_model_open(const struct kk_model_file *mf, struct kk_dev *dev,
                   const struct kk_model_limits *limits, const struct kk_progress_fn *progress,
                   struct kk_model **out, struct kk_err *err)
 {
-    struct kk_model *m;
+    struct kk_model *m = NULL;
     int rc = new_model(mf, dev, limits, &m, err);
     if (rc) return rc;
     struct kk_loader ld = {.mf = mf, .m = m, .progress = progress};
     rc = round_embed_scale(m, mf, err);
     if (!rc) rc = plan_weights(&ld, err);
+    if (!rc) rc = check_room(m, ld.planned, err);
     if (!rc) {
         rc = kk__bind_model(&ld, err);
         if (rc == KK_ENOMEM) kk_wrap(err, rc, "loading needs %zu bytes", ld.planned);

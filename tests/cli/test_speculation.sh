@@ -60,6 +60,16 @@ check "plan of a capped session is what the scorecard measured" python3 -c 'impo
 p, c = json.load(open(sys.argv[1])), json.load(open(sys.argv[2]))
 assert p["session_kv_bytes"] == c["rungs"][0]["arms"]["tier"]["kv_device_bytes"], p' "$KK_TMP/out" "$KK_TMP/card.json"
 
+run bench scorecard -m synth:tests/data/mini.json --tokens 40,60 --samples 1 --replay 3.32 --draft ngram \
+    --kv-sinks 2 --kv-window 8 --json
+check "bench scorecard of random ids: nothing recalled, gate passed, drafts from the known answer" python3 -c 'import json, sys
+d = json.load(open(sys.argv[1]))
+assert d["gate"] == "passed" and d["documents"] == "random ids" and d["replay"] == 3.32
+for r in d["rungs"]:
+    a = [x for x in r["arms"].values() if x]
+    assert all(x["recall"] is None and x["byte_identical"] is True for x in a) and len(a) >= 4
+assert [r["prompt_tokens"] for r in d["rungs"]] == [40, 60]' "$KK_TMP/out"
+
 refuses() { # exit status, words, arguments
     local want=$1 words=$2
     shift 2

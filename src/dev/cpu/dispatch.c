@@ -101,6 +101,12 @@ static void copy(struct kk_dev *dev, void *dst, const void *src, size_t bytes)
     if (bytes) memcpy(dst, src, bytes);
 }
 
+static size_t free_bytes(struct kk_dev *dev)
+{
+    (void)dev;
+    return 0; /* the system's to give */
+}
+
 static void *host_alloc(struct kk_dev *dev, size_t bytes)
 {
     (void)dev;
@@ -111,6 +117,24 @@ static void host_free(struct kk_dev *dev, void *p, size_t bytes)
 {
     (void)dev, (void)bytes;
     kk_free(p);
+}
+
+/* A CPU has no engine for copies: they are done at once (kv/tier.c has a thread instead). */
+static int64_t stage(struct kk_dev *dev, int n, void *const *dst, const void *const *src,
+                     const size_t *bytes)
+{
+    for (int i = 0; i < n; i++) copy(dev, dst[i], src[i], bytes[i]);
+    return 0;
+}
+
+static void stage_wait(struct kk_dev *dev, int64_t batch)
+{
+    (void)dev, (void)batch;
+}
+
+static void stage_free(struct kk_dev *dev)
+{
+    (void)dev;
 }
 
 static void close_cpu(struct kk_dev *dev)
@@ -124,12 +148,16 @@ static void close_cpu(struct kk_dev *dev)
 static const struct kk_ops cpu_ops = {
     .alloc = kk__cpu_alloc,
     .free = kk__cpu_free,
+    .free_bytes = free_bytes,
     .host_alloc = host_alloc,
     .host_free = host_free,
     .upload = copy,
     .download = copy,
     .copy = copy,
     .page_out = copy,
+    .stage = stage,
+    .stage_wait = stage_wait,
+    .stage_free = stage_free,
     .weight_load = kk__cpu_weight_load,
     .weight_bytes = kk__cpu_weight_bytes,
     .reserve = kk__cpu_reserve,

@@ -74,29 +74,11 @@ size_t kk__cpu_reserve_bytes(const struct kk_dev *dev, const struct kk_limits *l
     return layout(&s, dev, l, NULL);
 }
 
-static void widen(int *a, int b)
-{
-    if (b > *a) *a = b;
-}
-
-/* A second model on the device widens what the first reserved. */
-static struct kk_limits widest(struct kk_limits a, const struct kk_limits *b)
-{
-    widen(&a.max_rows, b->max_rows);
-    widen(&a.max_model_width, b->max_model_width);
-    widen(&a.max_head_dim, b->max_head_dim);
-    widen(&a.max_active, b->max_active);
-    widen(&a.max_expert_width, b->max_expert_width);
-    widen(&a.max_experts, b->max_experts);
-    widen(&a.max_block_cols, b->max_block_cols);
-    return a;
-}
-
 int kk__cpu_reserve(struct kk_dev *dev, const struct kk_limits *want, struct kk_account *acc,
                     struct kk_err *err)
 {
     struct kk_cpu *c = kk__cpu(dev);
-    struct kk_limits l = widest(c->s.limits, want);
+    struct kk_limits l = kk_limits_widest(c->s.limits, want);
     size_t bytes = kk__cpu_reserve_bytes(dev, &l);
     void *base;
     int rc = kk_dev_alloc(dev, acc, bytes, &base, err);

@@ -17,7 +17,13 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+extern "C" { /* C headers */
+#include "base/mem.h"
+#include "base/pool.h"
+#include "base/quant.h"
+#include "base/rng.h"
 #include "dev/dev.h"
+}
 
 typedef __nv_bfloat16 bf16;
 
@@ -27,6 +33,8 @@ enum {
     KK_TILE_BYTES = 256,
     KK_CUDA_SPLIT = 128, /* keys of an attention split: kk_dev.attn_split */
     KK_SUM_LANES = 256,  /* lanes of a sum over a row */
+    KK_CUDA_RING_PART = 8 << 20,
+    KK_CUDA_WIDEST = 16384, /* elements of a row that a block keeps in registers: model width */
 };
 
 __host__ __device__ static inline int64_t kk__tiles(int64_t k)
@@ -66,7 +74,17 @@ struct kk_cuda {
     size_t scratch_bytes, linear_at, moe_at, attn_at, ops_at;
     cudaError_t error; /* the first since step_end, and the op it came from */
     const char *op;
-    struct kk_upload *upload; /* pinned ring for small uploads (memory.cu) */
+    struct kk_fault *fault, *fault_dev; /* one word, as the host and as kernels see it */
+    struct kk_upload *upload;           /* pinned ring for what travels (memory.cu) */
+    struct kk_slab *slabs;              /* of host_alloc (memory.cu) */
+    struct kk_account pinned;           /* bytes of both */
+    struct kk_stager *stager;           /* copies beside the ops (stage.cu) */
+    struct kk_pool *pool;               /* host threads that read weights */
+};
+
+/* What a kernel found wrong with its arguments; the host reads it at step_end. */
+struct kk_fault {
+    int32_t id, bound; /* of embed: the first id seen outside [0, bound); bound 0: none */
 };
 
 static inline struct kk_cuda *kk__cuda(struct kk_dev *dev)
@@ -74,6 +92,8 @@ static inline struct kk_cuda *kk__cuda(struct kk_dev *dev)
     return (struct kk_cuda *)dev;
 }
 
+/* The calling thread's CUDA calls are for this device from here on. */
+void kk__cuda_use(struct kk_cuda *c);
 /* Remember the first error of a step. */
 void kk__cuda_latch(struct kk_cuda *c, cudaError_t e, const char *op);
 
@@ -147,6 +167,12 @@ __device__ static inline uint32_t kk__pack2(float lo, float hi)
 
 extern "C" {
 /* memory.cu */
+int kk__cuda_memory_open(struct kk_cuda *, struct kk_err *);
+void kk__cuda_memory_close(struct kk_cuda *);
+/* Room for bytes <= KK_CUDA_RING_PART in pinned memory, once what used it before has passed; the
+ * caller fills it and starts a transfer from it on the device's stream. */
+char *kk__cuda_ring(struct kk_cuda *, size_t bytes);
+size_t kk__cuda_free_bytes(struct kk_dev *);
 void *kk__cuda_alloc(struct kk_dev *, size_t bytes);
 void kk__cuda_free(struct kk_dev *, void *p, size_t bytes);
 void *kk__cuda_host_alloc(struct kk_dev *, size_t bytes);
@@ -155,6 +181,13 @@ void kk__cuda_upload(struct kk_dev *, void *dst, const void *src, size_t bytes);
 void kk__cuda_download(struct kk_dev *, void *dst, const void *src, size_t bytes);
 void kk__cuda_copy(struct kk_dev *, void *dst, const void *src, size_t bytes);
 void kk__cuda_page_out(struct kk_dev *, void *dst, const void *src, size_t bytes);
+/* stage.cu */
+int kk__cuda_stage_open(struct kk_cuda *, struct kk_err *);
+void kk__cuda_stage_close(struct kk_cuda *);
+int64_t kk__cuda_stage(struct kk_dev *, int n, void *const *dst, const void *const *src,
+                       const size_t *bytes);
+void kk__cuda_stage_wait(struct kk_dev *, int64_t batch);
+void kk__cuda_stage_free(struct kk_dev *);
 /* weight.cu */
 int kk__cuda_weight_load(struct kk_dev *, const struct kk_weight_src *, struct kk_account *,
                          struct kk_weight *out, struct kk_err *);

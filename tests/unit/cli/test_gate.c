@@ -90,6 +90,7 @@ static void forged_fields_are_refused(void **state)
         {"tier", "kv_device_bytes", "901", "grow with the context"},
         {"sinkwin", "recall", "1.0", "negative control recalls"},
         {"s5", "recall", "1.5", "over 1"},
+        {"s5", "recall", "null", "'recall' is missing"},
         {"s5", "samples", "0", "no samples"},
         {"s5", "kv_host_bytes", "-1", "negative"},
         {"s5", "ar_tok_s", "null", "missing"},
@@ -117,6 +118,9 @@ static void forged_reports_are_refused(void **state)
     json_object_set_new(json_object_get(json_array_get(json_object_get(r, "rungs"), 1), "arms"),
                         "s5", json_null());
     refused(r, "rung 1: arm 's5'");
+    r = honest();
+    json_object_set_new(r, "documents", json_string("random ids"));
+    refused(r, "random ids cannot be recalled");
     r = honest();
     json_object_set_new(r, "rungs", json_array());
     refused(r, "no rungs");

@@ -731,7 +731,7 @@ static void test_broken_blocks(void **state)
     struct kk_account acc = {.name = "test"};
     struct kk_err err = {0};
     struct kk_weight w;
-    const struct kk_weight_src src = {KK_Q4_K, 1, 16, 640, "", NULL, NULL};
+    const struct kk_weight_src src = {KK_Q4_K, 1, 16, 640, "", NULL, NULL, NULL};
     KK_ASSERT_FAILS(devs[0]->ops->weight_load(devs[0], &src, &acc, &w, &err), KK_EFORMAT, &err,
                     "640 inputs are not whole blocks of q4_k, which hold 256");
 }
