@@ -527,7 +527,8 @@ static void make_model(struct model *m)
         fill_rope<<<256, 256>>>(m->rope[k], P, R, D, k ? 1e4 : 1e6);
     }
     struct kk_stack *k = &m->stack;
-    k->n_layers = N, k->C = KS_C, k->H = KS_H, k->E = KS_E, k->A = KS_A, k->act = KK_GELU_TANH;
+    k->n_layers = N, k->C = KS_C, k->H = KS_H, k->E = KS_E, k->A = KS_A, k->F = KS_F;
+    k->expert_F = KS_XF, k->V = m->o.vocab, k->act = KK_GELU_TANH;
     k->eps = 1e-6f, k->attn_scale = 1, k->embed_scale = 53, k->softcap = 30;
     k->embed = k->head = &m->embed;
     k->final_norm = vec(KS_C, 1, .2f);

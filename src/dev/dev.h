@@ -286,7 +286,8 @@ struct kk_stack_layer {
 };
 
 struct kk_stack {
-    int n_layers, C, H, E, A;
+    int n_layers, C, H, E, A, F, expert_F;
+    int64_t V;
     enum kk_activation act;
     float eps, attn_scale, embed_scale, softcap;
     const struct kk_weight *embed, *head;
@@ -386,10 +387,11 @@ struct kk_ops {
     void (*convert)(struct kk_dev *, const struct kk_convert_args *);
 };
 
-/* A whole step as one op. open: *out NULL where the device has no such stack for this geometry.
- * step: 0 when it is done, 1 when the ops of struct kk_ops must do it (too many rows, too long a
+/* A whole step as one op. bytes: what open will allocate, 0 where the device has no such stack for
+ * this geometry (weights and vectors are not looked at); then open leaves *out NULL. step: 0 when it is done, 1 when the ops of struct kk_ops must do it (too many rows, too long a
  * history, pieces). */
 struct kk_stack_ops {
+    size_t (*bytes)(const struct kk_dev *, const struct kk_stack *);
     int (*open)(struct kk_dev *, const struct kk_stack *, struct kk_account *, void **out,
                 struct kk_err *err);
     int (*step)(struct kk_dev *, void *stack, const struct kk_stack_step *);

@@ -829,7 +829,9 @@ __device__ inline void embed(const struct context &c, uint32_t cur, int t, uint3
     const char *table = (const char *)F64(4);
     const float *norm = (const float *)F64(16), scale = __uint_as_float(F(14));
     const int id = __ldg(a.ids + t), l = c.warp * 32 + c.lane;
+    const bool there = id >= 0 && id < a.vocab;
     struct twelve h, w;
+    if (!there && l == 0 && a.fault) a.fault->id = id, a.fault->bound = a.vocab;
     w.load(norm, l);
     const char *row = table + (int64_t)(id >> 3) * (KS_C / KK_TILE_K * KK_TILE_BYTES) +
                       (id & 7) * 32;
@@ -837,7 +839,7 @@ __device__ inline void embed(const struct context &c, uint32_t cur, int t, uint3
     for (int k = 0; k < 3; k++) {
         uint2 v = make_uint2(0, 0);
         const int at = 1024 * k + 4 * l;
-        if (at < KS_C)
+        if (there && at < KS_C)
             v = __ldg((const uint2 *)(row + (at >> 4) * KK_TILE_BYTES + (at & 15) * 2));
         h.v[4 * k] = lo_of(v.x) * scale, h.v[4 * k + 1] = hi_of(v.x) * scale;
         h.v[4 * k + 2] = lo_of(v.y) * scale, h.v[4 * k + 3] = hi_of(v.y) * scale;

@@ -88,6 +88,7 @@ struct ks_args {
     struct ks_mask mask[2];
     const float *rope[2];
     const int32_t *ids;
+    struct kk_fault *fault; /* NULL: not told */
     struct ks_kv kv[KS_LAYERS];
     /* words: {payload, tag} in 8 bytes, valid when the tag is the layer's */
     uint64_t *qkv, *part_o, *part_ml, *attn, *o, *router, *f, *fx, *down, *xdown, *x[4], *best;

@@ -24,35 +24,20 @@ struct ks_stack {
 
 /* ---- geometry ---- */
 
-static bool is_matrix(const struct kk_weight *w, int n, int64_t rows, int64_t cols)
-{
-    return w && w->data && w->dtype == KK_BF16 && w->n_mats == n && w->rows == rows &&
-           w->cols == cols;
-}
-
 static bool layer_fits(const struct kk_stack_layer *y)
 {
-    const int D = y->sliding ? 256 : 512, G = y->sliding ? 8 : 2;
-    return y->D == D && y->G == G && y->R == (y->sliding ? 128 : 64) &&
-           !y->value_only == y->sliding && y->q_norm && y->k_norm && y->post_ff_norm_1 &&
-           y->post_ff_norm_2 && y->router_scale && y->pre_ff_norm_2 && y->expert_scale &&
-           is_matrix(y->wq, 1, KS_H * D, KS_C) && is_matrix(y->wk, 1, G * D, KS_C) &&
-           (!y->sliding || is_matrix(y->wv, 1, G * D, KS_C)) &&
-           is_matrix(y->wo, 1, KS_C, KS_H * D) && is_matrix(y->gate, 1, KS_F, KS_C) &&
-           is_matrix(y->up, 1, KS_F, KS_C) && is_matrix(y->down, 1, KS_C, KS_F) &&
-           is_matrix(y->router, 1, KS_E, KS_C) &&
-           is_matrix(y->gate_up, KS_E, 2 * KS_XF, KS_C) &&
-           is_matrix(y->expert_down, KS_E, KS_C, KS_XF);
+    if (y->sliding) return y->D == 256 && y->G == 8 && y->R == 128 && !y->value_only;
+    return y->D == 512 && y->G == 2 && y->R == 64 && y->value_only;
 }
 
 static bool fits(const struct kk_cuda *c, const struct kk_stack *s)
 {
     if (s->C != KS_C || s->H != KS_H || s->E != KS_E || s->A != KS_A || s->act != KK_GELU_TANH)
         return false;
+    if (s->F != KS_F || s->expert_F != KS_XF || s->V % KK_TILE_ROWS || s->V > INT32_MAX)
+        return false;
     if (s->n_layers < 1 || s->n_layers >= KS_LAYERS || c->sms < 128 || c->sms > MAX_SMS)
         return false;
-    const int64_t V = s->head->rows;
-    if (!is_matrix(s->head, 1, V, KS_C) || V % 8 || !is_matrix(s->embed, 1, V, KS_C)) return false;
     for (int l = 0; l < s->n_layers; l++)
         if (!layer_fits(&s->layer[l])) return false;
     return true;
@@ -266,6 +251,20 @@ static size_t place_words(struct ks_args *a, char *base, int sms)
     return n * sizeof(uint64_t);
 }
 
+static int longest_program(const struct kk_stack *k)
+{
+    return k->n_layers * 16 + 4;
+}
+
+size_t kk__cuda_stack_bytes(const struct kk_dev *dev, const struct kk_stack *k)
+{
+    const struct kk_cuda *c = (const struct kk_cuda *)dev;
+    struct ks_args a;
+    if (!fits(c, k)) return 0;
+    return place_words(&a, NULL, c->sms) +
+           (size_t)c->sms * longest_program(k) * sizeof(struct ks_seg);
+}
+
 int kk__cuda_stack_open(struct kk_dev *dev, const struct kk_stack *k, struct kk_account *account,
                         void **out, struct kk_err *err)
 {
@@ -276,7 +275,7 @@ int kk__cuda_stack_open(struct kk_dev *dev, const struct kk_stack *k, struct kk_
     *out = NULL;
     if (!fits(c, k)) return 0;
     p.sms = c->sms;
-    p.max = k->n_layers * 16 + 4;
+    p.max = longest_program(k);
     p.seg = (struct ks_seg *)calloc((size_t)p.sms * p.max, sizeof *p.seg);
     s = (struct ks_stack *)calloc(1, sizeof *s);
     if (!p.seg || !s) abort();
@@ -376,6 +375,7 @@ int kk__cuda_stack_step(struct kk_dev *dev, void *stack, const struct kk_stack_s
     if (!step_rows(a, st)) return 1;
     a->T = st->T, a->B = st->B;
     a->ids = st->ids;
+    a->fault = c->fault_dev;
     for (int l = 0; l < s->n_layers; l++) {
         a->kv[l].seqs = st->kv[l].seqs;
         a->kv[l].rows = (char *)st->kv[l].rows;
