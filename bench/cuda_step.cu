@@ -22,14 +22,21 @@
     } while (0)
 
 static void *the_stack;
+static int device_sms;
 
 static void fail(cudaError_t e, const char *what, int line)
 {
     const int *d = the_stack ? kk__cuda_stack_diag(the_stack) : NULL;
     fprintf(stderr, "line %d: %s: %s\n", line, what, cudaGetErrorString(e));
-    if (d)
-        printf("STUCK block %d warp %d lane %d waits for %d (extra %#x = %d)\n", d[1], d[2] / 32,
-               d[2] % 32, d[3], d[4], d[4]);
+    for (int w = 0, n = 0; d && w < device_sms * (KS_THREADS / 32); w++)
+        if (d[2 * w] && (n++ < 24 || w % 97 == 0))
+            printf("STUCK %d.%d:%d(%d) ", w / (KS_THREADS / 32), w % (KS_THREADS / 32), d[2 * w],
+                   d[2 * w + 1]);
+    int count[64] = {};
+    for (int w = 0; d && w < device_sms * (KS_THREADS / 32); w++) count[d[2 * w] & 63]++;
+    for (int i = 1; i < 64; i++)
+        if (count[i]) printf("\n %d warps wait for %d", count[i], i);
+    printf("\n");
     fflush(NULL);
     _exit(1);
 }
@@ -729,6 +736,48 @@ static double step_bytes(const struct model *m, double experts)
     return n + experts * 3.0 * KS_XF * KS_C * 2;
 }
 
+#ifdef KS_TRACE
+/* Mean time of the roles in each kind of segment, and of two layers of an SM in full. */
+static void trace_step(struct model *m, const struct kk_stack_step *st)
+{
+    static const char *const op[] = {"embed", "qkv", "attn", "o",    "resid1", "router", "glu",
+                                     "xglu",  "down", "xdown", "resid2", "head", "end"};
+    struct ks_args *a = kk__cuda_stack_args(the_stack);
+    const size_t n = (size_t)device_sms * 4 * a->max_seg;
+    a->trace = scratch<uint64_t>(n);
+    kk__cuda_stack_step(&device.dev, the_stack, st);
+    CK(cudaDeviceSynchronize());
+    std::vector<uint64_t> v = get(a->trace, n);
+    a->trace = NULL;
+    for (int role = 0; role < 4; role++) {
+        double sum[16] = {}, most[16] = {};
+        for (int b = 0; b < device_sms; b++) {
+            double mine[16] = {};
+            const uint64_t *x = &v[((size_t)b * 4 + role) * a->max_seg];
+            for (int i = 0; (x[i] & 255) != KS_END; i++)
+                mine[x[i] & 255] += (double)((x[i + 1] >> 8) - (x[i] >> 8)) / 1980;
+            for (int k = 0; k < 16; k++) sum[k] += mine[k], most[k] = std::max(most[k], mine[k]);
+        }
+        printf("role %d us (mean/most):", role);
+        for (int k = 0; k < KS_END; k++) printf(" %s %.0f/%.0f", op[k], sum[k] / device_sms, most[k]);
+        printf("\n");
+    }
+    for (int b : {3, 80, 131})
+        for (int role = 0; role < 4; role++) {
+            const uint64_t *x = &v[((size_t)b * 4 + role) * a->max_seg];
+            const uint64_t t0 = v[(size_t)b * 4 * a->max_seg] >> 8;
+            printf("SM %d role %d:", b, role);
+            for (int i = 0, l = 0; (x[i] & 255) != KS_END && l < 8; i++) {
+                if (l >= 5)
+                    printf(" %s@%.1f", op[x[i] & 255], (double)((x[i] >> 8) - t0) / 1980);
+                l += (x[i] & 255) == KS_RESID2;
+            }
+            printf("\n");
+        }
+    (void)m;
+}
+#endif
+
 static int option(int argc, char **argv, const char *name, int value)
 {
     for (int i = 1; i < argc; i++)
@@ -750,7 +799,7 @@ int main(int argc, char **argv)
     ops.alloc = dev_alloc, ops.free = dev_free, ops.upload = dev_upload;
     ops.host_alloc = host_alloc, ops.host_free = host_free;
     device.dev.ops = &ops;
-    device.sms = prop.multiProcessorCount;
+    device.sms = device_sms = prop.multiProcessorCount;
     make_model(&m);
     if (kk__cuda_stack_open(&device.dev, &m.stack, &account, &the_stack, NULL) || !the_stack) {
         printf("the geometry is not taken\n");
@@ -802,6 +851,9 @@ int main(int argc, char **argv)
         if (i >= 4) ms.push_back(x);
     }
     std::sort(ms.begin(), ms.end());
+#ifdef KS_TRACE
+    trace_step(&m, &st);
+#endif
     const double med = ms[ms.size() / 2], bytes = step_bytes(&m, 8.0 * m.o.layers);
     printf("{\"bench\":\"cuda_step\",\"card\":\"%s\",\"layers\":%d,\"ctx\":%d,\"rows\":%d,"
            "\"seqs\":%d,\"same\":%d,\"ms\":%.4f,\"min_ms\":%.4f,\"steps_s\":%.1f,"

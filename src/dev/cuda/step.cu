@@ -55,11 +55,10 @@ struct watch {
 
 __device__ __noinline__ void stuck(int *diag, int what, uint32_t extra)
 {
-    if (diag && atomicCAS(diag, 0, 1) == 0) {
-        diag[1] = (int)blockIdx.x;
-        diag[2] = (int)threadIdx.x;
-        diag[3] = what;
-        diag[4] = (int)extra;
+    if (diag) {
+        int *d = diag + 2 * (blockIdx.x * (KS_THREADS / 32) + threadIdx.x / 32);
+        d[0] = what;
+        d[1] = (int)extra;
         __threadfence_system();
     }
     for (long long t = clock64(); clock64() - t < 200000000;) {} /* let others report */
@@ -130,7 +129,7 @@ template <int ID, int N> __device__ inline void warps_meet()
     asm volatile("bar.sync %0,%1;" ::"n"(ID), "n"(N) : "memory");
 }
 
-enum { MEET_ALL = 1, MEET_ROW = 2 };
+enum { MEET_ALL = 1, MEET_ROW = 2, MEET_REDUCERS = 3 };
 
 /* ---- words ---- */
 
@@ -284,6 +283,17 @@ template <int D> __device__ inline int item_slots(const struct item &it)
     const int keys = (it.hi - it.lo) * 16;
     if (shape<D>::derived) return (keys + shape<D>::keys - 1) / shape<D>::keys;
     return 2 * (it.hi - it.lo);
+}
+
+/* KS_TRACE: when each warp's segments began, by the SM's clock */
+__device__ inline void trace(const struct ks_args &a, uint32_t op, int seg)
+{
+#ifdef KS_TRACE
+    const int w = (int)threadIdx.x / 32;
+    if (threadIdx.x % 32 == 0 && (w == 0 || w >= KS_CONSUMERS) && a.trace)
+        a.trace[((int64_t)blockIdx.x * 4 + (w ? w - KS_CONSUMERS + 1 : 0)) * a.max_seg + seg] =
+            (uint64_t)clock64() << 8 | op;
+#endif
 }
 
 /* ---- producer ---- */
@@ -525,9 +535,11 @@ __device__ inline void feed_glu(struct feed &f, uint32_t cur)
 __device__ inline void producer(const struct context &c, const uint32_t *pp)
 {
     struct feed f = {c, 0};
+    int seg = 0;
     uint32_t cur = __ldg(pp), nxt;
     for (;; cur = nxt) {
         const uint32_t op = F(0), layer = F(3);
+        trace(*c.a, op, seg++);
         if (op == KS_END) return;
         pp += 32;
         nxt = __ldg(pp);
@@ -1077,16 +1089,13 @@ template <int D> struct split_work {
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
 
-    __device__ inline void patches()
+    /* Values of a layer with keys only once the keys' slots are free: the last come in there. */
+    __device__ inline void patches(bool values)
     {
         const int keys = (it.hi - it.lo) * 16;
         const int from = max(z.c.a->seq[it.seq].pos0 - (it.base + it.lo * 16), 0);
-        const int w = KS_CONSUMERS - 1 - z.c.warp;
-        for (int k = w; k < (keys - from) * (Z::derived ? 1 : 2); k += KS_CONSUMERS)
-            if (Z::derived)
-                patch(from + k, true);
-            else
-                patch(from + k / 2, k & 1);
+        for (int k = from + KS_CONSUMERS - 1 - z.c.warp; k < keys; k += KS_CONSUMERS)
+            patch(k, values);
     }
 
     /* is key j visible to row r of the item */
@@ -1273,15 +1282,19 @@ template <int D> struct split_work {
             float p[2][4];
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>(); /* x, q and p are no longer read */
             if (r0 + z.c.warp < rows) prepare_q(r0 + z.c.warp, z.c.warp);
-            if (r0 == 0) patches();
+            if (r0 == 0) patches(Z::derived);
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
             if (kg >= it.lo && kg < it.hi) {
                 scores(p, kg);
                 tops(p, kg, r0);
             }
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
-            if (!Z::derived && r0 + 16 >= rows && z.c.warp == 15 && z.c.lane < groups)
-                bar_arrive4(&s.empty[(z.n + (uint32_t)z.c.lane) % KS_SLOTS]);
+            if (!Z::derived && r0 + 16 >= rows) {
+                if (z.c.warp == 15 && z.c.lane < groups)
+                    bar_arrive4(&s.empty[(z.n + (uint32_t)z.c.lane) % KS_SLOTS]);
+                __syncwarp();
+                patches(true);
+            }
             if (kg >= it.lo && kg < it.hi) weights(p, kg);
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
             publish(r0);
@@ -1313,10 +1326,11 @@ __device__ inline void consumer(const struct context &c, const uint32_t *pp)
 {
     struct place z = {c, 0, c.warp >> 2, c.warp & 3, 0};
     uint32_t cur = __ldg(pp), nxt;
-    int turn = 0;
+    int turn = 0, seg = 0;
     for (;; cur = nxt) {
         const uint32_t op = F(0), layer = F(3), flags = F(9), tag = c.a->epoch + layer;
         const int nu = (int)F(1);
+        trace(*c.a, op, seg++);
         if (op == KS_END) return;
         pp += 32;
         nxt = __ldg(pp);
@@ -1354,7 +1368,19 @@ __device__ inline void consumer(const struct context &c, const uint32_t *pp)
 struct reduce {
     struct context c;
     int pieces[KS_QUADS]; /* behind, of each quad */
+    int units;            /* behind: the warps take turns over all units of the step, so that neither
+                             is ever more than a lap of the pieces behind what it waits for */
+    __device__ inline int first() const
+    {
+        return (c.warp ^ units) & 1;
+    }
 };
+
+/* The other reducer's carried sums are there. */
+__device__ inline void reducers_meet()
+{
+    warps_meet<MEET_REDUCERS, KS_REDUCERS * 32>();
+}
 
 /* Piece m of quad j: its four chains, added to y in order; first: y is their sum alone. */
 __device__ inline void add_piece(struct reduce &r, int j, int m, bool first, float (&y)[2])
@@ -1379,7 +1405,7 @@ template <int P, int SUB> __device__ inline void reduce_plain(struct reduce &r, 
 {
     const int nu = (int)F(1), row0 = (int)F(10), g = r.c.lane >> 2, q = r.c.lane & 3;
     const uint32_t flags = F(9);
-    for (int u = r.c.warp; u < nu; u += KS_REDUCERS) {
+    for (int u = r.first(); u < nu; u += KS_REDUCERS) {
         float y[2];
         float *carry = r.c.s->carry[u & (KS_CARRY - 1)][r.c.lane];
         const bool more = flags & KS_SECOND_HALF;
@@ -1396,6 +1422,8 @@ template <int P, int SUB> __device__ inline void reduce_plain(struct reduce &r, 
     }
 #pragma unroll
     for (int j = 0; j < P; j++) r.pieces[j] += nu * SUB;
+    r.units += nu;
+    if (flags & (KS_FIRST_HALF | KS_SECOND_HALF)) reducers_meet();
 }
 
 /* Unit u of a gated product: a pair of bf16 for each row */
@@ -1413,12 +1441,13 @@ __device__ inline void reduce_glu(struct reduce &r, uint32_t cur, uint32_t tag)
 {
     const struct ks_args &a = *r.c.a;
     const int nu = (int)F(1), u0 = (int)F(2), g = r.c.lane >> 2, q = r.c.lane & 3;
-    for (int u = r.c.warp; u < nu; u += KS_REDUCERS) {
+    for (int u = r.first(); u < nu; u += KS_REDUCERS) {
         const uint32_t y = gated(r, u);
         if (g < a.T) store_word(a.f + g * (KS_F / 2) + (u0 + u) * 4 + q, y, tag);
     }
 #pragma unroll
     for (int j = 0; j < KS_QUADS; j++) r.pieces[j] += 2 * nu;
+    r.units += nu;
 }
 
 __device__ inline void reduce_experts(struct reduce &r, uint32_t cur, uint32_t tag)
@@ -1429,7 +1458,7 @@ __device__ inline void reduce_experts(struct reduce &r, uint32_t cur, uint32_t t
     int first, n;
     bar_wait(&s.routed, (int)F(3) & 1, a.diag, 9, 0);
     expert_share(s.n_union, F(11), first, n);
-    for (int u = r.c.warp; u < n; u += KS_REDUCERS) {
+    for (int u = r.first(); u < n; u += KS_REDUCERS) {
         const uint32_t y = gated(r, u);
         const int e = (first + u) / KS_XSTRIPES, stripe = (first + u) % KS_XSTRIPES;
         if (g < a.T && (s.rows_of[e] >> g & 1))
@@ -1437,6 +1466,7 @@ __device__ inline void reduce_experts(struct reduce &r, uint32_t cur, uint32_t t
     }
 #pragma unroll
     for (int j = 0; j < KS_QUADS; j++) r.pieces[j] += 2 * n;
+    r.units += n;
 }
 
 __device__ inline void reduce_expert_down(struct reduce &r, uint32_t cur, uint32_t tag)
@@ -1447,7 +1477,7 @@ __device__ inline void reduce_expert_down(struct reduce &r, uint32_t cur, uint32
     const int g = r.c.lane >> 2, q = r.c.lane & 3;
     for (int e = 0; e < U; e += KS_QUADS) {
         const int P = min(KS_QUADS, U - e);
-        for (int u = r.c.warp; u < nu; u += KS_REDUCERS) {
+        for (int u = r.first(); u < nu; u += KS_REDUCERS) {
             float *carry = s.carry[u & (KS_CARRY - 1)][r.c.lane];
             float y[2] = {0, 0};
             if (e) y[0] = carry[0], y[1] = carry[1];
@@ -1468,6 +1498,8 @@ __device__ inline void reduce_expert_down(struct reduce &r, uint32_t cur, uint32
 #pragma unroll
         for (int j = 0; j < KS_QUADS; j++)
             if (j < P) r.pieces[j] += nu;
+        r.units += nu;
+        reducers_meet();
     }
 }
 
@@ -1486,7 +1518,7 @@ __device__ inline void reduce_head(struct reduce &r, uint32_t cur, uint32_t tag)
     const struct ks_args &a = *r.c.a;
     const int nu = (int)F(1), u0 = (int)F(2), g = r.c.lane >> 2, q = r.c.lane & 3;
     struct best top = {-INFINITY, INT32_MAX};
-    for (int u = r.c.warp; u < nu; u += KS_REDUCERS) {
+    for (int u = r.first(); u < nu; u += KS_REDUCERS) {
         float y[2];
 #pragma unroll
         for (int j = 0; j < KS_QUADS; j++) add_piece(r, j, r.pieces[j] + u, j == 0, y);
@@ -1577,10 +1609,12 @@ template <int D> __device__ inline void merge(struct reduce &r, uint32_t tag)
 __device__ inline void reducer(const struct context &c, const uint32_t *pp)
 {
     const struct ks_args &a = *c.a;
-    struct reduce r = {c, {0, 0, 0, 0}};
+    struct reduce r = {c, {0, 0, 0, 0}, 0};
+    int seg = 0;
     uint32_t cur = __ldg(pp), nxt;
     for (;; cur = nxt) {
         const uint32_t op = F(0), layer = F(3), flags = F(9), tag = a.epoch + layer;
+        trace(a, op, seg++);
         if (op == KS_END) return;
         pp += 32;
         nxt = __ldg(pp);

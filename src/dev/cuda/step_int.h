@@ -99,13 +99,14 @@ struct ks_args {
     float *tap_dst[2];
     int tap_n[2];
     int8_t tap[2][KS_LAYERS]; /* place of layer l's tap, or -1 */
-    int *diag;                /* host memory: who waited too long */
+    int *diag;                /* host memory: {what, extra} of each warp that waited too long */
+    uint64_t *trace;          /* KS_TRACE: [sms][4][max_seg], or NULL */
 };
 
 extern "C" {
 int ks__launch(const struct ks_args *a, int sms, cudaStream_t stream);
 const int *kk__cuda_stack_diag(const void *stack);
-const struct ks_args *kk__cuda_stack_args(const void *stack);
+struct ks_args *kk__cuda_stack_args(void *stack);
 }
 
 #endif

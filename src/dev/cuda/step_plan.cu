@@ -10,6 +10,7 @@ enum {
     PAIRS = 1024,         /* most (split, row) pairs of a layer: 64 KB each */
     SPLIT_BYTES = 131072, /* of one KV head's split */
     MAX_SMS = 256,
+    DIAG_BYTES = MAX_SMS * (KS_THREADS / 32) * 8,
 };
 
 struct ks_stack {
@@ -295,8 +296,8 @@ int kk__cuda_stack_open(struct kk_dev *dev, const struct kk_stack *k, struct kk_
         a->eps = k->eps, a->attn_scale = k->attn_scale, a->softcap = k->softcap;
         a->vocab = (int)k->head->rows;
         s->sms = p.sms;
-        s->diag = a->diag = (int *)dev->ops->host_alloc(dev, 64);
-        if (s->diag) memset(s->diag, 0, 64);
+        s->diag = a->diag = (int *)dev->ops->host_alloc(dev, DIAG_BYTES);
+        if (s->diag) memset(s->diag, 0, DIAG_BYTES);
         *out = s;
     }
     free(p.seg);
@@ -308,7 +309,7 @@ void kk__cuda_stack_close(struct kk_dev *dev, void *stack)
 {
     struct ks_stack *s = (struct ks_stack *)stack;
     if (!s) return;
-    if (s->diag) dev->ops->host_free(dev, s->diag, 64);
+    if (s->diag) dev->ops->host_free(dev, s->diag, DIAG_BYTES);
     kk_dev_free(dev, s->account, s->memory, s->bytes);
     free(s);
 }
@@ -394,15 +395,14 @@ int kk__cuda_stack_step(struct kk_dev *dev, void *stack, const struct kk_stack_s
     return 0;
 }
 
-/* Where a step stood still, if one did: block, thread, what it waited for, for which. */
+/* Where a step stood still, if one did: {what, extra} of each warp of each SM. */
 const int *kk__cuda_stack_diag(const void *stack)
 {
-    const struct ks_stack *s = (const struct ks_stack *)stack;
-    return s->diag && s->diag[0] ? s->diag : NULL;
+    return ((const struct ks_stack *)stack)->diag;
 }
 
 /* What the last step was told. */
-const struct ks_args *kk__cuda_stack_args(const void *stack)
+struct ks_args *kk__cuda_stack_args(void *stack)
 {
-    return &((const struct ks_stack *)stack)->args;
+    return &((struct ks_stack *)stack)->args;
 }
