@@ -554,7 +554,7 @@ template <class T> static T *scratch(size_t n)
 }
 
 struct plain {
-    float *h, *q, *k, *v, *a, *b, *gate, *up, *rl, *w, *xg, *xd, *logits, *taps;
+    float *h, *q, *k, *v, *a, *ao, *b, *gate, *up, *rl, *w, *xg, *xd, *logits, *taps;
     bf16 *x, *x2, *x3, *o, *f, *fx;
     int *idx;
 };
@@ -580,6 +580,7 @@ static void plain_layer(struct model *m, struct plain *p, int l)
     r_attn<<<dim3(KS_H, rows), 32>>>(p->q, D, G, R, vo, m->pos, m->seq, m->seqs2[l],
                                      y.sliding ? 1024 : INT32_MAX, 1, y.k_norm, rope, p->o);
     linear(w.wo, p->o, p->a, T);
+    CK(cudaMemcpyAsync(p->ao, p->a, (size_t)T * KS_C * 4, cudaMemcpyDeviceToDevice));
     r_residual<<<rows, 256>>>(p->a, NULL, NULL, NULL, y.post_attn_norm, 1, eps, p->h);
     r_norm<<<rows, 256>>>(p->h, y.pre_ff_norm, eps, p->x);
     r_norm<<<rows, 256>>>(p->h, y.pre_ff_norm_2, eps, p->x2);
@@ -609,7 +610,7 @@ static void plain_step(struct model *m, struct plain *p)
     const int T = m->o.rows;
     const size_t t = (size_t)T;
     p->h = scratch<float>(t * KS_C), p->q = scratch<float>(t * 8192), p->k = scratch<float>(t * 2048);
-    p->v = scratch<float>(t * 2048), p->a = scratch<float>(t * KS_C), p->b = scratch<float>(t * KS_C);
+    p->v = scratch<float>(t * 2048), p->a = scratch<float>(t * KS_C), p->ao = scratch<float>(t * KS_C), p->b = scratch<float>(t * KS_C);
     p->gate = scratch<float>(t * KS_C), p->up = scratch<float>(t * KS_F);
     p->rl = scratch<float>(t * KS_E), p->w = scratch<float>(t * KS_A);
     p->xg = scratch<float>(t * KS_A * 2 * KS_XF), p->xd = scratch<float>(t * KS_A * KS_C);
@@ -644,7 +645,7 @@ static void same(const char *what, const std::vector<T> &got, const std::vector<
     if (!bad) return;
     wrong++;
     printf("  %s: %zu of %zu differ, first %zu\n", what, bad, want.size(), first);
-    for (size_t i = first; i < std::min(first + 4, want.size()); i++) {
+    for (size_t i = first; i < std::min(first + (sizeof(T) == 4 ? 3 : 0), want.size()); i++) {
         float a = 0, b = 0;
         if (sizeof(T) == 4) memcpy(&a, &got[i], 4), memcpy(&b, &want[i], 4);
         printf("    [%zu] got %g want %g\n", i, a, b);
@@ -677,8 +678,9 @@ static void check(struct model *m, const float *logits, const int32_t *choice, c
     const size_t t = (size_t)T;
     plain_step(m, &p);
     wrong = 0;
-    if (N == 1) { /* what the ops of the layer gave, op by op */
+    if (N == 1) {
         const struct ks_args *a = kk__cuda_stack_args(the_stack);
+        same("o", payload(a->o, T, KS_C, KS_C), get(p.ao, t * KS_C)); 
         const int width = m->y[0].sliding ? 4096 : 8192;
         same("attention", payload(a->attn, T, width / 2, width / 2), raw(p.o, t * width));
         same("router", payload(a->router, T, KS_E, KS_E), get(p.rl, t * KS_E));
@@ -698,13 +700,16 @@ static void check(struct model *m, const float *logits, const int32_t *choice, c
         same(what, get((char *)m->kv[l].rows, t * rb), get(m->rows2[l], t * rb));
     }
     std::vector<float> got = get(taps, t * N * KS_C), want = get(p.taps, t * N * KS_C);
-    for (int l = 0; l < N && !wrong; l++)
+    int bad = 0;
+    for (int l = 0; l < N && !bad; l++)
         for (int r = 0; r < T; r++) {
             const size_t at = ((size_t)r * N + l) * KS_C;
             char what[64];
+            const int before = wrong;
             snprintf(what, sizeof what, "h after layer %d, row %d", l, r);
             same(what, std::vector<float>(got.begin() + at, got.begin() + at + KS_C),
                  std::vector<float>(want.begin() + at, want.begin() + at + KS_C));
+            bad += wrong != before;
         }
     std::vector<float> lg = get(logits, t * m->o.vocab), lw = get(p.logits, t * m->o.vocab);
     same("logits", lg, lw);
@@ -762,13 +767,13 @@ static void trace_step(struct model *m, const struct kk_stack_step *st)
         for (int k = 0; k < KS_END; k++) printf(" %s %.0f/%.0f", op[k], sum[k] / device_sms, most[k]);
         printf("\n");
     }
-    for (int b : {3, 80, 131})
+    for (int b : {3, 100})
         for (int role = 0; role < 4; role++) {
             const uint64_t *x = &v[((size_t)b * 4 + role) * a->max_seg];
             const uint64_t t0 = v[(size_t)b * 4 * a->max_seg] >> 8;
             printf("SM %d role %d:", b, role);
-            for (int i = 0, l = 0; (x[i] & 255) != KS_END && l < 8; i++) {
-                if (l >= 5)
+            for (int i = 0, l = 0; (x[i] & 255) != KS_END && l < 6; i++) {
+                if (l >= 4)
                     printf(" %s@%.1f", op[x[i] & 255], (double)((x[i] >> 8) - t0) / 1980);
                 l += (x[i] & 255) == KS_RESID2;
             }

@@ -15,6 +15,10 @@
 
 namespace {
 
+#ifndef KS_CALL
+#define KS_CALL inline
+#endif
+
 constexpr uint32_t FULL_MASK = 0xffffffffu;
 constexpr float LOG2E = 1.44269504f;
 
@@ -43,35 +47,30 @@ struct smem {
     float weight[KS_UNION][KS_COLS];
     int chosen[KS_COLS][KS_A];
     float chosen_w[KS_COLS][KS_A];
+    struct ks_args args;
 };
+
+__device__ inline struct smem &block()
+{
+    extern __shared__ __align__(128) char smem_raw[];
+    return *(struct smem *)smem_raw;
+}
 
 /* ---- waiting ---- */
 
-/* A wait that lasts two seconds is a fault: say who, then stop the kernel. */
+/* A wait that lasts seconds is a fault: say who, then stop the kernel. */
 struct watch {
-    long long start;
     uint32_t spins;
 };
 
-__device__ __noinline__ void stuck(int *diag, int what, uint32_t extra)
+__device__ inline void still_waiting(struct watch &w, int what, uint32_t extra)
 {
-    if (diag) {
-        int *d = diag + 2 * (blockIdx.x * (KS_THREADS / 32) + threadIdx.x / 32);
-        d[0] = what;
-        d[1] = (int)extra;
-        __threadfence_system();
-    }
-    for (long long t = clock64(); clock64() - t < 200000000;) {} /* let others report */
+    if (++w.spins < 1u << 23) return;
+    int *d = block().args.diag + 2 * (blockIdx.x * (KS_THREADS / 32) + threadIdx.x / 32);
+    d[0] = what, d[1] = (int)extra;
+    __threadfence_system();
+    for (long long t = clock64(); clock64() - t < 400000000;) {} /* let others say it too */
     __trap();
-}
-
-__device__ inline void still_waiting(struct watch &w, int *diag, int what, uint32_t extra)
-{
-    if ((++w.spins & 4095) != 0) return;
-    if (w.spins == 4096)
-        w.start = clock64();
-    else if (clock64() - w.start > 4000000000ll)
-        stuck(diag, what, extra);
 }
 
 __device__ inline uint32_t smem_at(const void *p)
@@ -84,9 +83,9 @@ __device__ inline void bar_init(uint64_t *b, int n)
     asm volatile("mbarrier.init.shared::cta.b64 [%0],%1;" ::"r"(smem_at(b)), "r"(n));
 }
 
-__device__ inline void bar_wait(uint64_t *b, int phase, int *diag, int what, uint32_t extra)
+__device__ inline void bar_wait(uint64_t *b, int phase, int what, uint32_t extra)
 {
-    struct watch w = {0, 0};
+    struct watch w = {0};
     for (;;) {
         uint32_t ok;
         asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p,[%1],%2; "
@@ -95,7 +94,7 @@ __device__ inline void bar_wait(uint64_t *b, int phase, int *diag, int what, uin
                      : "r"(smem_at(b)), "r"(phase)
                      : "memory");
         if (ok) return;
-        still_waiting(w, diag, what, extra);
+        still_waiting(w, what, extra);
     }
 }
 
@@ -129,7 +128,18 @@ template <int ID, int N> __device__ inline void warps_meet()
     asm volatile("bar.sync %0,%1;" ::"n"(ID), "n"(N) : "memory");
 }
 
-enum { MEET_ALL = 1, MEET_ROW = 2, MEET_REDUCERS = 3 };
+/* Some quads have a segment off. They must not look at a slot while its fill before the last may
+ * still be on its way (the parity of the two is the same), so they wait until the others have seen
+ * all of the segment's slots; the others do not wait. */
+template <int ID> __device__ inline void quads_meet(bool works)
+{
+    if (works)
+        asm volatile("bar.arrive %0,%1;" ::"n"(ID), "n"(KS_CONSUMERS * 32) : "memory");
+    else
+        asm volatile("bar.sync %0,%1;" ::"n"(ID), "n"(KS_CONSUMERS * 32) : "memory");
+}
+
+enum { MEET_ALL = 1, MEET_REDUCERS = 2, MEET_DOWN = 3, MEET_XDOWN = 4 };
 
 /* ---- words ---- */
 
@@ -160,22 +170,22 @@ __device__ inline void store_words(uint64_t *p, float v0, float v1, uint32_t tag
 }
 
 /* Poll one pair until it has come. A cheap wait before many loads. */
-__device__ inline void await_words(const uint64_t *p, uint32_t tag, int *diag, int what)
+__device__ inline void await_words(const uint64_t *p, uint32_t tag, int what)
 {
-    struct watch w = {0, 0};
+    struct watch w = {0};
     for (;;) {
         struct two_words v = load_words(p);
         if (v.tag0 == tag && v.tag1 == tag) return;
-        still_waiting(w, diag, what, v.tag0);
+        still_waiting(w, what, v.tag0);
     }
 }
 
 /* N pairs of words, `step` words apart, into v; returns when all have come. */
 template <int N>
 __device__ inline void take_words(uint32_t (&v)[2 * N], const uint64_t *p, int step, int n,
-                                  uint32_t tag, int *diag, int what)
+                                  uint32_t tag, int what)
 {
-    struct watch w = {0, 0};
+    struct watch w = {0};
     for (;;) {
         uint32_t bad = 0, tags[2 * N];
 #pragma unroll
@@ -188,7 +198,7 @@ __device__ inline void take_words(uint32_t (&v)[2 * N], const uint64_t *p, int s
         for (int i = 0; i < N; i++)
             if (i < n) bad |= (tags[2 * i] ^ tag) | (tags[2 * i + 1] ^ tag);
         if (!bad) return;
-        still_waiting(w, diag, what, bad);
+        still_waiting(w, what, bad);
     }
 }
 
@@ -215,6 +225,15 @@ struct context {
     const struct ks_args *a;
     int warp, lane; /* warp within the role */
 };
+
+/* Who this thread is, read anew for each segment: what is computed from it would otherwise be
+ * carried in registers from segment to segment. */
+__device__ inline struct context who(int first_warp)
+{
+    int tid;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(tid));
+    return {&block(), &block().args, tid / 32 - first_warp, tid % 32};
+}
 
 #define F(k) __shfl_sync(FULL_MASK, cur, k)
 #define F64(k) ((uint64_t)__shfl_sync(FULL_MASK, cur, (k) + 1) << 32 | __shfl_sync(FULL_MASK, cur, k))
@@ -258,14 +277,13 @@ __device__ inline bool make_item(const struct ks_args &a, int sliding, int b, in
     return true;
 }
 
-/* Items of this SM, one after another: v of sequence b runs over first, first + wrap, ..; of a
- * sliding layer the two half-seen splits at the ends fall to the same SM. */
+/* Items of this SM, one after another: v of sequence b runs over first, first + wrap, .. */
 __device__ inline int first_item(int sliding, int b, int &wrap)
 {
     const int sms = (int)gridDim.x, me = (int)blockIdx.x;
-    const int off = sliding ? 64 * b : 64 + 31 * b;
+    const int off = sliding ? 72 * b : 64 + 31 * b;
     const int r = ((me - off) % sms + sms) % sms;
-    wrap = sliding ? 64 : sms;
+    wrap = sliding ? 128 : sms;
     return r < wrap ? r : INT32_MAX;
 }
 
@@ -286,9 +304,10 @@ template <int D> __device__ inline int item_slots(const struct item &it)
 }
 
 /* KS_TRACE: when each warp's segments began, by the SM's clock */
-__device__ inline void trace(const struct ks_args &a, uint32_t op, int seg)
+__device__ inline void trace(uint32_t op, int seg)
 {
 #ifdef KS_TRACE
+    const struct ks_args &a = block().args;
     const int w = (int)threadIdx.x / 32;
     if (threadIdx.x % 32 == 0 && (w == 0 || w >= KS_CONSUMERS) && a.trace)
         a.trace[((int64_t)blockIdx.x * 4 + (w ? w - KS_CONSUMERS + 1 : 0)) * a.max_seg + seg] =
@@ -306,28 +325,27 @@ struct feed {
 __device__ inline void slot_ready(const struct feed &f, uint32_t n, uint32_t win)
 {
     struct smem &s = *f.c.s;
-    bar_wait(&s.empty[n % KS_SLOTS], (int)(n / KS_SLOTS & 1) ^ 1, f.c.a->diag, 1, n);
+    bar_wait(&s.empty[n % KS_SLOTS], (int)(n / KS_SLOTS & 1) ^ 1, 1, n);
     if (n >= win)
-        bar_wait(&s.full[(n - win) % KS_SLOTS], (int)((n - win) / KS_SLOTS & 1), f.c.a->diag, 2, n);
+        bar_wait(&s.full[(n - win) % KS_SLOTS], (int)((n - win) / KS_SLOTS & 1), 2, n);
 }
 
 /* Lane 0: slots one after another. */
 struct slot_writer {
     struct smem *s;
-    int *diag;
     uint32_t n, win, slot, phase;
     __device__ inline slot_writer(struct feed &f, uint32_t w)
-        : s(f.c.s), diag(f.c.a->diag), n(f.n), win(w), slot(f.n % KS_SLOTS),
+        : s(f.c.s), n(f.n), win(w), slot(f.n % KS_SLOTS),
           phase((f.n / KS_SLOTS & 1) ^ 1)
     {
     }
     __device__ inline void put(const char *from, int bytes)
     {
-        bar_wait(&s->empty[slot], (int)phase, diag, 1, n);
+        bar_wait(&s->empty[slot], (int)phase, 1, n);
         if (n >= win) {
             int back = (int)slot - (int)win, ph = (int)phase ^ 1;
             if (back < 0) back += KS_SLOTS, ph ^= 1;
-            bar_wait(&s->full[back], ph, diag, 2, n);
+            bar_wait(&s->full[back], ph, 2, n);
         }
         bar_expect(&s->full[slot], bytes);
         bulk(smem_at(s->ring) + slot * KS_SLOT, from, bytes, &s->full[slot]);
@@ -340,42 +358,67 @@ struct slot_writer {
     }
 };
 
+/* Rows are copied by lanes, 16 bytes each: a bulk copy of half a KB would take one lane 70 ns. */
+__device__ inline void copy16(uint32_t dst, const char *src)
+{
+    asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(dst), "l"(src) : "memory");
+}
+
+/* The lane's copies so far are one more arrival, when they are done. */
+__device__ inline void copies_arrive(uint64_t *b)
+{
+    asm volatile("cp.async.mbarrier.arrive.shared::cta.b64 [%0];" ::"r"(smem_at(b)) : "memory");
+}
+
 template <int D> __device__ inline void feed_rows(struct feed &f, const struct item &it, int layer)
 {
     typedef struct shape<D> Z;
     struct smem &s = *f.c.s;
     const struct ks_args &a = *f.c.a;
+    const int lane = f.c.lane;
     const struct kk_kv_seq *q = a.kv[layer].seqs + it.seq;
-    void *const *blocks = q->blocks;
+    const unsigned long long *blocks = (const unsigned long long *)q->blocks;
     const int block_rows = q->block_rows, sinks = q->sinks, ring = q->ring;
     const int keys = (it.hi - it.lo) * 16, from = it.base + it.lo * 16;
     const int stored = min(max(a.seq[it.seq].pos0 - from, 0), keys);
     const uint32_t win = D == 512 ? 5 : 7;
+    uint64_t row[KK_CUDA_SPLIT / 32]; /* lane l: rows l, l + 32, .. */
+#pragma unroll
+    for (int k = 0; k < KK_CUDA_SPLIT / 32; k++) {
+        const int i = lane + 32 * k, j = from + min(i, max(stored - 1, 0));
+        const int at = !ring || j < sinks ? j : sinks + (j - sinks) % ring;
+        row[k] = 0;
+        if (stored)
+            row[k] = __ldg(blocks + at / block_rows) + (uint64_t)(at % block_rows) * Z::kv_row +
+                     (uint64_t)(it.g * D * 2);
+    }
+#pragma unroll 1
     for (int part = 0; part < (Z::derived ? 1 : 2); part++)
+#pragma unroll 1
         for (int i = 0; i < keys; i += Z::keys, f.n++) {
-            const int n = min(max(min(stored - i, Z::keys), 0), 16);
+            const int n = min(max(stored - i, 0), Z::keys);
             const uint32_t slot = f.n % KS_SLOTS;
-            if (f.c.lane == 0) {
-                slot_ready(f, f.n, win);
-                if (n)
-                    bar_expect(&s.full[slot], n * D * 2);
-                else
-                    bar_arrive(&s.full[slot]);
-            }
+            uint32_t to = smem_at(s.ring) + slot * KS_SLOT + lane * 16;
+            if (lane == 0) slot_ready(f, f.n, win);
             __syncwarp();
-            if (f.c.lane >= n) continue;
-            const int j = from + i + f.c.lane;
-            const int at = !ring || j < sinks ? j : sinks + (j - sinks) % ring;
-            const char *row = (const char *)__ldg((const unsigned long long *)blocks +
-                                                  at / block_rows) +
-                              (int64_t)(at % block_rows) * Z::kv_row +
-                              ((part ? Z::G : 0) + it.g) * D * 2;
-            bulk(smem_at(s.ring) + slot * KS_SLOT + f.c.lane * Z::row, row, D * 2, &s.full[slot]);
+#pragma unroll 1
+            for (int r = i; r < i + n; r++, to += Z::row) {
+                const uint64_t mine = r < 64 ? (r < 32 ? row[0] : row[1])
+                                             : (r < 96 ? row[2] : row[3]);
+                const char *p = (const char *)__shfl_sync(FULL_MASK, mine, r & 31) +
+                                part * Z::G * D * 2 + lane * 16;
+                copy16(to, p);
+                if (D == 512) copy16(to + 512, p + 512);
+            }
+            if (n) copies_arrive(&s.full[slot]);
+            __syncwarp();
+            if (lane == 0) bar_arrive(&s.full[slot]);
         }
 }
 
-template <int D> __device__ inline void feed_attention(struct feed &f, int layer)
+template <int D> __device__ KS_CALL uint32_t feed_attention(uint32_t n, int layer)
 {
+    struct feed f = {who(KS_CONSUMERS + KS_REDUCERS), n};
     for (int b = 0; b < f.c.a->B; b++) {
         int wrap, v = first_item(D == 256, b, wrap);
         struct item it;
@@ -383,54 +426,58 @@ template <int D> __device__ inline void feed_attention(struct feed &f, int layer
         for (; make_item(*f.c.a, D == 256, b, v, shape<D>::G, it); v += wrap)
             feed_rows<D>(f, it, layer);
     }
+    return f.n;
 }
 
-/* Row t's KS_A largest logits, ties to the lowest index, and their weights (0020). */
+/* Row t's KS_A largest logits, ties to the lowest index, and their weights (0020): lane e < KS_A
+ * keeps the e-th. */
 __device__ inline void choose(const struct context &c, int t, const float *scale, uint32_t tag)
 {
     struct smem &s = *c.s;
     uint32_t k[4];
-    float top[KS_A];
-    int id[KS_A];
-    take_words<2>(k, c.a->router + t * KS_E + c.lane * 4, 2, 2, tag, c.a->diag, 3);
+    float top = 0;
+    int id = 0;
+    take_words<2>(k, c.a->router + t * KS_E + c.lane * 4, 2, 2, tag, 3);
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < 4; j++) /* the order of floats as that of integers; never 0 */
         k[j] = k[j] & 0x80000000u ? ~k[j] : k[j] | 0x80000000u;
-#pragma unroll
+#pragma unroll 1
     for (int e = 0; e < KS_A; e++) {
         const uint32_t mine = max(max(k[0], k[1]), max(k[2], k[3]));
         const uint32_t best = __reduce_max_sync(FULL_MASK, mine);
         const int who = __ffs((int)__ballot_sync(FULL_MASK, mine == best)) - 1;
         const int at = k[0] == best ? 0 : k[1] == best ? 1 : k[2] == best ? 2 : 3;
-        id[e] = __shfl_sync(FULL_MASK, c.lane * 4 + at, who);
+        const int found = __shfl_sync(FULL_MASK, c.lane * 4 + at, who);
 #pragma unroll
         for (int j = 0; j < 4; j++)
             if (c.lane == who && j == at) k[j] = 0;
-        top[e] = __uint_as_float(best & 0x80000000u ? best & 0x7fffffffu : ~best);
-    }
-    float w[KS_A], sum = 0;
-#pragma unroll
-    for (int e = 0; e < KS_A; e++) {
-        w[e] = expf(top[e] - top[0]);
-        sum = e ? sum + w[e] : w[e];
-    }
-#pragma unroll
-    for (int e = 0; e < KS_A; e++)
         if (c.lane == e) {
-            s.chosen[t][e] = id[e];
-            s.chosen_w[t][e] = w[e] / sum * scale[id[e]];
+            top = __uint_as_float(best & 0x80000000u ? best & 0x7fffffffu : ~best);
+            id = found;
         }
+    }
+    const float w = expf(top - __shfl_sync(FULL_MASK, top, 0));
+    float sum = __shfl_sync(FULL_MASK, w, 0);
+#pragma unroll
+    for (int e = 1; e < KS_A; e++) sum += __shfl_sync(FULL_MASK, w, e);
+    if (c.lane < KS_A) {
+        s.chosen[t][c.lane] = id;
+        s.chosen_w[t][c.lane] = w / sum * scale[id];
+    }
     __syncwarp();
 }
 
 /* All rows' choices as distinct experts in ascending order. */
-__device__ inline void route(const struct context &c, const float *scale, uint32_t tag)
+__device__ KS_CALL void route(const float *scale, uint32_t tag)
 {
+    const struct context c = who(KS_CONSUMERS + KS_REDUCERS);
     struct smem &s = *c.s;
     const int T = c.a->T, n = T * KS_A;
     uint32_t bits[4] = {0, 0, 0, 0};
+#pragma unroll 1
     for (int t = 0; t < T; t++) choose(c, t, scale, tag);
+#pragma unroll 1
     for (int i = c.lane; i < n; i += 32) {
         const int e = s.chosen[i / KS_A][i % KS_A];
 #pragma unroll
@@ -446,6 +493,7 @@ __device__ inline void route(const struct context &c, const float *scale, uint32
     }
     for (int i = c.lane; i < KS_UNION; i += 32) s.rows_of[i] = 0;
     __syncwarp();
+#pragma unroll 1
     for (int i = c.lane; i < n; i += 32) {
         const int e = s.chosen[i / KS_A][i % KS_A], t = i / KS_A;
         uint32_t word = 0;
@@ -532,14 +580,15 @@ __device__ inline void feed_glu(struct feed &f, uint32_t cur)
     f.n += nu * 2 * KS_QUADS;
 }
 
-__device__ inline void producer(const struct context &c, const uint32_t *pp)
+__device__ inline void producer(const uint32_t *pp)
 {
-    struct feed f = {c, 0};
+    struct feed f = {{}, 0};
     int seg = 0;
     uint32_t cur = __ldg(pp), nxt;
     for (;; cur = nxt) {
+        f.c = who(KS_CONSUMERS + KS_REDUCERS);
         const uint32_t op = F(0), layer = F(3);
-        trace(*c.a, op, seg++);
+        trace(op, seg++);
         if (op == KS_END) return;
         pp += 32;
         nxt = __ldg(pp);
@@ -551,13 +600,11 @@ __device__ inline void producer(const struct context &c, const uint32_t *pp)
         case KS_DOWN: feed_plain(f, cur, 3, KS_SLOT); break;
         case KS_GLU: feed_glu(f, cur); break;
         case KS_ATTN:
-            if (F(9) & KS_FULL)
-                feed_attention<512>(f, (int)layer);
-            else
-                feed_attention<256>(f, (int)layer);
+            f.n = F(9) & KS_FULL ? feed_attention<512>(f.n, (int)layer)
+                                 : feed_attention<256>(f.n, (int)layer);
             break;
         case KS_XGLU:
-            route(c, (const float *)F64(16), c.a->epoch + layer);
+            route((const float *)F64(16), f.c.a->epoch + layer);
             feed_experts(f, cur);
             break;
         case KS_XDOWN: feed_expert_down(f, cur); break;
@@ -569,32 +616,31 @@ __device__ inline void producer(const struct context &c, const uint32_t *pp)
 /* ---- consumers: products ---- */
 
 /* A warp's input: NT tiles, lane (g, q) has row g, inputs 4q .. 4q + 3 of each. GAP: tiles from 8
- * on lie 24 further (the second slot of a stripe of K 4096). p: this lane's first words. */
+ * on lie 24 further (the second slot of a stripe of K 4096). p: this lane's first words; of a lane
+ * that is off, any. */
 template <int NT, bool GAP>
 __device__ inline void load_x(uint32_t (&x)[32], const uint64_t *p, bool on, uint32_t tag,
-                              int *diag, int what)
+                              int what)
 {
-#pragma unroll
-    for (int i = 0; i < 2 * NT; i++) x[i] = 0;
-    if (on) await_words(p + (NT - 1 + (GAP ? 24 : 0)) * 8, tag, diag, what);
+    if (on) await_words(p + (NT - 1 + (GAP ? 24 : 0)) * 8, tag, what);
     __syncwarp();
-    struct watch w = {0, 0};
+    struct watch w = {0};
     for (;;) {
-        uint32_t bad = 0;
-        if (on) {
-            uint32_t tags[2 * NT];
+        uint32_t bad = 0, tags[2 * NT];
 #pragma unroll
-            for (int t = 0; t < NT; t++) {
-                struct two_words v = load_words(p + (GAP && t >= 8 ? t + 24 : t) * 8);
-                x[2 * t] = v.v0, x[2 * t + 1] = v.v1;
-                tags[2 * t] = v.tag0, tags[2 * t + 1] = v.tag1;
-            }
-#pragma unroll
-            for (int t = 0; t < 2 * NT; t++) bad |= tags[t] ^ tag;
+        for (int t = 0; t < NT; t++) {
+            struct two_words v = load_words(p + (GAP && t >= 8 ? t + 24 : t) * 8);
+            x[2 * t] = v.v0, x[2 * t + 1] = v.v1;
+            tags[2 * t] = v.tag0, tags[2 * t + 1] = v.tag1;
         }
-        if (!__any_sync(FULL_MASK, bad)) return;
-        still_waiting(w, diag, what, bad);
+#pragma unroll
+        for (int t = 0; t < 2 * NT; t++) bad |= tags[t] ^ tag;
+        if (!__any_sync(FULL_MASK, on && bad)) break;
+        still_waiting(w, what, bad);
     }
+#pragma unroll
+    for (int i = 0; i < 2 * NT; i++)
+        if (!on) x[i] = 0;
 }
 
 /* The same from shared memory, of row 0 */
@@ -622,7 +668,6 @@ __device__ inline void multiply(struct place &z, const uint32_t (&x)[32], int P,
 {
     struct smem &s = *z.c.s;
     const int lane = z.c.lane;
-    int *const diag = z.c.a->diag;
     uint32_t at = z.n + (uint32_t)(GLU ? z.quad : z.quad * SUB);
     uint32_t slot = at % KS_SLOTS, phase = at / KS_SLOTS & 1;
     const uint32_t ring = smem_at(s.ring) + (uint32_t)(z.i * TILES * KK_TILE_BYTES + lane * 8);
@@ -632,7 +677,7 @@ __device__ inline void multiply(struct place &z, const uint32_t (&x)[32], int P,
         for (int k = 0; k < SUB; k++, z.pieces++) {
             uint2 w[TILES];
             float d[4] = {0, 0, 0, 0};
-            bar_wait(&s.full[slot], (int)phase, diag, 4, z.n);
+            bar_wait(&s.full[slot], (int)phase, 4, z.n);
 #pragma unroll
             for (int t = 0; t < TILES; t++)
                 asm volatile("ld.shared.v2.u32 {%0,%1},[%2];"
@@ -649,7 +694,7 @@ __device__ inline void multiply(struct place &z, const uint32_t (&x)[32], int P,
             slot += GLU || k == SUB - 1 ? hop : 1;
             if (slot >= KS_SLOTS) slot -= KS_SLOTS, phase ^= 1;
             const int b = z.pieces & (KS_PIECES - 1);
-            bar_wait(&s.pempty[z.quad][b], (z.pieces / KS_PIECES & 1) ^ 1, diag, 5, z.n);
+            bar_wait(&s.pempty[z.quad][b], (z.pieces / KS_PIECES & 1) ^ 1, 5, z.n);
             *(float2 *)s.part[z.quad][b][z.i][lane] = make_float2(d[0], d[1]);
             __syncwarp();
             if (lane == 0) bar_arrive(&s.pfull[z.quad][b]);
@@ -664,8 +709,8 @@ __device__ inline void load_width(struct place &z, uint32_t (&x)[32], int which,
     if (a.T == 1)
         load_own_x(x, z.c.s->x[which ? which - 1 : 0] + tile * KK_TILE_K + 4 * q, g == 0);
     else
-        load_x<11, false>(x, a.x[which] + g * (KS_C / 2) + tile * 8 + 2 * q, g < a.T, tag, a.diag,
-                          10 + which);
+        load_x<11, false>(x, a.x[which] + (g < a.T ? g : 0) * (KS_C / 2) + tile * 8 + 2 * q,
+                          g < a.T, tag, 10 + which);
 }
 
 __device__ inline void consume_plain(struct place &z, int which, int nu, uint32_t tag)
@@ -692,8 +737,7 @@ __device__ inline void consume_o(struct place &z, uint32_t cur, uint32_t tag)
     const int width = flags & KS_FULL ? 8192 : 4096;
     const int tile = z.quad * 64 + z.i * 8 + (flags & KS_SECOND_HALF ? 256 : 0);
     uint32_t x[32];
-    load_x<16, true>(x, a.attn + (int64_t)g * (width / 2) + tile * 8 + 2 * q, g < a.T, tag, a.diag,
-                     14);
+    load_x<16, true>(x, a.attn + (g < a.T ? g : 0) * (width / 2) + tile * 8 + 2 * q, g < a.T, tag, 14);
     multiply<8, 2, false>(z, x, KS_QUADS, nu);
     z.n += (uint32_t)nu * 8;
 }
@@ -704,10 +748,12 @@ __device__ inline void consume_down(struct place &z, uint32_t cur, uint32_t tag)
     const int nu = (int)F(1), g = z.c.lane >> 2, q = z.c.lane & 3;
     if (z.quad < 3) {
         uint32_t x[32];
-        load_x<11, false>(x, a.f + g * (KS_F / 2) + (z.quad * 4 + z.i) * 88 + 2 * q, g < a.T, tag,
-                          a.diag, 15);
+        load_x<11, false>(x,
+                          a.f + (g < a.T ? g : 0) * (KS_F / 2) + (z.quad * 4 + z.i) * 88 + 2 * q,
+                          g < a.T, tag, 15);
         multiply<11, 1, false>(z, x, 3, nu);
     }
+    quads_meet<MEET_DOWN>(z.quad < 3);
     z.n += (uint32_t)nu * 3;
 }
 
@@ -723,45 +769,69 @@ __device__ inline void consume_expert_down(struct place &z, uint32_t cur, uint32
             const bool on = g < a.T && (s.rows_of[u] >> g & 1);
             load_x<11, false>(x,
                               a.fx + (int64_t)(u * KS_COLS + g) * (KS_XF / 2) + z.i * 88 + 2 * q,
-                              on, tag, a.diag, 16);
+                              on, tag, 16);
             multiply<11, 1, false>(z, x, P, nu);
         }
+        if (P < KS_QUADS) quads_meet<MEET_XDOWN>(z.quad < P);
         z.n += (uint32_t)(nu * P);
     }
 }
 
-/* ---- consumers: the residual stream, by 256 threads (0020: sums over a row) ---- */
+/* ---- consumers: the residual stream (0020: sums over a row) ----
+ * All 16 warps. A lane of the row's sums is two threads, of warp w and of warp w + 8, both with the
+ * lane's elements; the first half's threads sum. */
 
-/* Sums of 256 lanes' a and b; both of tmp's halves in turn, so that one meeting is enough. */
-__device__ inline void row_sums(const struct context &c, float &a, float &b, int &turn)
+/* The sum of 256 lanes' v. Sums that follow each other take turns with tmp's halves, so that one
+ * meeting is enough. */
+__device__ inline float row_sum(const struct context &c, float v, int turn)
 {
-    float(*tmp)[8] = c.s->tmp + 2 * (turn++ & 1);
-    a = kk__warp_sum(a);
-    b = kk__warp_sum(b);
-    if (c.lane == 0) tmp[0][c.warp] = a, tmp[1][c.warp] = b;
-    warps_meet<MEET_ROW, KK_SUM_LANES>();
-    a = tmp[0][0], b = tmp[1][0];
+    float *tmp = c.s->tmp[turn];
+    if (c.warp < 8) {
+        v = kk__warp_sum(v);
+        if (c.lane == 0) tmp[c.warp] = v;
+    }
+    warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+    v = tmp[0];
 #pragma unroll
-    for (int i = 1; i < 8; i++) a += tmp[0][i], b += tmp[1][i];
+    for (int i = 1; i < 8; i++) v += tmp[i];
+    return v;
 }
 
-/* A lane's elements of a row: 4 l .. 4 l + 3 of each 1024. */
+/* Two rows at once: a half of the warps has one, the other half the other. */
+__device__ inline float own_row_sum(const struct context &c, float v)
+{
+    float *tmp = c.s->tmp[2 + (c.warp >> 3)];
+    v = kk__warp_sum(v);
+    if (c.lane == 0) tmp[c.warp & 7] = v;
+    warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+    v = tmp[0];
+#pragma unroll
+    for (int i = 1; i < 8; i++) v += tmp[i];
+    return v;
+}
+
+/* A lane's elements of a row: 4 l .. 4 l + 3 of each 1024; zeros past its end, which change no sum
+ * of squares. */
 struct twelve {
     float v[12];
+    __device__ inline void set(int c, float4 f)
+    {
+        v[4 * c] = f.x, v[4 * c + 1] = f.y, v[4 * c + 2] = f.z, v[4 * c + 3] = f.w;
+    }
+    __device__ inline float4 get(int c) const
+    {
+        return make_float4(v[4 * c], v[4 * c + 1], v[4 * c + 2], v[4 * c + 3]);
+    }
     __device__ inline void load(const float *p, int l)
     {
 #pragma unroll
         for (int c = 0; c < 3; c++)
-            if (c < 2 || l < 192) {
-                const float4 f = __ldg((const float4 *)(p + 1024 * c + 4 * l));
-                v[4 * c] = f.x, v[4 * c + 1] = f.y, v[4 * c + 2] = f.z, v[4 * c + 3] = f.w;
-            } else {
-                v[4 * c] = v[4 * c + 1] = v[4 * c + 2] = v[4 * c + 3] = 0;
-            }
+            set(c, c < 2 || l < 192 ? *(const float4 *)(p + 1024 * c + 4 * l)
+                                    : make_float4(0, 0, 0, 0));
     }
-    __device__ inline void take(const uint64_t *p, int l, uint32_t tag, int *diag, int what)
+    __device__ inline void take(const uint64_t *p, int l, uint32_t tag, int what)
     {
-        struct watch w = {0, 0};
+        struct watch w = {0};
         for (;;) {
             uint32_t bad = 0;
 #pragma unroll
@@ -776,10 +846,9 @@ struct twelve {
                     v[4 * c] = v[4 * c + 1] = v[4 * c + 2] = v[4 * c + 3] = 0;
                 }
             if (!bad) return;
-            still_waiting(w, diag, what, bad);
+            still_waiting(w, what, bad);
         }
     }
-    /* the lanes past a row's end hold zeros, which change no sum of squares */
     __device__ inline float squares() const
     {
         float s = 0;
@@ -796,10 +865,9 @@ __device__ inline float rms_factor(float sum, float n, float eps)
 
 /* y = bf16(rms(h) * w): to shared memory where there is one row, else to all SMs. */
 __device__ inline void leave(const struct context &c, const struct twelve &h, float factor,
-                             const struct twelve &w, int which, int t, uint32_t tag)
+                             const struct twelve &w, int which, int t, int l, uint32_t tag)
 {
     const struct ks_args &a = *c.a;
-    const int l = c.warp * 32 + c.lane;
 #pragma unroll
     for (int k = 0; k < 3; k++) {
         if (k == 2 && l >= 192) continue;
@@ -817,30 +885,34 @@ __device__ inline void leave(const struct context &c, const struct twelve &h, fl
     }
 }
 
-__device__ inline void keep_h(const struct context &c, const struct twelve &h, int t, int layer)
+__device__ inline void keep_h(const struct context &c, const struct twelve &h, int l)
+{
+#pragma unroll
+    for (int k = 0; k < 3; k++)
+        if (k < 2 || l < 192) *(float4 *)(c.s->h + 1024 * k + 4 * l) = h.get(k);
+}
+
+__device__ inline void tap_h(const struct context &c, const struct twelve &h, int t, int l,
+                             int layer)
 {
     const struct ks_args &a = *c.a;
-    const int l = c.warp * 32 + c.lane;
+    if (a.T == 1 && blockIdx.x) return;
+#pragma unroll 1
+    for (int s = 0; s < 2; s++) {
+        if (!a.tap_dst[s] || a.tap[s][layer] < 0) continue;
+        float *to = a.tap_dst[s] + ((int64_t)t * a.tap_n[s] + a.tap[s][layer]) * KS_C;
 #pragma unroll
-    for (int k = 0; k < 3; k++) {
-        if (k == 2 && l >= 192) continue;
-        const float4 v = make_float4(h.v[4 * k], h.v[4 * k + 1], h.v[4 * k + 2], h.v[4 * k + 3]);
-        *(float4 *)(c.s->h + 1024 * k + 4 * l) = v;
-        if (layer < 0 || (a.T == 1 && blockIdx.x)) continue;
-        for (int s = 0; s < 2; s++)
-            if (a.tap_dst[s] && a.tap[s][layer] >= 0)
-                *(float4 *)(a.tap_dst[s] +
-                            ((int64_t)t * a.tap_n[s] + a.tap[s][layer]) * KS_C + 1024 * k +
-                            4 * l) = v;
+        for (int k = 0; k < 3; k++)
+            if (k < 2 || l < 192) *(float4 *)(to + 1024 * k + 4 * l) = h.get(k);
     }
 }
 
-__device__ inline void embed(const struct context &c, uint32_t cur, int t, uint32_t tag, int &turn)
+__device__ inline void embed(const struct context &c, uint32_t cur, int t, uint32_t tag)
 {
     const struct ks_args &a = *c.a;
     const char *table = (const char *)F64(4);
     const float *norm = (const float *)F64(16), scale = __uint_as_float(F(14));
-    const int id = __ldg(a.ids + t), l = c.warp * 32 + c.lane;
+    const int id = __ldg(a.ids + t), l = (c.warp & 7) * 32 + c.lane;
     const bool there = id >= 0 && id < a.vocab;
     struct twelve h, w;
     if (!there && l == 0 && a.fault) a.fault->id = id, a.fault->bound = a.vocab;
@@ -853,95 +925,101 @@ __device__ inline void embed(const struct context &c, uint32_t cur, int t, uint3
         const int at = 1024 * k + 4 * l;
         if (there && at < KS_C)
             v = __ldg((const uint2 *)(row + (at >> 4) * KK_TILE_BYTES + (at & 15) * 2));
-        h.v[4 * k] = lo_of(v.x) * scale, h.v[4 * k + 1] = hi_of(v.x) * scale;
-        h.v[4 * k + 2] = lo_of(v.y) * scale, h.v[4 * k + 3] = hi_of(v.y) * scale;
+        h.set(k, make_float4(lo_of(v.x) * scale, hi_of(v.x) * scale, lo_of(v.y) * scale,
+                             hi_of(v.y) * scale));
     }
-    float s = h.squares(), none = 0;
-    row_sums(c, s, none, turn);
-    keep_h(c, h, t, -1);
-    leave(c, h, rms_factor(s, KS_C, a.eps), w, 0, t, tag);
+    const float f = rms_factor(row_sum(c, h.squares(), 1), KS_C, a.eps);
+    if (c.warp >= 8) return;
+    keep_h(c, h, l);
+    leave(c, h, f, w, 0, t, l, tag);
 }
 
-/* h = (h + rms(x) * post) * scale; returns the factor of rms(h) */
+/* h = (h + rms(x) * post) * scale; returns the factor of rms(h). Nobody keeps h before all have
+ * met again. */
 __device__ inline float add_to_h(const struct context &c, const struct twelve &x,
-                                 const struct twelve &post, float scale, struct twelve &h,
-                                 int &turn)
+                                 const struct twelve &post, float scale, struct twelve &h)
 {
-    const int l = c.warp * 32 + c.lane;
-    float s = x.squares(), none = 0;
-    row_sums(c, s, none, turn);
-    const float f = rms_factor(s, KS_C, c.a->eps);
+    const float f = rms_factor(row_sum(c, x.squares(), 0), KS_C, c.a->eps);
+    h.load(c.s->h, (c.warp & 7) * 32 + c.lane);
 #pragma unroll
-    for (int k = 0; k < 3; k++) {
-        float4 old = make_float4(0, 0, 0, 0);
-        if (k < 2 || l < 192) old = *(const float4 *)(c.s->h + 1024 * k + 4 * l);
-        h.v[4 * k] = (old.x + (x.v[4 * k] * f) * post.v[4 * k]) * scale;
-        h.v[4 * k + 1] = (old.y + (x.v[4 * k + 1] * f) * post.v[4 * k + 1]) * scale;
-        h.v[4 * k + 2] = (old.z + (x.v[4 * k + 2] * f) * post.v[4 * k + 2]) * scale;
-        h.v[4 * k + 3] = (old.w + (x.v[4 * k + 3] * f) * post.v[4 * k + 3]) * scale;
-    }
-    s = h.squares();
-    row_sums(c, s, none, turn);
-    return rms_factor(s, KS_C, c.a->eps);
+    for (int i = 0; i < 12; i++) h.v[i] = (h.v[i] + (x.v[i] * f) * post.v[i]) * scale;
+    return rms_factor(row_sum(c, h.squares(), 1), KS_C, c.a->eps);
 }
 
-__device__ inline void after_attention(const struct context &c, uint32_t cur, int t, int layer,
-                                       uint32_t tag, int &turn)
+/* The first half's threads leave dense x, the second's that of experts and router. */
+__device__ inline void after_attention(const struct context &c, uint32_t cur, int t, uint32_t tag)
 {
     const struct ks_args &a = *c.a;
-    const int l = c.warp * 32 + c.lane;
-    const float *post = (const float *)F64(16), *w1 = (const float *)F64(18);
-    const float *w2 = (const float *)F64(20), *w3 = (const float *)F64(22);
-    struct twelve x, h, p, y1, y2, y3;
-    p.load(post, l), y1.load(w1, l), y2.load(w2, l), y3.load(w3, l);
-    await_words(a.o + t * KS_C + (l < 192 ? 2048 : 1024) + 4 * l, tag, a.diag, 20);
-    x.take(a.o + t * KS_C, l, tag, a.diag, 20);
-    const float f = add_to_h(c, x, p, 1.0f, h, turn);
-    keep_h(c, h, t, -1);
-    leave(c, h, f, y1, 1, t, tag);
-    leave(c, h, f, y2, 2, t, tag);
-    leave(c, h, f, y3, 3, t, tag);
-    (void)layer;
+    const int l = (c.warp & 7) * 32 + c.lane;
+    const bool second = c.warp >= 8;
+    const float *w3 = (const float *)F64(22);
+    struct twelve x, h, p, y;
+    p.load((const float *)F64(16), l);
+    const float *w1 = (const float *)F64(18), *w2 = (const float *)F64(20);
+    y.load(second ? w2 : w1, l);
+    await_words(a.o + t * KS_C + (l < 192 ? 2048 : 1024) + 4 * l, tag, 20);
+    x.take(a.o + t * KS_C, l, tag, 20);
+    __syncwarp();
+    const float f = add_to_h(c, x, p, 1.0f, h);
+    if (second) x.load(w3, l);
+    if (!second) keep_h(c, h, l);
+    leave(c, h, f, y, second ? 2 : 1, t, l, tag);
+    if (second) leave(c, h, f, x, 3, t, l, tag);
 }
 
+/* The first half's threads have the dense part, the second's that of the experts, until both are
+ * added; then the first half's go on. */
 __device__ inline void after_experts(const struct context &c, uint32_t cur, int t, int layer,
-                                     uint32_t tag, int &turn)
+                                     uint32_t tag)
 {
     const struct ks_args &a = *c.a;
-    const int l = c.warp * 32 + c.lane;
+    const int l = (c.warp & 7) * 32 + c.lane;
+    const bool second = c.warp >= 8;
+    const uint64_t *from = (second ? a.xdown : a.down) + t * KS_C;
     const float *w1 = (const float *)F64(16), *w2 = (const float *)F64(18);
     const float *post = (const float *)F64(20), *next = (const float *)F64(22);
     const float scale = __uint_as_float(F(14));
-    struct twelve x, m, h, n1, n2, p;
-    n1.load(w1, l), n2.load(w2, l), p.load(post, l);
-    await_words(a.xdown + t * KS_C + (l < 192 ? 2048 : 1024) + 4 * l, tag, a.diag, 21);
-    x.take(a.down + t * KS_C, l, tag, a.diag, 21);
-    m.take(a.xdown + t * KS_C, l, tag, a.diag, 21);
-    float sx = x.squares(), sm = m.squares();
-    row_sums(c, sx, sm, turn);
-    const float fx = rms_factor(sx, KS_C, a.eps), fm = rms_factor(sm, KS_C, a.eps);
+    float *half = (float *)c.s->x[1]; /* and x[2]: nobody reads them now */
+    struct twelve x, h, n, p;
+    n.load(second ? w2 : w1, l);
+    p.load(second ? next : post, l);
+    await_words(from + (l < 192 ? 2048 : 1024) + 4 * l, tag, 21);
+    x.take(from, l, tag, 21);
+    __syncwarp();
+    const float f0 = rms_factor(own_row_sum(c, x.squares()), KS_C, a.eps);
 #pragma unroll
-    for (int i = 0; i < 12; i++)
-        x.v[i] = (x.v[i] * fx) * n1.v[i] + (m.v[i] * fm) * n2.v[i];
-    n1.load(next, l);
-    const float f = add_to_h(c, x, p, scale, h, turn);
-    keep_h(c, h, t, layer);
-    leave(c, h, f, n1, 0, t, tag + 1);
+    for (int i = 0; i < 12; i++) x.v[i] = (x.v[i] * f0) * n.v[i];
+#pragma unroll
+    for (int k = 0; k < 3; k++)
+        if (second && (k < 2 || l < 192)) *(float4 *)(half + 1024 * k + 4 * l) = x.get(k);
+    warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+    if (!second) {
+        n.load(half, l);
+#pragma unroll
+        for (int i = 0; i < 12; i++) x.v[i] += n.v[i];
+        n.load(next, l);
+    }
+    const float f = add_to_h(c, x, p, scale, h);
+    if (second) return;
+    keep_h(c, h, l);
+    tap_h(c, h, t, l, layer);
+    leave(c, h, f, n, 0, t, l, tag + 1);
 }
 
-__device__ inline void between(const struct context &c, uint32_t cur, uint32_t op, int layer,
-                               uint32_t tag, int &turn)
+__device__ KS_CALL void between(uint32_t cur, uint32_t tag)
 {
-    const struct ks_args &a = *c.a;
-    if (c.warp < KK_SUM_LANES / 32)
-        for (int t = 0; t < a.T; t++) {
-            if (a.T > 1 && (int)blockIdx.x != owner_of(t)) continue;
-            if (op == KS_EMBED) embed(c, cur, t, tag, turn);
-            if (op == KS_RESID1) after_attention(c, cur, t, layer, tag, turn);
-            if (op == KS_RESID2) after_experts(c, cur, t, layer, tag, turn);
-        }
+    const struct context c = who(0);
+    const uint32_t op = F(0), layer = F(3);
+    const int T = c.a->T;
+#pragma unroll 1
+    for (int t = 0; t < T; t++) {
+        if (T > 1 && (int)blockIdx.x != owner_of(t)) continue;
+        if (op == KS_EMBED) embed(c, cur, t, tag);
+        if (op == KS_RESID1) after_attention(c, cur, t, tag);
+        if (op == KS_RESID2) after_experts(c, cur, t, (int)layer, tag);
+    }
     __syncwarp();
-    if (a.T == 1) warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+    if (T == 1) warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
 }
 
 /* ---- consumers: attention ---- */
@@ -949,11 +1027,11 @@ __device__ inline void between(const struct context &c, uint32_t cur, uint32_t o
 /* A head's row by a warp: lane l has elements 128 j + 4 l .. + 3 */
 template <int D> struct head {
     float v[D / 32];
-    __device__ inline void take(const uint64_t *p, int lane, uint32_t tag, int *diag, int what)
+    __device__ inline void take(const uint64_t *p, int lane, uint32_t tag, int what)
     {
         uint32_t raw[D / 32];
-        await_words(p + (D - 128) + 4 * lane, tag, diag, what);
-        struct watch w = {0, 0};
+        await_words(p + (D - 128) + 4 * lane, tag, what);
+        struct watch w = {0};
         for (;;) {
             uint32_t bad = 0;
 #pragma unroll
@@ -963,7 +1041,7 @@ template <int D> struct head {
                 bad |= (x.tag0 ^ tag) | (x.tag1 ^ tag);
             }
             if (!bad) break;
-            still_waiting(w, diag, what, bad);
+            still_waiting(w, what, bad);
         }
 #pragma unroll
         for (int i = 0; i < D / 32; i++) v[i] = __uint_as_float(raw[i]);
@@ -1045,7 +1123,7 @@ template <int D> struct split_work {
     {
         const int at = i / Z::keys + (values && !Z::derived ? it.hi - it.lo : 0);
         const uint32_t n = z.n + (uint32_t)at;
-        bar_wait(&z.c.s->full[n % KS_SLOTS], (int)(n / KS_SLOTS & 1), z.c.a->diag, 6, n);
+        bar_wait(&z.c.s->full[n % KS_SLOTS], (int)(n / KS_SLOTS & 1), 6, n);
     }
 
     /* q of row r of all rows x query heads of the KV head, scaled, to row w of shared memory */
@@ -1056,7 +1134,7 @@ template <int D> struct split_work {
         const int t = q.t0 + r / Z::per_kv, h = it.g * Z::per_kv + r % Z::per_kv;
         const int width = KS_H * D + Z::G * D * (Z::derived ? 1 : 2);
         struct head<D> x;
-        x.take(a.qkv + (int64_t)t * width + h * D, z.c.lane, tag, a.diag, 30);
+        x.take(a.qkv + (int64_t)t * width + h * D, z.c.lane, tag, 30);
         x.norm(q_norm, z.c.lane, a.eps);
         x.turn(a.rope[!Z::derived] + (int64_t)(q.pos0 + r / Z::per_kv) * Z::R * 2, z.c.lane);
         x.store((char *)(z.c.s->a.q + w * (D + 8)), z.c.lane, a.attn_scale);
@@ -1078,7 +1156,7 @@ template <int D> struct split_work {
             const int t = q.t0 + k, width = KS_H * D + Z::G * D * (Z::derived ? 1 : 2);
             const int from = KS_H * D + (values && !Z::derived ? Z::G * D : 0) + it.g * D;
             struct head<D> x;
-            x.take(a.qkv + (int64_t)t * width + from, lane, tag, a.diag, 31);
+            x.take(a.qkv + (int64_t)t * width + from, lane, tag, 31);
             x.norm(values ? NULL : k_norm, lane, a.eps);
             if (!values) x.turn(a.rope[!Z::derived] + (int64_t)(q.pos0 + k) * Z::R * 2, lane);
             x.store(to, lane, 1.0f);
@@ -1086,7 +1164,6 @@ template <int D> struct split_work {
                         ((values && !Z::derived ? Z::G : 0) + it.g) * D * 2,
                     lane, 1.0f);
         }
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
 
     /* Values of a layer with keys only once the keys' slots are free: the last come in there. */
@@ -1272,10 +1349,20 @@ template <int D> struct split_work {
         }
     }
 
+    /* The item's slots [first, end). What was copied there, and patched, was written otherwise than
+     * by the bulk copies that come next. */
+    __device__ inline void give_back(int first, int end)
+    {
+        if (first + z.c.lane < end) {
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            bar_arrive4(&z.c.s->empty[(z.n + (uint32_t)(first + z.c.lane)) % KS_SLOTS]);
+        }
+        __syncwarp();
+    }
+
     /* 16 rows at a time */
     __device__ inline void run()
     {
-        struct smem &s = *z.c.s;
         const int rows = z.c.a->seq[it.seq].n * Z::per_kv, slots = item_slots<D>(it);
         const int kg = z.c.warp, groups = it.hi - it.lo;
         for (int r0 = 0; r0 < rows; r0 += 16) {
@@ -1290,9 +1377,7 @@ template <int D> struct split_work {
             }
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
             if (!Z::derived && r0 + 16 >= rows) {
-                if (z.c.warp == 15 && z.c.lane < groups)
-                    bar_arrive4(&s.empty[(z.n + (uint32_t)z.c.lane) % KS_SLOTS]);
-                __syncwarp();
+                if (z.c.warp == 15) give_back(0, groups);
                 patches(true);
             }
             if (kg >= it.lo && kg < it.hi) weights(p, kg);
@@ -1301,14 +1386,15 @@ template <int D> struct split_work {
         }
         warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
         const int first = Z::derived ? 0 : groups;
-        if (z.c.warp == 15 && first + z.c.lane < slots)
-            bar_arrive4(&s.empty[(z.n + (uint32_t)(first + z.c.lane)) % KS_SLOTS]);
+        if (z.c.warp == 15) give_back(first, slots);
         z.n += (uint32_t)slots;
     }
 };
 
-template <int D> __device__ inline void attend(struct place &z, uint32_t cur, uint32_t tag)
+template <int D>
+__device__ KS_CALL uint32_t attend(uint32_t n, uint32_t cur, uint32_t tag)
 {
+    struct place z = {who(0), n, 0, 0, 0};
     const int layer = (int)F(3);
     const float *q_norm = (const float *)F64(16), *k_norm = (const float *)F64(18);
     for (int b = 0; b < z.c.a->B; b++) {
@@ -1320,40 +1406,40 @@ template <int D> __device__ inline void attend(struct place &z, uint32_t cur, ui
             work.run();
         }
     }
+    return z.n;
 }
 
-__device__ inline void consumer(const struct context &c, const uint32_t *pp)
+__device__ inline void consumer(const uint32_t *pp)
 {
-    struct place z = {c, 0, c.warp >> 2, c.warp & 3, 0};
+    struct place z = {{}, 0, 0, 0, 0};
     uint32_t cur = __ldg(pp), nxt;
-    int turn = 0, seg = 0;
+    int seg = 0;
     for (;; cur = nxt) {
-        const uint32_t op = F(0), layer = F(3), flags = F(9), tag = c.a->epoch + layer;
+        z.c = who(0);
+        const uint32_t op = F(0), layer = F(3), flags = F(9), tag = z.c.a->epoch + layer;
         const int nu = (int)F(1);
-        trace(*c.a, op, seg++);
+        z.quad = z.c.warp >> 2, z.i = z.c.warp & 3;
+        trace(op, seg++);
         if (op == KS_END) return;
         pp += 32;
         nxt = __ldg(pp);
         switch (op) {
         case KS_EMBED:
         case KS_RESID1:
-        case KS_RESID2: between(c, cur, op, (int)layer, tag, turn); break;
+        case KS_RESID2: between(cur, tag); break;
         case KS_LINEAR_QKV:
         case KS_HEAD:
         case KS_ROUTER: consume_plain(z, op == KS_ROUTER ? 3 : 0, nu, tag); break;
         case KS_GLU: consume_gated(z, 1, nu, tag); break;
         case KS_XGLU: {
             int first, n;
-            bar_wait(&c.s->routed, (int)layer & 1, c.a->diag, 7, layer);
-            expert_share(c.s->n_union, F(11), first, n);
+            bar_wait(&z.c.s->routed, (int)layer & 1, 7, layer);
+            expert_share(z.c.s->n_union, F(11), first, n);
             consume_gated(z, 2, n, tag);
             break;
         }
         case KS_ATTN:
-            if (flags & KS_FULL)
-                attend<512>(z, cur, tag);
-            else
-                attend<256>(z, cur, tag);
+            z.n = flags & KS_FULL ? attend<512>(z.n, cur, tag) : attend<256>(z.n, cur, tag);
             break;
         case KS_O: consume_o(z, cur, tag); break;
         case KS_DOWN: consume_down(z, cur, tag); break;
@@ -1388,7 +1474,7 @@ __device__ inline void add_piece(struct reduce &r, int j, int m, bool first, flo
     struct smem &s = *r.c.s;
     const int b = m & (KS_PIECES - 1), lane = r.c.lane;
     float2 p[4];
-    bar_wait(&s.pfull[j][b], m / KS_PIECES & 1, r.c.a->diag, 8, (uint32_t)m);
+    bar_wait(&s.pfull[j][b], m / KS_PIECES & 1, 8, (uint32_t)m);
 #pragma unroll
     for (int i = 0; i < 4; i++) p[i] = *(const float2 *)s.part[j][b][i][lane];
     __syncwarp();
@@ -1456,7 +1542,7 @@ __device__ inline void reduce_experts(struct reduce &r, uint32_t cur, uint32_t t
     struct smem &s = *r.c.s;
     const int g = r.c.lane >> 2, q = r.c.lane & 3;
     int first, n;
-    bar_wait(&s.routed, (int)F(3) & 1, a.diag, 9, 0);
+    bar_wait(&s.routed, (int)F(3) & 1, 9, 0);
     expert_share(s.n_union, F(11), first, n);
     for (int u = r.first(); u < n; u += KS_REDUCERS) {
         const uint32_t y = gated(r, u);
@@ -1547,7 +1633,7 @@ __device__ inline void reduce_head(struct reduce &r, uint32_t cur, uint32_t tag)
         top = {-INFINITY, INT32_MAX};
         for (int i = r.c.lane; i < (int)gridDim.x * KS_REDUCERS; i += 32) {
             uint32_t v[2];
-            take_words<1>(v, a.best + (i * KS_COLS + t) * 2, 0, 1, tag, a.diag, 40);
+            take_words<1>(v, a.best + (i * KS_COLS + t) * 2, 0, 1, tag, 40);
             top.see(__uint_as_float(v[0]), (int)v[1]);
         }
         __syncwarp();
@@ -1560,61 +1646,71 @@ __device__ inline void reduce_head(struct reduce &r, uint32_t cur, uint32_t tag)
     }
 }
 
-/* Splits of row t, 64 elements of head h from d on, merged in ascending order (0020) */
+/* Splits of row t, 64 elements of head h from d on, merged in ascending order (0020). A lane has
+ * two elements, and m and l of one split of 32. */
 template <int D>
-__device__ inline void merge_task(struct reduce &r, int t, int h, int d, uint32_t tag)
+__device__ inline void merge_task(const struct context &c, int t, int h, int d, uint32_t tag)
 {
-    enum { BATCH = 8 };
-    const struct ks_args &a = *r.c.a;
+    enum { BATCH = 9 }; /* a window's splits */
+    const struct ks_args &a = *c.a;
     int b = 0;
     while (t >= a.seq[b].t0 + a.seq[b].n) b++;
     const struct ks_seq &q = a.seq[b];
-    const struct ks_splits &k = q.kind[D == 256];
-    int64_t pair = (int64_t)(k.pair0 + t - q.t0) * KS_H + h;
-    const int64_t step = (int64_t)q.n * KS_H;
-    float M = -INFINITY, L = 0, O[2] = {0, 0};
-    for (int s = 0; s < k.n; s += BATCH, pair += BATCH * step) {
-        uint32_t ml[2 * BATCH], o[2 * BATCH];
-        const int n = min((int)BATCH, k.n - s);
-        take_words<BATCH>(ml, a.part_ml + pair * 2, (int)step * 2, n, tag, a.diag, 41);
-        take_words<BATCH>(o, a.part_o + pair * D + d + 2 * r.c.lane, (int)step * D, n, tag, a.diag,
-                          42);
+    const int splits = q.kind[D == 256].n, step = q.n * KS_H;
+    int64_t pair = (int64_t)(q.kind[D == 256].pair0 + t - q.t0) * KS_H + h;
+    float M = -INFINITY, L = 0, O0 = 0, O1 = 0, m = -INFINITY, l = 0;
+#pragma unroll 1
+    for (int s = 0; s < splits; s += BATCH) {
+        uint32_t o[2 * BATCH];
+        if (s % (3 * BATCH) == 0) {
+            uint32_t ml[2] = {0, 0};
+            if (c.lane < 3 * BATCH && s + c.lane < splits)
+                take_words<1>(ml, a.part_ml + (pair + (int64_t)c.lane * step) * 2, 0, 1, tag, 41);
+            m = __uint_as_float(ml[0]), l = __uint_as_float(ml[1]);
+        }
+        take_words<BATCH>(o, a.part_o + pair * D + d + 2 * c.lane, step * D,
+                          min((int)BATCH, splits - s), tag, 42);
+        __syncwarp();
+        pair += (int64_t)BATCH * step;
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
-            const float m = __uint_as_float(ml[2 * i]), l = __uint_as_float(ml[2 * i + 1]);
-            if (i >= n || m == -INFINITY) continue;
-            const float M1 = fmaxf(M, m);
-            const float x = exp2f((M - M1) * LOG2E), y = exp2f((m - M1) * LOG2E);
-            L = __fmaf_rn(L, x, l * y);
-            O[0] = __fmaf_rn(O[0], x, __uint_as_float(o[2 * i]) * y);
-            O[1] = __fmaf_rn(O[1], x, __uint_as_float(o[2 * i + 1]) * y);
+            const int from = s % (3 * BATCH) + i;
+            const float mi = __shfl_sync(FULL_MASK, m, from), li = __shfl_sync(FULL_MASK, l, from);
+            if (s + i >= splits || mi == -INFINITY) continue;
+            const float M1 = fmaxf(M, mi);
+            const float x = exp2f((M - M1) * LOG2E), y = exp2f((mi - M1) * LOG2E);
+            L = __fmaf_rn(L, x, li * y);
+            O0 = __fmaf_rn(O0, x, __uint_as_float(o[2 * i]) * y);
+            O1 = __fmaf_rn(O1, x, __uint_as_float(o[2 * i + 1]) * y);
             M = M1;
         }
     }
-    store_word(a.attn + ((int64_t)t * KS_H * D + h * D + d) / 2 + r.c.lane,
-               kk__pack2(O[0] / L, O[1] / L), tag);
+    store_word(a.attn + ((int64_t)t * KS_H * D + h * D + d) / 2 + c.lane,
+               kk__pack2(O0 / L, O1 / L), tag);
 }
 
-template <int D> __device__ inline void merge(struct reduce &r, uint32_t tag)
+template <int D> __device__ KS_CALL void merge(uint32_t tag)
 {
-    const int sms = (int)gridDim.x, per_row = KS_H * D / 64, n = r.c.a->T * per_row;
-    int k = (int)blockIdx.x - (D == 256 ? 64 : 0), turn = 0;
+    const struct context c = who(KS_CONSUMERS);
+    const int sms = (int)gridDim.x, per_row = KS_H * D / 64, n = c.a->T * per_row;
+    int k = (int)blockIdx.x - (D == 256 ? 68 : 0), turn = 0;
     if (k < 0) k += sms;
     for (; k < n; k += sms, turn ^= 1) {
         const int i = k % per_row;
-        if (turn == r.c.warp) merge_task<D>(r, k / per_row, i / (D / 64), i % (D / 64) * 64, tag);
+        if (turn == c.warp) merge_task<D>(c, k / per_row, i / (D / 64), i % (D / 64) * 64, tag);
     }
 }
 
-__device__ inline void reducer(const struct context &c, const uint32_t *pp)
+__device__ inline void reducer(const uint32_t *pp)
 {
-    const struct ks_args &a = *c.a;
-    struct reduce r = {c, {0, 0, 0, 0}, 0};
+    const struct ks_args &a = block().args;
+    struct reduce r = {{}, {0, 0, 0, 0}, 0};
     int seg = 0;
     uint32_t cur = __ldg(pp), nxt;
     for (;; cur = nxt) {
+        r.c = who(KS_CONSUMERS);
         const uint32_t op = F(0), layer = F(3), flags = F(9), tag = a.epoch + layer;
-        trace(a, op, seg++);
+        trace(op, seg++);
         if (op == KS_END) return;
         pp += 32;
         nxt = __ldg(pp);
@@ -1627,9 +1723,9 @@ __device__ inline void reducer(const struct context &c, const uint32_t *pp)
         case KS_DOWN: reduce_plain<3, 1>(r, cur, a.down, KS_C, tag); break;
         case KS_ATTN:
             if (flags & KS_FULL)
-                merge<512>(r, tag);
+                merge<512>(tag);
             else
-                merge<256>(r, tag);
+                merge<256>(tag);
             break;
         case KS_GLU: reduce_glu(r, cur, tag); break;
         case KS_XGLU: reduce_experts(r, cur, tag); break;
@@ -1643,9 +1739,10 @@ __device__ inline void reducer(const struct context &c, const uint32_t *pp)
 __global__ void __launch_bounds__(KS_THREADS, 1)
     step_kernel(const __grid_constant__ struct ks_args a)
 {
-    extern __shared__ __align__(128) char smem_raw[];
-    struct smem &s = *(struct smem *)smem_raw;
+    struct smem &s = block();
     const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31;
+    for (int i = (int)threadIdx.x; i < (int)(sizeof a / 4); i += KS_THREADS)
+        ((uint32_t *)&s.args)[i] = ((const uint32_t *)&a)[i];
     if (threadIdx.x == 0) {
         for (int i = 0; i < KS_SLOTS; i++) bar_init(&s.full[i], 1), bar_init(&s.empty[i], 4);
         for (int i = 0; i < KS_QUADS * KS_PIECES; i++)
@@ -1656,11 +1753,11 @@ __global__ void __launch_bounds__(KS_THREADS, 1)
     __syncthreads();
     const uint32_t *pp = (const uint32_t *)(a.prog + (size_t)blockIdx.x * a.max_seg) + lane;
     if (warp < KS_CONSUMERS)
-        consumer({&s, &a, warp, lane}, pp);
+        consumer(pp);
     else if (warp < KS_CONSUMERS + KS_REDUCERS)
-        reducer({&s, &a, warp - KS_CONSUMERS, lane}, pp);
+        reducer(pp);
     else
-        producer({&s, &a, 0, lane}, pp);
+        producer(pp);
 }
 
 } // namespace
