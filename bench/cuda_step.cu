@@ -748,7 +748,8 @@ static void trace_step(struct model *m, const struct kk_stack_step *st)
     static const char *const op[] = {"embed", "qkv", "attn", "o",    "resid1", "router", "glu",
                                      "xglu",  "down", "xdown", "resid2", "head", "end"};
     struct ks_args *a = kk__cuda_stack_args(the_stack);
-    const size_t n = (size_t)device_sms * 4 * a->max_seg;
+    const size_t marks = (size_t)device_sms * 4 * a->max_seg;
+    const size_t n = marks + (size_t)device_sms * KS_LAYERS * 32;
     a->trace = scratch<uint64_t>(n);
     kk__cuda_stack_step(&device.dev, the_stack, st);
     CK(cudaDeviceSynchronize());
@@ -777,6 +778,17 @@ static void trace_step(struct model *m, const struct kk_stack_step *st)
                     printf(" %s@%.1f", op[x[i] & 255], (double)((x[i] >> 8) - t0) / 1980);
                 l += (x[i] & 255) == KS_RESID2;
             }
+            printf("\n");
+        }
+    for (int l : {3, 5})
+        for (int b : {3, 66, 100}) {
+            const uint64_t *x = &v[marks + ((size_t)b * KS_LAYERS + l) * 32];
+            printf("layer %d SM %d attn", l, b);
+            for (int k = 11; k < 18; k++) printf(" %.2f", (double)(int64_t)(x[k] - x[11]) / 1980);
+            printf(" o..resid1 %.2f:", (double)(int64_t)(x[0] - x[11]) / 1980);
+            for (int k = 0; k < 5; k++) printf(" %.2f", (double)(int64_t)(x[k] - x[0]) / 1980);
+            printf(" resid2:");
+            for (int k = 5; k < 11; k++) printf(" %.2f", (double)(int64_t)(x[k] - x[5]) / 1980);
             printf("\n");
         }
     (void)m;

@@ -315,6 +315,17 @@ __device__ inline void trace(uint32_t op, int seg)
 #endif
 }
 
+/* KS_TRACE: moment k of a layer, by warp 0 of the consumers */
+__device__ inline void mark(int layer, int k)
+{
+#ifdef KS_TRACE
+    const struct ks_args &a = block().args;
+    if (threadIdx.x == 0 && a.trace)
+        a.trace[(int64_t)gridDim.x * 4 * a.max_seg + (blockIdx.x * KS_LAYERS + layer) * 32 + k] =
+            (uint64_t)clock64();
+#endif
+}
+
 /* ---- producer ---- */
 
 struct feed {
@@ -957,14 +968,20 @@ __device__ inline void after_attention(const struct context &c, uint32_t cur, in
     p.load((const float *)F64(16), l);
     const float *w1 = (const float *)F64(18), *w2 = (const float *)F64(20);
     y.load(second ? w2 : w1, l);
+    mark((int)F(3), 0);
     await_words(a.o + t * KS_C + (l < 192 ? 2048 : 1024) + 4 * l, tag, 20);
+    __syncwarp();
+    mark((int)F(3), 1);
     x.take(a.o + t * KS_C, l, tag, 20);
     __syncwarp();
+    mark((int)F(3), 2);
     const float f = add_to_h(c, x, p, 1.0f, h);
+    mark((int)F(3), 3);
     if (second) x.load(w3, l);
     if (!second) keep_h(c, h, l);
     leave(c, h, f, y, second ? 2 : 1, t, l, tag);
     if (second) leave(c, h, f, x, 3, t, l, tag);
+    mark((int)F(3), 4);
 }
 
 /* The first half's threads have the dense part, the second's that of the experts, until both are
@@ -983,9 +1000,13 @@ __device__ inline void after_experts(const struct context &c, uint32_t cur, int 
     struct twelve x, h, n, p;
     n.load(second ? w2 : w1, l);
     p.load(second ? next : post, l);
+    mark((int)F(3), 5);
     await_words(from + (l < 192 ? 2048 : 1024) + 4 * l, tag, 21);
+    __syncwarp();
+    mark((int)F(3), 6);
     x.take(from, l, tag, 21);
     __syncwarp();
+    mark((int)F(3), 7);
     const float f0 = rms_factor(own_row_sum(c, x.squares()), KS_C, a.eps);
 #pragma unroll
     for (int i = 0; i < 12; i++) x.v[i] = (x.v[i] * f0) * n.v[i];
@@ -999,11 +1020,14 @@ __device__ inline void after_experts(const struct context &c, uint32_t cur, int 
         for (int i = 0; i < 12; i++) x.v[i] += n.v[i];
         n.load(next, l);
     }
+    mark((int)F(3), 8);
     const float f = add_to_h(c, x, p, scale, h);
+    mark((int)F(3), 9);
     if (second) return;
     keep_h(c, h, l);
     tap_h(c, h, t, l, layer);
     leave(c, h, f, n, 0, t, l, tag + 1);
+    mark((int)F(3), 10);
 }
 
 __device__ KS_CALL void between(uint32_t cur, uint32_t tag)
@@ -1367,14 +1391,19 @@ template <int D> struct split_work {
         const int kg = z.c.warp, groups = it.hi - it.lo;
         for (int r0 = 0; r0 < rows; r0 += 16) {
             float p[2][4];
+            mark(layer, 11);
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>(); /* x, q and p are no longer read */
+            mark(layer, 12);
             if (r0 + z.c.warp < rows) prepare_q(r0 + z.c.warp, z.c.warp);
+            mark(layer, 13);
             if (r0 == 0) patches(Z::derived);
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+            mark(layer, 14);
             if (kg >= it.lo && kg < it.hi) {
                 scores(p, kg);
                 tops(p, kg, r0);
             }
+            mark(layer, 15);
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
             if (!Z::derived && r0 + 16 >= rows) {
                 if (z.c.warp == 15) give_back(0, groups);
@@ -1382,7 +1411,9 @@ template <int D> struct split_work {
             }
             if (kg >= it.lo && kg < it.hi) weights(p, kg);
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+            mark(layer, 16);
             publish(r0);
+            mark(layer, 17);
         }
         warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
         const int first = Z::derived ? 0 : groups;
