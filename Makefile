@@ -53,6 +53,7 @@ help:
 	@echo 'make analyze         clang-tidy and cppcheck over src (some minutes)'
 	@echo 'make check-arm       every file of src through a compiler for 64-bit ARM'
 	@echo 'make install         to PREFIX (/usr/local), under DESTDIR'
+	@echo 'make bundle          build/bundle: a folder that runs on a Linux machine with only a C library'
 	@echo 'make dist            build/kakeya-VERSION.tar.gz of the commit, reproducible'
 	@echo 'make deb             build/*.deb; make check-deb tries them in a bare Debian (root)'
 	@echo 'make bench           build/release/bench/{gemm,attn,quant,journal}: kernels against floors, durable tokens/s'

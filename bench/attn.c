@@ -1,11 +1,12 @@
 /* Attention over long histories: the device's op against the floors, decoding and prefilling, with
  * keys and values stored or keys derived from values.
  *
- *   bench/attn [--threads 1,2] [--rows 1024,4096,16384,65536] [--budget S] [--json FILE]
- *              [--quick yes]
+ *   bench/attn [--threads 1,2] [--rows 1024,4096,16384,65536] [--keys WORD] [--budget S]
+ *              [--json FILE] [--quick yes]
  *
- * The geometry is that of bench/configs/cpu-1b.json. share: of the floor, the larger of the rows'
- * bytes / read bandwidth and operations / multiply-add rate. Medians. */
+ * Geometries: bench/configs/cpu-1b.json, keys stored and derived; SmolLM2-135M. --keys: one of
+ * them. share: of the floor, the larger of the rows' bytes / read bandwidth and operations /
+ * multiply-add rate. Medians. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,12 +15,12 @@
 #include "floor.h"
 #include "kv/kv.h"
 
-enum { MAX_LIST = 16, H = 8, DERIVED_R = 64, PREFILL = 256, PREFILL_MOST = 4096 };
+enum { MAX_LIST = 16, DERIVED_R = 64, PREFILL = 256, PREFILL_MOST = 4096 };
 
 static const struct geometry {
     const char *what;
-    int G, D, value_only;
-} geometries[] = {{"stored", 4, 256, 0}, {"derived", 1, 512, 1}};
+    int H, G, D, value_only;
+} geometries[] = {{"stored", 8, 4, 256, 0}, {"derived", 8, 1, 512, 1}, {"smollm2", 9, 3, 64, 0}};
 
 struct point {
     struct kk_dev *dev;
@@ -39,6 +40,7 @@ struct run {
     struct floor floor;
     json_t *report;
     double budget;
+    const char *keys; /* NULL: all geometries */
 };
 
 struct rows {
@@ -75,11 +77,12 @@ static struct rows make_rows(const struct geometry *g, enum kk_dtype t, int n)
 static void bench_point(struct run *r, const struct geometry *g, enum kk_dtype t, int n, int T,
                         const struct rows *rows)
 {
-    size_t q = (size_t)T * H * (size_t)g->D, cs = (size_t)n * DERIVED_R * 2;
+    const int H = g->H;
+    size_t q = (size_t)T * (size_t)H * (size_t)g->D, cs = (size_t)n * DERIVED_R * 2;
     float *x = bench_need(kk_array(q, sizeof *x)), *o = bench_need(kk_array(q, sizeof *o));
     float *norm = bench_need(kk_array((size_t)g->D, sizeof *norm));
     float *rope = bench_need(kk_array(cs, sizeof *rope));
-    float *state = bench_need(kk_array((size_t)T * H * (size_t)(g->D + 2), sizeof *state));
+    float *state = bench_need(kk_array((size_t)T * (size_t)H * (size_t)(g->D + 2), sizeof *state));
     int32_t *pos = bench_need(kk_calloc(2 * (size_t)T, sizeof *pos));
     for (size_t i = 0; i < q; i++) x[i] = bench_value(i * 3) * 0.1f;
     for (size_t i = 0; i < cs; i++) rope[i] = bench_value(i * 5);
@@ -135,7 +138,8 @@ static void bench_threads(struct run *r, int threads, const int *rows, int n_row
     r->floor = floor_measure(threads);
     bench_floor_into(r->report, r->dev->name, &r->floor);
     printf("%-8s %-5s %7s %5s %13s\n", "keys", "kv", "rows", "quer.", "time");
-    for (size_t g = 0; g < sizeof geometries / sizeof *geometries; g++)
+    for (size_t g = 0; g < sizeof geometries / sizeof *geometries; g++) {
+        if (r->keys && strcmp(r->keys, geometries[g].what) != 0) continue;
         for (size_t t = 0; t < sizeof types / sizeof *types; t++)
             for (int i = 0; i < n_rows; i++) {
                 struct rows made = make_rows(&geometries[g], types[t], rows[i]);
@@ -144,6 +148,7 @@ static void bench_threads(struct run *r, int threads, const int *rows, int n_row
                         bench_point(r, &geometries[g], types[t], rows[i], T, &made);
                 kk_free(made.data), kk_free(made.block);
             }
+    }
     r->dev->ops->close(r->dev);
 }
 
@@ -153,6 +158,7 @@ int main(int argc, char **argv)
     int quick = bench_option(argc, argv, "--quick", NULL) != NULL;
     struct run r = {.report = bench_report("attn", argc, argv)};
     r.budget = strtod(bench_option(argc, argv, "--budget", quick ? "0.001" : "0.1"), NULL);
+    r.keys = bench_option(argc, argv, "--keys", NULL);
     int n_threads = bench_list(bench_option(argc, argv, "--threads", "1,2"), threads, MAX_LIST);
     const char *some = quick ? "512" : "1024,4096,16384,65536";
     int n_rows = bench_list(bench_option(argc, argv, "--rows", some), rows, MAX_LIST);

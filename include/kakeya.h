@@ -51,7 +51,8 @@ struct kk_engine_options {
     int64_t kv_host;   /* most host bytes of paged KV of all sessions; 0: no cap */
     int kv_staging;    /* blocks of the staging ring, shared by all sessions */
     int64_t draft_device;     /* as kv_device, of the drafter's context rows */
-    const char *kv_type;      /* "auto" (f32 where the weights are f32, else bf16), "f32", "bf16" */
+    const char *kv_type;      /* "auto" (f32 where the weights are f32, else bf16), "f32", "bf16",
+                                 "q8_0" */
     int64_t ctx;              /* most tokens of a session; 0: what the model was made for */
     int prefill_chunk;        /* rows of a prefill step */
     int max_batch;            /* sessions of one decode step */
@@ -83,6 +84,7 @@ void kk_engine_close(struct kk_engine *e); /* after its sessions; NULL is fine *
 
 struct kk_engine_info {
     int64_t rows_rebuilt;     /* by f_theta since the engine was opened */
+    int64_t rows_replaced;    /* by one-shot restoration */
     const char *device;       /* "cpu avx512, 2 threads" */
     const char *architecture; /* borrowed */
     const char *kv, *kv_type;
@@ -185,6 +187,20 @@ typedef int kk_logits_cb(void *arg, int64_t position, const float *logits);
  * session then has no pending token: it can only be closed or described. */
 int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_logits_cb *on_row,
                       void *arg, struct kk_err *err);
+
+/* ---- measurement: the reference system's restoration -------------------------------------- */
+
+/* Load its map, converted by tools/convert_f_theta.py: policy native, and `draft` the drafter that
+ * the map was made for. KK_EUNSUPPORTED for a map that is causal, or without such a drafter. */
+int kk_engine_load_one_shot(struct kk_engine *e, const char *f_theta, struct kk_err *err);
+
+/* Make ids[n] the history of a fresh session, at once: sliding layers keep in place of rows
+ * [kv_sinks, n - kv_window) what the map makes of the drafter's keys and values over all n ids.
+ * Logits of positions [from, n - 1) are handed out (on_row NULL: none). A row so replaced depends
+ * on ids after it, so the session emits tokens and does nothing else: it takes no more ids, is not
+ * saved and not forked. */
+int kk_session_one_shot(struct kk_session *s, const uint32_t *ids, size_t n, size_t from,
+                        kk_logits_cb *on_row, void *arg, struct kk_err *err);
 
 #ifdef __cplusplus
 }

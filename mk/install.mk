@@ -33,7 +33,7 @@ install: all
 	     install -D -m 644 models/$$f $(DESTDIR)$(DATADIR)/kakeya/models/$$f || exit 1; done
 	@awk '/^#include "base\/err.h"/ { print "#ifdef __cplusplus\nextern \"C\" {\n#endif"; \
 	          while ((getline line <"src/base/err.h") > 0) { \
-	              sub(/_Noreturn/, "__attribute__((noreturn))", line); print line } \
+	              print line } \
 	          print "#ifdef __cplusplus\n}\n#endif"; next } \
 	      { print }' include/kakeya.h >$B/kakeya.h
 	install -m 644 $B/kakeya.h $(DESTDIR)$(INCLUDEDIR)/kakeya.h
@@ -44,6 +44,23 @@ install: all
 	$(call document,bash,bash-completion/completions/kakeya)
 	$(call document,zsh,zsh/site-functions/_kakeya)
 	$(call document,fish,fish/vendor_completions.d/kakeya.fish)
+
+# build/bundle: the program, the shared libraries it needs and the embedded model in one folder, for
+# Linux machines that have nothing but a C library (no older than this one's) and, with CUDA=1, the
+# driver. bundle-tests: what tests/cuda/run.sh runs on a machine with a GPU, beside them.
+BUNDLE := build/bundle
+$B/kakeya-bundle: $(CLI_OBJ) $B/libserve.a $B/libkakeya.a
+	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -s -Wl,-rpath,'$$ORIGIN/lib' -Wl,--disable-new-dtags \
+	    -o $@ $^ $(CLI_LIBS) $(LIBS)
+
+bundle: $B/kakeya-bundle
+	tools/bundle.sh $(BUNDLE) $<
+	@for f in $(MODEL_FILES); do install -D -m 644 models/$$f $(BUNDLE)/models/$$f || exit 1; done
+
+CUDA_TESTS := $(filter $B/tests/unit/dev/test_cuda_%,$(TESTS)) $(if $(CUDA),$B/bench/cuda_ops)
+bundle-tests: bundle $(CUDA_TESTS)
+	tools/bundle.sh $(BUNDLE) $(CUDA_TESTS)
+	install -m 755 tests/cuda/run.sh $(BUNDLE)/run.sh
 
 # The tree as it was committed. The same commit gives the same bytes.
 DIST := build/kakeya-$(VERSION).tar.gz
@@ -59,4 +76,4 @@ deb: all
 check-deb: deb
 	tests/packaging/debootstrap.sh
 
-.PHONY: install dist deb check-deb
+.PHONY: install bundle bundle-tests dist deb check-deb

@@ -48,6 +48,8 @@ $B/%.o: %.cu $B/flags
 	@mkdir -p $(@D)
 	$(NVCC) $(NVFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
 
+cuda-objects: $(CUDA_SRC:%.cu=$B/%.o)
+
 # Everything that decides what an object holds. Rewritten, and all rebuilt, only when it changes.
 $B/flags: FORCE
 	@mkdir -p $(@D)
@@ -70,5 +72,5 @@ $B/gen/kk_build.h: FORCE
 
 -include $(LIB_OBJ:.o=.d) $(SERVE_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(wildcard $B/bench/*.d)
 FORCE:
-.PHONY: FORCE
+.PHONY: FORCE cuda-objects
 .DELETE_ON_ERROR:

@@ -16,6 +16,7 @@ import concurrent.futures
 import glob
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -142,21 +143,37 @@ def run_lint(total):
         report(run_one(checker + " --self-test", selftest, "release", count_lines), total)
 
 
-def build(config):
-    """Build one configuration with its tests; False if that failed."""
-    sanitizer = "" if config == "release" else config
+def make(what, args):
+    """Run make; False if it failed."""
     env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
-    targets = {"release": ["all", "tests"], "fuzz": ["fuzzers"]}.get(config, ["tests"])
     start = time.time()
     p = subprocess.run([os.environ.get("MAKE", "make"), "--no-print-directory", f"-j{os.cpu_count()}",
-                        "-s", f"SAN={sanitizer}", "DEBUG="] + targets, env=env)
-    print(f"build {config}: {'ok' if p.returncode == 0 else 'FAILED'}, {time.time() - start:.1f} s")
+                        "-s", "DEBUG="] + args, env=env)
+    print(f"{what}: {'ok' if p.returncode == 0 else 'FAILED'}, {time.time() - start:.1f} s")
     sys.stdout.flush()
     return p.returncode == 0
 
 
+def build(config):
+    """Build one configuration with its tests; False if that failed."""
+    sanitizer = "" if config == "release" else config
+    targets = {"release": ["all", "tests"], "fuzz": ["fuzzers"]}.get(config, ["tests"])
+    return make(f"build {config}", [f"SAN={sanitizer}", "CUDA="] + targets)
+
+
+def compile_cuda(total):
+    """src/dev/cuda, where there is a compiler for it. What needs a GPU: tests/cuda/run.sh."""
+    if not (shutil.which("nvcc") or os.path.exists("/usr/local/cuda/bin/nvcc")):
+        print("cuda compiles: skipped: no nvcc on this machine")
+        total.add(Count(skipped=1))
+        return
+    ok = make("cuda compiles", ["SAN=", "CUDA=1", "cuda-objects"])
+    total.add(Count(passed=1) if ok else Count(failed=1))
+
+
 def run_check(total):
     run_lint(total)
+    compile_cuda(total)
     for config in CONFIGS:
         ok = build(config)
         total.add(Count(passed=1) if ok else Count(failed=1))

@@ -56,7 +56,8 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         "rows kept: all; those the model can see; sinks and a window on sliding layers; the same, "
         "with the others of the model's window rebuilt by --f-theta; sinks and a window on every "
         "layer (no recall)"},
-    [KK_OPT_KV_TYPE] = {"kv-type", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|f32|bf16", CACHE,
+    [KK_OPT_KV_TYPE] = {"kv-type", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|f32|bf16|q8_0",
+        CACHE,
         "type of the kept rows; auto: f32 if the weights are, else bf16"},
     [KK_OPT_KV_SINKS] = {"kv-sinks", 0, KK_OPT_INT, 0, SIZES, 0, 65536, "4", "N", CACHE,
         "first rows that s5, restored and sinkwin keep"},
@@ -447,19 +448,23 @@ static int read_file(struct kk_config *c, const char *command, const char *path,
     return rc ? kk_wrap(err, rc, "%s:%d", path, number) : 0;
 }
 
-/* The model that `make install` put beside the program: BIN/../share/kakeya/models/tiny. */
+/* The model that `make install` (BIN/../share/kakeya/models/tiny) or `make bundle`
+ * (BIN/models/tiny) put beside the program. */
 static void find_installed_model(struct kk_config *c)
 {
+    static const char *const places[] = {"/../share/kakeya/models/tiny", "/models/tiny"};
     char *path = c->installed_model;
     ssize_t n = readlink("/proc/self/exe", path, sizeof c->installed_model - 1);
     path[n > 0 ? n : 0] = 0;
     char *slash = strrchr(path, '/');
     if (!slash) return;
     size_t room = sizeof c->installed_model - (size_t)(slash - path);
-    if (snprintf(slash, room, "/../share/kakeya/models/tiny") >= (int)room) return;
-    if (!kk_fs_is_dir(path)) return;
-    c->value[KK_OPT_MODEL].text[0] = path;
-    c->origin[KK_OPT_MODEL] = KK_FROM_DEFAULT;
+    for (int i = 0; i < 2; i++) {
+        if (snprintf(slash, room, "%s", places[i]) >= (int)room || !kk_fs_is_dir(path)) continue;
+        c->value[KK_OPT_MODEL].text[0] = path;
+        c->origin[KK_OPT_MODEL] = KK_FROM_DEFAULT;
+        return;
+    }
 }
 
 int kk_config_load(struct kk_config *c, enum kk_command command, const char *name, int argc,

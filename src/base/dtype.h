@@ -2,6 +2,7 @@
 #ifndef KK_BASE_DTYPE_H
 #define KK_BASE_DTYPE_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -36,6 +37,12 @@ static inline unsigned kk_dtype_block_bytes(enum kk_dtype t)
 static inline unsigned kk_dtype_bytes(enum kk_dtype t)
 {
     return t == KK_F32 ? 4 : 2;
+}
+
+/* Bytes of n numbers, whole blocks of them. */
+static inline size_t kk_dtype_size(enum kk_dtype t, int64_t n)
+{
+    return (size_t)n / kk_dtype_block(t) * kk_dtype_block_bytes(t);
 }
 
 static inline const char *kk_dtype_name(enum kk_dtype t)
@@ -77,6 +84,21 @@ static inline float kk_f16_to_f32(uint16_t h)
     float f;
     memcpy(&f, &u, 4);
     return f;
+}
+
+/* Round to nearest, ties to even; too large becomes infinity; NaN stays NaN. */
+static inline uint16_t kk_f32_to_f16(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    const uint32_t sign = u >> 16 & 0x8000, abs = u & 0x7fffffff, exp = abs >> 23;
+    if (abs > 0x7f800000) return (uint16_t)(sign | 0x7e00);
+    if (abs >= 0x477ff000) return (uint16_t)(sign | 0x7c00); /* 65520 and more */
+    if (exp < 102) return (uint16_t)sign;                    /* below 2^-25 */
+    const uint32_t man = (abs & 0x7fffff) | 0x800000;        /* with the leading bit */
+    const uint32_t drop = exp >= 113 ? 13 : 126 - exp;       /* bits below an f16 step */
+    const uint32_t q = (man + ((1u << (drop - 1)) - 1) + (man >> drop & 1)) >> drop;
+    return (uint16_t)(sign | (q + (exp >= 113 ? (exp - 113) << 10 : 0)));
 }
 
 #endif

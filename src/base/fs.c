@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -68,8 +69,25 @@ int kk_fs_read(const char *path, struct kk_buf *buf, struct kk_err *err)
     return rc;
 }
 
+static _Atomic int write_fault;
+
+void kk_fs_fail_writes(int code)
+{
+    atomic_store(&write_fault, code);
+}
+
+/* 1, and errno, if this operation must fail. */
+static int deny(void)
+{
+    int code = atomic_load_explicit(&write_fault, memory_order_relaxed);
+    if (code) errno = code;
+    return code != 0;
+}
+
 static int write_all(int fd, const char *p, size_t n)
 {
+    const int fails = deny() ? errno : 0;
+    if (fails) n /= 2;
     while (n) {
         ssize_t k = write(fd, p, n);
         if (k < 0 && errno == EINTR) continue;
@@ -77,7 +95,8 @@ static int write_all(int fd, const char *p, size_t n)
         p += k;
         n -= (size_t)k;
     }
-    return 0;
+    if (fails) errno = fails;
+    return fails ? -1 : 0;
 }
 
 /* Devices and pipes (/dev/stdout, /dev/full) cannot be renamed over: write straight into them. */
@@ -93,7 +112,8 @@ int kk_fs_out_open(const char *path, struct kk_fs_out *o, struct kk_err *err)
     o->path = path;
     if (snprintf(o->tmp, sizeof o->tmp, o->special ? "%s" : "%s.tmp", path) >= (int)sizeof o->tmp)
         return kk_fail(err, KK_ERANGE, "path too long: '%.64s...'", path);
-    o->fd = open(o->tmp, O_WRONLY | O_CREAT | O_CLOEXEC | (o->special ? 0 : O_TRUNC), 0644);
+    const int flags = O_WRONLY | O_CREAT | O_CLOEXEC | (o->special ? 0 : O_TRUNC);
+    o->fd = deny() ? -1 : open(o->tmp, flags, 0644);
     if (o->fd < 0) return kk_fail(err, KK_EIO, "cannot write '%s': %s", path, strerror(errno));
     return 0;
 }
@@ -106,11 +126,11 @@ int kk_fs_out_write(struct kk_fs_out *o, const void *p, size_t n, struct kk_err 
 
 int kk_fs_out_close(struct kk_fs_out *o, int rc, struct kk_err *err)
 {
-    if (!rc && !o->special && fsync(o->fd))
+    if (!rc && !o->special && (deny() || fsync(o->fd)))
         rc = kk_fail(err, KK_EIO, "cannot write '%s': %s", o->path, strerror(errno));
     if (close(o->fd) && !rc)
         rc = kk_fail(err, KK_EIO, "cannot write '%s': %s", o->path, strerror(errno));
-    if (!rc && !o->special && rename(o->tmp, o->path))
+    if (!rc && !o->special && (deny() || rename(o->tmp, o->path)))
         rc = kk_fail(err, KK_EIO, "cannot write '%s': %s", o->path, strerror(errno));
     if (rc && !o->special) unlink(o->tmp);
     return rc;

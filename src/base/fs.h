@@ -34,6 +34,10 @@ int kk_fs_out_open(const char *path, struct kk_fs_out *o, struct kk_err *err);
 int kk_fs_out_write(struct kk_fs_out *o, const void *p, size_t n, struct kk_err *err);
 int kk_fs_out_close(struct kk_fs_out *o, int rc, struct kk_err *err);
 
+/* Tests: while code is not 0 whatever writes a file as above fails with this errno, a write after
+ * half of its bytes. */
+void kk_fs_fail_writes(int code);
+
 /* 1 if path is a directory / exists. */
 int kk_fs_is_dir(const char *path);
 int kk_fs_exists(const char *path);

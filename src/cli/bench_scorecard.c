@@ -102,12 +102,13 @@ static int make_documents(struct card *c, int lines, struct kk_err *err)
 
 /* ---- measuring ------------------------------------------------------------------------------ */
 
-static int count_hit(struct card *c, struct arm *a, int i, struct kk_err *err)
+static int count_hit(struct card *c, struct arm *a, int i, const uint32_t *answer, size_t n,
+                     struct kk_err *err)
 {
     struct kk_buf text;
     if (c->random) return 0;
     kk_buf_init(&text, 1 << 20);
-    int rc = kk_tok_decode(c->cli->tok, c->plain[i].id, (size_t)c->plain[i].n, 1, &text, err);
+    int rc = kk_tok_decode(c->cli->tok, answer, n, 1, &text, err);
     if (!rc) a->hits += kk_niah_hit(&c->doc[i].sample, text.data ? text.data : "");
     kk_buf_release(&text);
     return rc;
@@ -133,7 +134,7 @@ static int answer(struct card *c, struct kk_engine *e, struct arm *a, int i, int
         a->ar_s += plain->made.seconds;
         a->ar_tokens += plain->made.tokens;
         a->samples++;
-        return count_hit(c, a, i, err);
+        return count_hit(c, a, i, plain->id, (size_t)plain->n, err);
     }
     if (drafted.info.drafter_device_bytes > a->drafter_bytes)
         a->drafter_bytes = drafted.info.drafter_device_bytes;
@@ -182,12 +183,19 @@ static int on_logits(void *arg, int64_t position, const float *logits)
     return 0;
 }
 
+/* The positions of document 0 whose distributions are compared: its end. */
+static size_t kl_tail(const struct card *c)
+{
+    const size_t n = c->doc[0].ids.n;
+    return n > KL_TAIL ? KL_TAIL : n - 1;
+}
+
 /* Mean KL(native || arm) over positions near the end of document 0. */
 static int measure_kl(struct card *c, struct kk_engine *e, struct arm *a, struct kk_err *err)
 {
     const struct kk_ids *ids = &c->doc[0].ids;
     struct kk_session *s = NULL;
-    size_t tail = ids->n > KL_TAIL ? KL_TAIL : ids->n - 1;
+    size_t tail = kl_tail(c);
     struct kl_run k = {c, a, (int64_t)(ids->n - tail), !strcmp(a->name, "native")};
     int rc = kk_session_open(e, &s, err);
     if (!rc) rc = kk_session_append(s, ids->id, ids->n - tail, err);
@@ -311,6 +319,74 @@ static int run_arm(struct card *c, const char *name, json_t *arms, json_t *reaso
     return 0;
 }
 
+/* ---- the reference's map, once over each document ------------------------------------------- */
+
+static int one_shot_answer(struct card *c, struct kk_engine *e, struct arm *a, int i,
+                           struct kk_err *err)
+{
+    const struct kk_ids *ids = &c->doc[i].ids;
+    const struct kk_sampling greedy = kk_sampling_defaults();
+    const size_t first = ids->n - kl_tail(c);
+    struct kl_run k = {c, a, (int64_t)first, 0};
+    struct kk_session *s = NULL;
+    size_t n;
+    int rc = kk_session_open(e, &s, err);
+    if (!rc) rc = kk_session_one_shot(s, ids->id, ids->n, first, i ? NULL : on_logits, &k, err);
+    if (!rc) rc = kk_session_generate(s, &greedy, ANSWER_TOKENS, NULL, NULL, NULL, err);
+    if (!rc) {
+        const uint32_t *history = kk_session_history(s, &n);
+        rc = count_hit(c, a, i, history + ids->n, n - ids->n, err);
+        a->samples++;
+    }
+    kk_session_close(s);
+    return rc;
+}
+
+static int measure_one_shot(struct card *c, struct arm *a, struct kk_err *err)
+{
+    struct kk_engine *e = NULL;
+    struct kk_engine_info info;
+    a->o = c->base;
+    a->o.kv = "native";
+    a->o.kv_device = 0;
+    a->o.draft_width = 1;
+    int rc = kk_engine_open(&a->o, &e, err);
+    if (!rc) rc = kk_engine_load_one_shot(e, a->o.f_theta, err);
+    for (int i = 0; !rc && i < c->n_docs; i++) rc = one_shot_answer(c, e, a, i, err);
+    if (!rc) {
+        kk_engine_describe(e, &info);
+        a->rebuilt = info.rows_replaced;
+    }
+    kk_engine_close(e);
+    return rc;
+}
+
+/* "one_shot" of a rung: recall and KL, no bytes and no speed, for nothing about it is a session. */
+static int run_one_shot(struct card *c, json_t *rung, json_t *reasons, struct kk_err *err)
+{
+    struct arm a = {.name = "one-shot"};
+    json_object_set_new(rung, "one_shot", json_null());
+    if (!c->base.f_theta) {
+        json_object_set_new(reasons, "one_shot", json_string("no --f-theta was given"));
+        return 0;
+    }
+    int rc = measure_one_shot(c, &a, err);
+    if (rc == KK_EUNSUPPORTED) {
+        json_object_set_new(reasons, "one_shot", json_string(err->msg));
+        return 0;
+    }
+    if (rc) return kk_wrap(err, rc, "one-shot restoration");
+    double kl = a.kl / a.kl_points, recall = (double)a.hits / a.samples;
+    json_object_set_new(rung, "one_shot",
+                        json_pack("{s:f, s:f, s:i, s:i, s:I}", "recall", recall, "kl_native", kl,
+                                  "kl_positions", a.kl_points, "samples", a.samples,
+                                  "rows_replaced", (json_int_t)a.rebuilt));
+    if (kk_cli_wants_text(c->cli))
+        printf("%-9s %47s %8s %7.3f %10.2g   the reference's map, once over the prompt\n", a.name,
+               "", "", recall, kl);
+    return 0;
+}
+
 /* ---- the report ----------------------------------------------------------------------------- */
 
 /* native first: the others' KL is to what it left */
@@ -329,6 +405,7 @@ static int run_rung(struct card *c, int lines, json_t *rungs, struct kk_err *err
     for (int k = 0; !rc && kk_scorecard_arms[k]; k++)
         if (strcmp(kk_scorecard_arms[k], "native"))
             rc = run_arm(c, kk_scorecard_arms[k], arms, reasons, err);
+    if (!rc && !c->random) rc = run_one_shot(c, r, reasons, err);
     json_object_set_new(r, "lines", c->random ? json_null() : json_integer(lines));
     json_object_set_new(r, "prompt_tokens", json_integer((json_int_t)c->doc[0].ids.n));
     json_object_set_new(r, "arms", arms);

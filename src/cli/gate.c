@@ -94,6 +94,21 @@ static int check_arm(const char *name, const json_t *a, const json_t *report, st
     return 0;
 }
 
+/* The reference's map: it must have replaced rows of every sample, and not be native itself. */
+static int check_one_shot(const json_t *o, struct kk_err *err)
+{
+    if (!o || json_is_null(o)) return 0;
+    if (!json_is_number(json_object_get(o, "recall")) || number(o, "recall") < 0 ||
+        number(o, "recall") > 1)
+        REFUSE("recall is missing or not within 0 and 1");
+    if (count(o, "samples") < 1) REFUSE("no samples were run");
+    if (count(o, "rows_replaced") < count(o, "samples"))
+        REFUSE("%lld rows replaced: the map did not run", (long long)count(o, "rows_replaced"));
+    if (count(o, "kl_positions") < 1 || number(o, "kl_native") <= 0)
+        REFUSE("KL to native is missing, over no positions, or 0: native compared with itself");
+    return 0;
+}
+
 /* What the arms of a rung say about each other. */
 static int check_rung(const json_t *arms, struct kk_err *err)
 {
@@ -146,6 +161,8 @@ int kk_scorecard_gate(const json_t *report, struct kk_err *err)
                                    : kk_fail(err, KK_EINVARIANT, "it is missing, without a reason");
             if (rc) kk_wrap(err, rc, "arm '%s'", name);
         }
+        if (!rc && (rc = check_one_shot(json_object_get(r, "one_shot"), err)))
+            kk_wrap(err, rc, "one_shot");
         if (!rc) rc = check_rung(arms, err);
         if (rc) return kk_wrap(err, rc, "rung %d", (int)i);
     }

@@ -92,6 +92,7 @@ struct kk_kv_seq {
     int32_t committed, n_step;
     int32_t block_rows;
     int32_t sinks, ring;
+    int32_t row_bytes; /* for kv_store; 0: it has nothing to store here */
 };
 
 KK_ANYWHERE static inline void *kk_kv_slot(const struct kk_kv_seq *s, int32_t j, size_t row_bytes)
@@ -171,6 +172,9 @@ struct kk_attn_args {
     const int32_t *pos; /* [T] */
     const int32_t *seq; /* [T] index into seqs; a sequence's rows are consecutive, ascending */
     const struct kk_kv_seq *seqs; /* [B] */
+    /* what the host knows, for a device that sizes its work by it; 0: it does not */
+    int32_t longest;   /* rows of the longest sequence, those of the step included */
+    int32_t most_rows; /* no sequence has more of the T */
     struct kk_mask mask;
     float scale;
     const float *k_norm, *rope; /* [D], [positions, R, 2]; used when value_only */
@@ -254,13 +258,12 @@ struct kk_argmax_args {
     int32_t *out;
 };
 
-/* Copy the first keep[b] step rows of every sequence into their slots (ring slots overwrite). Of
- * more rows than a ring holds, the newest win. */
+/* In each layer, copy the first keep[b] step rows of every sequence into their slots (ring slots
+ * overwrite). Of more rows than a ring holds, the newest win. */
 struct kk_kv_store_args {
-    int B;
-    const struct kk_kv_seq *seqs;
-    const int32_t *keep; /* [B], each <= n_step */
-    size_t row_bytes;
+    int n_layers, B, stride, most; /* most: the largest keep[b] */
+    const struct kk_kv_seq *seqs;  /* layer l's: from l * stride on */
+    const int32_t *keep;           /* [B], each <= n_step */
 };
 
 /* n numbers from one type to another: f32 to bf16 (to nearest even) or bf16 to f32 */
@@ -412,6 +415,7 @@ struct kk_dev {
     int attn_split; /* S */
     enum kk_dtype act;
     enum kk_block_act block_act; /* KK_ACT_Q8 after open; to be changed before reserve */
+    int q8_rows;                 /* 1: rows of keys and values may be KK_Q8_0 */
     struct kk_account tables;    /* memory of the device itself: scratch and constant tables */
 };
 

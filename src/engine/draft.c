@@ -38,12 +38,13 @@ static int open_dflash(struct kk_engine *e, const char *dir, struct kk_err *err)
                                          .host_cap = e->options.kv_host,
                                          .staging_blocks =
                                              kk_kv_staging_blocks(e->dev, e->options.kv_staging)};
-    const struct kk_kv_limits kl = {1, e->kv_limits.max_chunk_rows, KK_MAX_WIDTH, e->kv_limits.ctx};
-    struct kk_model_limits ml = {.max_rows = e->kv_limits.max_chunk_rows,
-                                 .max_logit_rows = KK_MAX_WIDTH,
-                                 .positions = e->ctx < 16384 ? e->ctx : 16384};
+    const int chunk =
+        e->kv_limits.max_chunk_rows < KK_TAPS_HELD ? KK_TAPS_HELD : e->kv_limits.max_chunk_rows;
+    const struct kk_kv_limits kl = {1, chunk, KK_MAX_WIDTH, e->kv_limits.ctx};
+    const struct kk_model_limits ml = {.max_rows = chunk,
+                                       .max_logit_rows = KK_MAX_WIDTH,
+                                       .positions = e->ctx < 16384 ? e->ctx : 16384};
     struct kk_model_file *mf;
-    if (ml.max_rows < KK_MAX_WIDTH) ml.max_rows = KK_MAX_WIDTH;
     int rc = kk_model_file_open(dir, &mf, err);
     if (rc) return kk_wrap(err, rc, "drafter");
     rc = kk_dflash_open(mf, e->model, &ml, &e->dflash, err);
@@ -51,7 +52,9 @@ static int open_dflash(struct kk_engine *e, const char *dir, struct kk_err *err)
     kk_model_file_close(mf);
     if (rc) return rc;
     e->taps[0].n = kk_dflash_taps(e->dflash, &e->taps[0].layers);
-    e->draft_layout = kk_dflash_layout(e->dflash, e->layout.dtype);
+    /* a drafter's own context stays exact: it is small, and its drafts are worth more */
+    e->draft_layout =
+        kk_dflash_layout(e->dflash, e->layout.dtype == KK_Q8_0 ? KK_BF16 : e->layout.dtype);
     rc = open_taps(e, &e->taps[0], err);
     return rc ? rc : kk_kv_pool_open(e->dev, &e->draft_layout, &native, &kl, &e->draft_pool, err);
 }
@@ -66,6 +69,7 @@ void kk__draft_release(struct kk_engine *e)
     for (int i = 0; i < 2; i++)
         if (e->taps[i].dst)
             kk_dev_free(e->dev, &e->tap_account, e->taps[i].dst, taps_bytes(e, e->taps[i].n));
+    kk_one_shot_close(e->one_shot);
     kk_kv_pool_close(e->draft_pool);
     kk_dflash_close(e->dflash);
     kk_ftheta_close(e->ftheta);

@@ -80,22 +80,42 @@ static int open_device(const struct kk_engine_options *o, struct kk_dev **out, s
 static int choose_kv_type(const struct kk_engine_options *o, const struct setup *s,
                           enum kk_dtype *out, struct kk_err *err)
 {
-    if (!s->dev->unified) { /* tensor cores read bf16 */
-        *out = KK_BF16;
-        if (!strcmp(o->kv_type, "f32"))
-            return kk_fail(err, KK_EUNSUPPORTED, "%s keeps KV rows in bf16: no --kv-type f32",
-                           s->dev->name);
-    } else if (!strcmp(o->kv_type, "f32")) {
+    if (!strcmp(o->kv_type, "f32")) {
         *out = KK_F32;
     } else if (!strcmp(o->kv_type, "bf16")) {
         *out = KK_BF16;
+    } else if (!strcmp(o->kv_type, "q8_0")) {
+        *out = KK_Q8_0;
     } else if (!strcmp(o->kv_type, "auto")) {
-        int rc = kk_model_dtype(s->mf, &s->info, out, err);
+        int rc = s->dev->unified ? kk_model_dtype(s->mf, &s->info, out, err) : 0;
         if (rc) return rc;
-        if (*out != KK_F32) *out = KK_BF16;
+        if (!s->dev->unified || *out != KK_F32) *out = KK_BF16;
     } else {
-        return kk_fail(err, KK_EINVAL, "unknown KV type '%s' (known: auto, f32, bf16)", o->kv_type);
+        return kk_fail(err, KK_EINVAL, "unknown KV type '%s' (known: auto, f32, bf16, q8_0)",
+                       o->kv_type);
     }
+    if (!s->dev->unified && *out != KK_BF16) /* what tensor cores read */
+        return kk_fail(err, KK_EUNSUPPORTED, "%s keeps KV rows in bf16: no --kv-type %s",
+                       s->dev->name, o->kv_type);
+    return 0;
+}
+
+static int choose_layout(const struct kk_engine_options *o, struct setup *s, struct kk_err *err)
+{
+    enum kk_dtype t;
+    int rc = choose_kv_type(o, s, &t, err);
+    if (!rc) rc = kk_model_kv_layout(s->mf, t, &s->layout, err);
+    if (rc || t != KK_Q8_0) return rc;
+    if (!s->dev->q8_rows)
+        return kk_fail(err, KK_EUNSUPPORTED, "KV type q8_0: not on this device (%s)", s->dev->name);
+    if (!strcmp(o->kv, "restored"))
+        return kk_fail(err, KK_EINVAL,
+                       "KV type q8_0: policy restored rebuilds rows as f32 or bf16, choose one");
+    for (int l = 0; l < s->layout.n_layers; l++)
+        if (s->layout.layer[l].D % (int)kk_dtype_block(t))
+            return kk_fail(err, KK_EINVAL,
+                           "KV type q8_0 stores blocks of 32 numbers: a head of layer %d has %d", l,
+                           s->layout.layer[l].D);
     return 0;
 }
 
@@ -142,7 +162,6 @@ static int describe_restoration(const struct kk_engine_options *o, struct kk_kv_
 
 static int setup_make(const struct kk_engine_options *o, struct setup *s, struct kk_err *err)
 {
-    enum kk_dtype kv_type = KK_F32;
     *s = (struct setup){0};
     if (!o->model) return kk_fail(err, KK_EINVAL, "no model given");
     s->kv = (struct kk_kv_options){.policy = o->kv,
@@ -157,8 +176,7 @@ static int setup_make(const struct kk_engine_options *o, struct setup *s, struct
     if (!rc) rc = open_device(o, &s->dev, err);
     if (!rc) rc = choose_block_act(o, s->dev, err);
     if (!rc) s->kv.staging_blocks = kk_kv_staging_blocks(s->dev, o->kv_staging);
-    if (!rc) rc = choose_kv_type(o, s, &kv_type, err);
-    if (!rc) rc = kk_model_kv_layout(s->mf, kv_type, &s->layout, err);
+    if (!rc) rc = choose_layout(o, s, err);
     if (!rc) rc = choose_limits(o, s, err);
     if (rc) setup_release(s);
     return rc;
@@ -321,6 +339,7 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
         .eos = i->eos,
         .n_eos = i->n_eos,
         .rows_rebuilt = e->ftheta ? kk_ftheta_rebuilt(e->ftheta) : 0,
+        .rows_replaced = e->one_shot ? kk_one_shot_replaced(e->one_shot) : 0,
         .weight_bytes = weights,
         .scratch_bytes = kk_model_scratch_bytes(e->model),
         .kv_staging_bytes = kk_kv_staging_bytes(e->pool),
@@ -351,8 +370,10 @@ static void pack(struct kk_engine *e, const struct kk_step_item *item, int B, in
 
 int kk__step(struct kk_engine *e, const struct kk_step_item *item, int B, struct kk_err *err)
 {
-    struct kk_forward fwd = {
-        .ids = e->ids, .logit_rows = e->logit_rows, .taps = {e->taps[0], e->taps[1]}};
+    struct kk_forward fwd = {.ids = e->ids,
+                             .logit_rows = e->logit_rows,
+                             .taps = {e->taps[0], e->taps[1]},
+                             .one_shot = e->one_shot_step};
     pack(e, item, B, &fwd.n_logits);
     int rc = kk_kv_begin_mixed(e->pool, B, e->kv, e->rows_n, e->hold, err);
     if (rc) return rc;

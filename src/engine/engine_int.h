@@ -44,7 +44,9 @@ struct kk_engine {
     struct kk_dflash *dflash;                    /* NULL: no such drafter */
     struct kk_kv_layout draft_layout;            /* layer borrowed from dflash */
     struct kk_kv_pool *draft_pool;
-    struct kk_ftheta *ftheta; /* NULL: nothing is rebuilt */
+    struct kk_ftheta *ftheta;          /* NULL: nothing is rebuilt */
+    struct kk_one_shot *one_shot;      /* NULL: kk_engine_load_one_shot was not called */
+    struct kk_one_shot *one_shot_step; /* the same while it reads a prompt */
     struct kk_account tap_account;
     struct kk_taps taps[2];          /* of the last step: for the drafter, for f_theta */
     struct kk_step_costs costs;      /* of verifying steps, by width */
@@ -74,9 +76,11 @@ struct kk_session {
     uint32_t *history;
     size_t n, cap;
     int closed_for_steps; /* after kk_session_logits */
+    int one_shot;         /* after kk_session_one_shot: it emits tokens, and that is all */
     uint32_t *eos;        /* its own end-of-sequence ids; NULL: the model's */
     int n_eos;
     struct kk_drafter *drafter; /* NULL: none */
+    int rested;                 /* its last step had no draft */
     struct kk_width width;
 };
 
@@ -119,15 +123,21 @@ int kk__drafter_open(struct kk_engine *e, struct kk_drafter **out, struct kk_err
 /* Rows [first, first + rows) of the step just committed are settled rows of s: show its drafter. */
 int kk__settle(struct kk_session *s, int first, int rows, struct kk_err *err);
 
-/* snapshot.c: a session to a sink and from a source (page-out, files). Bytes an encoding takes. */
+/* snapshot.c: a session to a sink and from a source (page-out, files). Bytes an encoding takes.
+ * Where the rows cannot be used, `reread` runs the history through the model again; without it that
+ * is KK_EUNSUPPORTED (another engine's) or KK_EFORMAT (damaged). */
 int kk__session_encode(struct kk_session *s, const struct kk_io *sink, struct kk_err *err);
 int64_t kk__session_encoded_bytes(struct kk_session *s, struct kk_err *err);
-int kk__session_decode(struct kk_engine *e, const struct kk_io *source, struct kk_session **out,
-                       struct kk_err *err);
+int kk__session_decode(struct kk_engine *e, const struct kk_io *source, int reread,
+                       struct kk_session **out, struct kk_err *err);
 
 /* session.c */
 int kk__history_reserve(struct kk_session *s, size_t n, struct kk_err *err);
 int kk__append_check(const struct kk_session *s, const uint32_t *ids, size_t n, struct kk_err *err);
+/* The same for a session of `had` tokens that is not open; end-of-sequence ids of a session. */
+int kk__ids_check(const struct kk_engine *e, size_t had, const uint32_t *ids, size_t n,
+                  struct kk_err *err);
+int kk__eos_check(const struct kk_engine *e, const uint32_t *ids, size_t n, struct kk_err *err);
 int kk__step_allowed(const struct kk_session *s, struct kk_err *err);
 
 /* ---- sampler.c ---------------------------------------------------------------------------- */

@@ -142,6 +142,7 @@ static void take_written(struct kk_runtime *rt, const struct written *w)
     }
     n->writing[0] = 0;
     if (w->rc) { /* a full disk, most likely: it costs speed after a restart, nothing now */
+        rt->stats.snapshots_failed++;
         rt->next_snapshots = kk_now_ns() + (uint64_t)(RETRY_S * 1e9);
         return;
     }
@@ -171,9 +172,7 @@ void kk__paging_settle(struct kk_runtime *rt)
         kk_free(w);
     }
     remove_stale(rt, kk_journal_durable(rt->journal));
-    struct kk_spool_stats s;
-    kk_spool_stats(rt->spool, &s);
-    rt->stats.kv_disk_bytes = s.disk_bytes;
+    rt->stats.kv_disk_bytes = kk_spool_disk_bytes(rt->spool);
 }
 
 /* ---- encoding ----------------------------------------------------------------------------- */
@@ -337,23 +336,42 @@ int kk__residents_make_room(struct kk_runtime *rt, int64_t bytes, int preempt, s
 
 /* ---- and back ----------------------------------------------------------------------------- */
 
-/* A session from its file, which may hold less than the history; NULL if it cannot be used. */
+static int read_file(struct kk_runtime *rt, const struct resident *n, struct kk_session **out)
+{
+    struct kk_spool_reader *r = NULL;
+    struct kk_session *s = NULL;
+    int rc = kk_spool_read(rt->spool, n->file, &r, NULL);
+    if (rc) return rc;
+    struct kk_io source = kk_spool_source(r);
+    rc = kk__session_decode(rt->e, &source, 0, &s, NULL);
+    kk_spool_end(r);
+    if (!rc && (!s->n || (int64_t)s->n > n->info.history ||
+                memcmp(s->history, n->history, s->n * sizeof *n->history)))
+        rc = KK_EFORMAT;
+    if (rc)
+        kk_session_close(s);
+    else
+        *out = s;
+    return rc;
+}
+
+/* A session from its file, which may hold less than the history. NULL: there is none, or it cannot
+ * be used, and then the journal hears that there is none, so that another one is written. */
 static struct kk_session *from_file(struct kk_runtime *rt, struct resident *n)
 {
     struct kk_session *s = NULL;
-    struct kk_spool_reader *r = NULL;
     if (n->writing[0]) { /* on its way out still */
         kk_spool_drain(rt->spool);
         kk__paging_settle(rt);
     }
-    if (!rt->spool || !n->file[0] || kk_spool_read(rt->spool, n->file, &r, NULL)) return NULL;
-    struct kk_io source = kk_spool_source(r);
-    if (kk__session_decode(rt->e, &source, &s, NULL)) s = NULL;
-    kk_spool_end(r);
-    int fits = s && s->n && (int64_t)s->n <= n->info.history &&
-               !memcmp(s->history, n->history, s->n * sizeof *n->history);
-    if (fits) return s;
-    kk_session_close(s);
+    if (!rt->spool || !n->file[0]) return NULL;
+    int rc = read_file(rt, n, &s);
+    if (!rc || rc == KK_ENOMEM || rc == KK_EEXHAUSTED) return s;
+    int64_t seq = kk_journal_drop_snapshot(rt->journal, n->entry, NULL);
+    if (seq < 0) return NULL; /* another time */
+    n->seq = seq;
+    rt->stats.snapshots_lost++;
+    kk__resident_forget_file(rt, n);
     return NULL;
 }
 
@@ -378,7 +396,7 @@ int kk__resident_wake(struct kk_runtime *rt, struct resident *n, struct kk_err *
     if (rc) return rc;
     if (n->parked) {
         struct memory m = {n->parked, 0, n->parked_bytes};
-        rc = kk__session_decode(rt->e, &(struct kk_io){from_memory, &m}, &n->s, err);
+        rc = kk__session_decode(rt->e, &(struct kk_io){from_memory, &m}, 0, &n->s, err);
     } else {
         rc = wake_with_history(rt, n, err);
     }
@@ -388,13 +406,18 @@ int kk__resident_wake(struct kk_runtime *rt, struct resident *n, struct kk_err *
         n->s = NULL;
         return rc;
     }
+    rt->stats.resumed += n->info.history > 0;
+    kk__resident_adopt(rt, n);
+    return 0;
+}
+
+void kk__resident_adopt(struct kk_runtime *rt, struct resident *n)
+{
     forget_parked(rt, n);
     kk_free(n->history);
     n->history = NULL;
     rt->stats.sessions_resident++;
-    rt->stats.resumed++;
     kk__resident_count(rt, n);
-    return 0;
 }
 
 /* ---- snapshots of what stays -------------------------------------------------------------- */

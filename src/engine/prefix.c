@@ -83,8 +83,13 @@ size_t kk__prefix_take(struct kk_runtime *rt, struct resident *n, const uint32_t
             kk_session_close(fork);
         } else {
             struct kk_session *used = p->entry[i];
-            kk_session_close(n->s);
-            n->s = fork;
+            if (n->s) {
+                kk_session_close(n->s);
+                n->s = fork;
+            } else {
+                n->s = fork;
+                kk__resident_adopt(rt, n);
+            }
             taken = fork->n;
             rt->stats.prefix_hits++;
             rt->stats.prefix_hit_tokens += taken;

@@ -128,19 +128,25 @@ static void announce(struct kk_runtime *rt, struct resident *n, struct kk_call *
     c->done_seq = n->seq;
 }
 
+/* A new session takes device bytes when it first reads: until then it is as one that is paged out.
+ * But where nothing can ever be moved it takes them at once, so that it is refused now and not
+ * later. */
 int kk__resident_create(struct kk_runtime *rt, struct kk_call *c, struct kk_err *err)
 {
-    int rc = admit(rt, kk_kv_bytes_at(rt->e->pool, 1), err);
-    int later = rc == KK_EBUSY; /* those who run now will be idle: its rows come when it runs */
-    if (rc && !later) return rc;
+    const int64_t bytes = kk_kv_bytes_at(rt->e->pool, 1);
+    int now = !rt->o.kv_host && !rt->spool;
+    if (rt->o.kv_bytes && bytes > rt->o.kv_bytes)
+        return kk_fail(err, KK_EEXHAUSTED,
+                       "a session takes %lld bytes of KV at least, and all may take %lld",
+                       (long long)bytes, (long long)rt->o.kv_bytes);
+    int rc = kk__eos_check(rt->e, c->r.ids, c->r.n, err);
+    if (!rc) rc = admit(rt, now ? bytes : 0, err);
+    if (rc == KK_EBUSY) rc = now = 0; /* those who run now will be idle */
+    if (rc) return rc;
     struct resident *n = new_resident(c->r.label, c->r.ids, c->r.n, err);
     if (!n) return KK_ENOMEM;
     rc = make_id(n->id, err);
-    if (!rc && later) {
-        n->history = kk_array(1, sizeof *n->history);
-        if (!n->history) rc = kk_fail(err, KK_ENOMEM, "out of memory for a session");
-    }
-    if (!rc && !later) rc = kk_session_open(rt->e, &n->s, err);
+    if (!rc && now) rc = kk_session_open(rt->e, &n->s, err);
     if (!rc && n->s) rc = kk_session_set_eos(n->s, n->eos, n->n_eos, err);
     if (!rc && rt->journal) {
         n->seq = kk_journal_create(rt->journal, n->id, n->label, n->eos, (size_t)n->n_eos,

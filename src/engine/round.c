@@ -72,16 +72,35 @@ static void choose_widths(struct kk_engine *e, const struct kk_turn *turn, int B
     kk_allot(&e->row_costs, e->accept, e->most, B, extra, e->gain, e->width);
 }
 
+/* A drafter that rested takes in what it missed: seconds of that, or KK_E* in *rc. */
+static double catch_up(struct kk_session *s, int *rc, struct kk_err *err)
+{
+    uint64_t t0 = kk_now_ns();
+    if (!s->rested || !s->drafter->ops->catch_up) return 0;
+    *rc = s->drafter->ops->catch_up(s->drafter, err);
+    double seconds = kk_seconds_since(t0);
+    kk_catch_up_note(&s->e->costs, seconds);
+    return seconds;
+}
+
 /* Drafts of a turn, put past the end of its history: not yet history. How many, or KK_E*. */
-static int propose(struct kk_turn *t, int width, struct kk_err *err)
+static int propose(struct kk_turn *t, int width, double *caught_up, struct kk_err *err)
 {
     struct kk_session *s = t->s;
-    if (width < 2) return 0;
+    int rc = 0;
+    if (width < 2) {
+        s->rested = 1;
+        return 0;
+    }
+    *caught_up += catch_up(s, &rc, err);
+    s->rested = 0;
+    if (rc) return rc;
     return s->drafter->ops->propose(s->drafter, s->history, s->n, width - 1, s->history + s->n,
                                     err);
 }
 
-static int fill_items(struct kk_engine *e, struct kk_turn *turn, int B, struct kk_err *err)
+static int fill_items(struct kk_engine *e, struct kk_turn *turn, int B, double *caught_up,
+                      struct kk_err *err)
 {
     choose_widths(e, turn, B);
     for (int b = 0; b < B; b++) {
@@ -92,7 +111,7 @@ static int fill_items(struct kk_engine *e, struct kk_turn *turn, int B, struct k
             continue;
         }
         int rc = kk__history_reserve(t->s, (size_t)e->width[b], err);
-        int k = rc ? rc : propose(t, e->width[b], err);
+        int k = rc ? rc : propose(t, e->width[b], caught_up, err);
         if (k < 0) {
             e->failed_turn = b;
             return k;
@@ -155,9 +174,10 @@ static int32_t accept(struct kk_engine *e, struct kk_turn *t, int first)
 int kk__round(struct kk_engine *e, struct kk_turn *turn, int B, struct kk_err *err)
 {
     uint64_t t0 = kk_now_ns();
+    double caught_up = 0, seconds;
     int rows = 0, reads = 0, drafters = 0, logits = 0, first = 0;
     e->failed_turn = -1;
-    int rc = fill_items(e, turn, B, err);
+    int rc = fill_items(e, turn, B, &caught_up, err);
     if (rc) return rc;
     rc = kk__step(e, e->items, B, err);
     e->failed_turn = kk_kv_failed(e->pool);
@@ -175,6 +195,7 @@ int kk__round(struct kk_engine *e, struct kk_turn *turn, int B, struct kk_err *e
         drafters += turn[b].s->drafter != NULL;
     }
     kk_kv_commit(e->pool, e->keep);
+    seconds = kk_seconds_since(t0) - caught_up;
     for (int b = 0; b < B; b++) {
         struct kk_turn *t = &turn[b];
         t->s->n += (size_t)t->tokens;
@@ -185,8 +206,8 @@ int kk__round(struct kk_engine *e, struct kk_turn *turn, int B, struct kk_err *e
     }
     if (reads || !drafters) return 0;
     if (B == 1)
-        kk_cost_note(&e->costs, rows, kk_seconds_since(t0));
+        kk_cost_note(&e->costs, rows, seconds);
     else
-        kk_row_cost_note(&e->row_costs, rows, kk_seconds_since(t0));
+        kk_row_cost_note(&e->row_costs, rows, seconds);
     return 0;
 }

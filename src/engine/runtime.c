@@ -284,7 +284,9 @@ static void publish(struct kk_runtime *rt)
 {
     struct kk_runtime_stats *s = &rt->stats;
     s->sessions = (uint64_t)(rt->active.n + rt->idle.n);
+    s->sessions_elsewhere = s->sessions - s->sessions_resident - s->sessions_host;
     s->calls_running = (uint64_t)rt->active.n;
+    s->state_broken = atomic_load(&rt->state_broken);
     s->kv_device_bytes = rt->device_bytes + kk_kv_shared_bytes(rt->e->pool);
     s->kv_staging_bytes = kk_kv_staging_bytes(rt->e->pool);
     s->kv_host_bytes = rt->parked_bytes + kk_kv_pool_host_bytes(rt->e->pool);
@@ -362,13 +364,16 @@ static void *run(void *arg)
 
 static void on_durable(void *arg, int64_t seq)
 {
+    struct kk_runtime *rt = arg;
     (void)seq;
-    poke(arg);
+    atomic_store(&rt->state_broken, 0);
+    poke(rt);
 }
 
 static void on_broken(void *arg, const char *msg)
 {
-    (void)arg;
+    struct kk_runtime *rt = arg;
+    atomic_store(&rt->state_broken, 1);
     fprintf(stderr, "kakeya: state: %s; no token is sent until this is mended\n", msg);
 }
 

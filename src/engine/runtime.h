@@ -120,12 +120,15 @@ void kk_call_release(struct kk_call *call); /* gives the reference of submit bac
 
 /* Counters, read by any thread at any time (metrics, load programs). */
 struct kk_runtime_stats {
-    uint64_t sessions, sessions_resident, sessions_host, sessions_disk;
+    uint64_t sessions, sessions_resident, sessions_host;
+    uint64_t sessions_elsewhere; /* rows in a file, or none but the history */
     uint64_t created, closed, expired, evicted, failed, forked, resumed;
+    uint64_t snapshots_lost, snapshots_failed; /* files: not usable; not written */
     uint64_t calls_running, calls_queued, calls_cancelled, calls_refused;
     uint64_t steps, rows, tokens_generated, tokens_appended, prefix_hits, prefix_hit_tokens;
     uint64_t drafted, accepted;
     uint64_t inv1_violations, inv2_violations;
+    int state_broken; /* the journal cannot be written: no token is sent until it can */
     int64_t kv_device_bytes, drafter_device_bytes, kv_staging_bytes, kv_host_bytes, kv_disk_bytes;
     int64_t weight_bytes;
     double step_seconds; /* summed */

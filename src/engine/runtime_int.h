@@ -51,7 +51,7 @@ struct kk_call {
 struct resident {
     char id[KK_SESSION_ID_MAX];
     char *label;
-    struct kk_session *s; /* NULL: paged out */
+    struct kk_session *s; /* NULL: paged out, or it has read nothing yet */
     void *parked;         /* host bytes of a paged-out session; NULL: not in host memory */
     size_t parked_bytes;
     struct kk_session_info info; /* as of its page-out */
@@ -95,6 +95,7 @@ struct kk_runtime {
     struct kk_runtime_stats published;
     struct written *written;
     uint64_t n_refused;
+    _Atomic int state_broken; /* shared with the journal's thread */
     /* the thread's own */
     struct kk_runtime_stats stats;
     struct resident **bucket;
@@ -129,8 +130,10 @@ void kk__list_append(struct list *l, struct resident *n);
 void kk__list_remove(struct list *l, struct resident *n);
 
 /* paging.c */
-/* Rows back into device memory, if they are elsewhere. */
+/* Rows back into device memory, if they are elsewhere, or were never there. */
 int kk__resident_wake(struct kk_runtime *rt, struct resident *n, struct kk_err *err);
+/* n->s has just been set: nothing of n is kept elsewhere. */
+void kk__resident_adopt(struct kk_runtime *rt, struct resident *n);
 /* Make room for `bytes` more device bytes by paging out idle and waiting sessions, with `preempt`
  * running ones too that are not in the round. KK_EBUSY: all that could move are running;
  * KK_EEXHAUSTED: there is nowhere to move them to. */
@@ -160,8 +163,9 @@ void kk__call_cut(struct kk_runtime *rt, struct kk_call *c);
 /* prefix.c */
 int kk__prefixes_open(struct kk_runtime *rt, struct kk_err *err);
 void kk__prefixes_close(struct kk_runtime *rt);
-/* For a session that has read nothing and will read ids [n]: take over the longest known prefix.
- * Returns its length, or 0; sets n->checkpoint where another known prompt parts from this one. */
+/* For a session that has read nothing and will read ids [n]: become a fork of the longest known
+ * prefix. Returns its length, or 0; sets n->checkpoint where another known prompt parts from this
+ * one. */
 size_t kk__prefix_take(struct kk_runtime *rt, struct resident *n, const uint32_t *ids, size_t len);
 /* The rows of n end where a prompt may go on in many ways: keep them for others. */
 void kk__prefix_keep(struct kk_runtime *rt, struct resident *n);

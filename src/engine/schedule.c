@@ -15,14 +15,20 @@ enum { LEAST_READ = 16, READ_QUANTUM = 64 };
 
 /* ---- starting calls ----------------------------------------------------------------------- */
 
-static int start_append(struct kk_runtime *rt, struct resident *n, struct kk_call *c,
+/* A session that has read nothing may begin as a fork of what others have read. */
+static int begin_append(struct kk_runtime *rt, struct resident *n, const struct kk_call *c,
                         struct kk_err *err)
 {
+    const size_t had = n->s ? n->s->n : (size_t)n->info.history;
+    int rc = kk__ids_check(rt->e, had, c->r.ids, c->r.n, err);
+    if (!rc && !had && c->r.n > 1) kk__prefix_take(rt, n, c->r.ids, c->r.n);
+    return rc;
+}
+
+static int start_append(struct resident *n, struct kk_call *c, struct kk_err *err)
+{
     struct kk_session *s = n->s;
-    int rc = kk__append_check(s, c->r.ids, c->r.n, err);
-    if (rc) return rc;
-    if (!s->n && c->r.n > 1) kk__prefix_take(rt, n, c->r.ids, c->r.n);
-    s = n->s;
+    int rc = 0;
     size_t taken = s->n - (size_t)c->base; /* of a known prefix */
     const uint32_t *rest = c->r.ids + taken;
     size_t k = c->r.n - taken;
@@ -100,14 +106,15 @@ static int start(struct kk_runtime *rt, struct resident *n)
         if (!rc) c->done_seq = seq;
         return 0;
     }
-    rc = kk__resident_wake(rt, n, &err);
+    c->base = n->s ? (int64_t)n->s->n : n->info.history;
+    if (c->r.kind == KK_REQUEST_APPEND) rc = begin_append(rt, n, c, &err);
+    if (!rc) rc = kk__resident_wake(rt, n, &err);
     KK_BUG_ON(!rc && !n->s);
     if (rc == KK_EBUSY && others_run(rt, n)) { /* in line for their rows' place */
         c->started = 0;
         return 1;
     }
-    c->base = n->s ? (int64_t)n->s->n : 0;
-    if (!rc && c->r.kind == KK_REQUEST_APPEND) rc = start_append(rt, n, c, &err);
+    if (!rc && c->r.kind == KK_REQUEST_APPEND) rc = start_append(n, c, &err);
     if (!rc && c->r.kind == KK_REQUEST_GENERATE) rc = start_generate(n, c, &err);
     kk__resident_count(rt, n);
     c->done.history = n->s ? n->s->n : (uint64_t)n->info.history;
@@ -242,10 +249,8 @@ static int64_t growth(const struct kk_runtime *rt, int n)
     int64_t bytes = 0;
     for (int i = 0; i < n; i++) {
         const struct kk_turn *t = &rt->turn[i];
-        const struct resident *r = t->arg;
-        int64_t rows = kk_kv_rows(t->s->kv) + (t->read ? t->read : KK_MAX_WIDTH);
-        int64_t more = kk_kv_bytes_at(rt->e->pool, rows) - r->device_bytes;
-        if (more > 0) bytes += more;
+        const int32_t width = t->s->drafter ? KK_MAX_WIDTH : 1;
+        bytes += kk_kv_growth(t->s->kv, t->read ? t->read : width);
     }
     return bytes;
 }

@@ -30,13 +30,20 @@ void kk_session_close(struct kk_session *s)
     kk_free(s);
 }
 
-int kk_session_set_eos(struct kk_session *s, const uint32_t *ids, int n, struct kk_err *err)
+int kk__eos_check(const struct kk_engine *e, const uint32_t *ids, size_t n, struct kk_err *err)
 {
-    int V = kk_model_info(s->e->model)->V;
-    for (int i = 0; i < n; i++)
+    int V = kk_model_info(e->model)->V;
+    for (size_t i = 0; i < n; i++)
         if (ids[i] >= (uint32_t)V)
             return kk_fail(err, KK_ERANGE, "end-of-sequence id %u is outside the vocabulary of %d",
                            ids[i], V);
+    return 0;
+}
+
+int kk_session_set_eos(struct kk_session *s, const uint32_t *ids, int n, struct kk_err *err)
+{
+    int rc = kk__eos_check(s->e, ids, (size_t)n, err);
+    if (rc) return rc;
     uint32_t *copy = n ? kk_array((size_t)n, sizeof *copy) : NULL;
     if (n && !copy) return kk_fail(err, KK_ENOMEM, "out of memory for a session");
     if (n) memcpy(copy, ids, (size_t)n * sizeof *ids);
@@ -61,17 +68,24 @@ int kk__history_reserve(struct kk_session *s, size_t n, struct kk_err *err)
 
 int kk__append_check(const struct kk_session *s, const uint32_t *ids, size_t n, struct kk_err *err)
 {
-    int V = kk_model_info(s->e->model)->V;
-    if (s->closed_for_steps)
-        return kk_fail(err, KK_EINVAL, "the session was used for logits and takes no more tokens");
+    if (s->closed_for_steps || s->one_shot)
+        return kk_fail(err, KK_EINVAL,
+                       "the session was used for a measurement and takes no more tokens");
+    return kk__ids_check(s->e, s->n, ids, n, err);
+}
+
+int kk__ids_check(const struct kk_engine *e, size_t had, const uint32_t *ids, size_t n,
+                  struct kk_err *err)
+{
+    int V = kk_model_info(e->model)->V;
     for (size_t i = 0; i < n; i++)
         if (ids[i] >= (uint32_t)V)
             return kk_fail(err, KK_ERANGE,
                            "token id %u (index %zu) is outside the vocabulary of %d", ids[i], i, V);
-    if ((uint64_t)s->n + n > (uint64_t)s->e->ctx)
+    if ((uint64_t)had + n > (uint64_t)e->ctx)
         return kk_fail(err, KK_ERANGE,
                        "%zu tokens do not fit: the context is %lld and %zu are used", n,
-                       (long long)s->e->ctx, s->n);
+                       (long long)e->ctx, had);
     return 0;
 }
 
@@ -130,7 +144,8 @@ int kk__step_allowed(const struct kk_session *s, struct kk_err *err)
 {
     if (!s->n) return kk_fail(err, KK_EINVAL, "the session has no history: append tokens first");
     if (s->closed_for_steps)
-        return kk_fail(err, KK_EINVAL, "the session was used for logits and takes no more tokens");
+        return kk_fail(err, KK_EINVAL,
+                       "the session was used for a measurement and takes no more tokens");
     if ((int64_t)s->n >= s->e->ctx)
         return kk_fail(err, KK_ERANGE, "the context of %lld tokens is full", (long long)s->e->ctx);
     return 0;

@@ -82,8 +82,9 @@ int kk__session_encode(struct kk_session *s, const struct kk_io *sink, struct kk
     struct checked body = {.under = sink};
     const struct kk_io io = {checked_fn, &body};
     kk_hash_init(&body.hash, VERSION);
-    if (s->closed_for_steps)
-        return kk_fail(err, KK_EINVAL, "the session was used for logits and cannot be saved");
+    if (s->closed_for_steps || s->one_shot)
+        return kk_fail(err, KK_EINVAL,
+                       "the session was used for a measurement and cannot be saved");
     int rc = kk_session_check(s, err);
     if (!rc) rc = make_head(s, &h, err);
     if (!rc) rc = kk_io(sink, &h, sizeof h, err);
@@ -173,8 +174,8 @@ static int read_rows(struct kk_session *s, const struct kk_io *source, const str
     return rc;
 }
 
-int kk__session_decode(struct kk_engine *e, const struct kk_io *source, struct kk_session **out,
-                       struct kk_err *err)
+int kk__session_decode(struct kk_engine *e, const struct kk_io *source, int reread,
+                       struct kk_session **out, struct kk_err *err)
 {
     struct head h;
     struct kk_session *s = NULL;
@@ -186,16 +187,20 @@ int kk__session_decode(struct kk_engine *e, const struct kk_io *source, struct k
     rc = read_history(e, source, &h, ids, err);
     if (!rc) rc = kk_session_open(e, &s, err);
     if (!rc && fits(e, &h)) {
-        int broken = read_rows(s, source, &h, NULL);
+        int broken = read_rows(s, source, &h, reread ? NULL : err);
         if (!broken) {
             rc = kk__history_reserve(s, h.history, err);
             if (!rc && h.history) memcpy(s->history, ids, h.history * sizeof *ids);
             if (!rc) s->n = h.history;
-        } else {
+        } else if (reread) {
             kk_session_close(s);
             s = NULL;
             rc = kk_session_open(e, &s, err);
+        } else {
+            rc = broken;
         }
+    } else if (!rc && !reread) {
+        rc = kk_fail(err, KK_EUNSUPPORTED, "the saved rows are of another engine");
     }
     if (!rc && s->n < h.history) rc = kk_session_append(s, ids, h.history, err);
     kk_free(ids);
@@ -233,7 +238,7 @@ int kk_session_load(struct kk_engine *e, const char *path, struct kk_session **o
 {
     FILE *f = fopen(path, "rb");
     if (!f) return kk_fail(err, KK_ENOENT, "cannot open '%s': %m", path);
-    int rc = kk__session_decode(e, &(struct kk_io){from_file, f}, out, err);
+    int rc = kk__session_decode(e, &(struct kk_io){from_file, f}, 1, out, err);
     fclose(f);
     return rc ? kk_wrap(err, rc, "'%s'", path) : 0;
 }
@@ -246,12 +251,12 @@ int kk_session_fork(struct kk_session *s, struct kk_session **out, struct kk_err
     if (!f) return kk_fail(err, KK_ENOMEM, "out of memory for a session");
     f->e = s->e;
     int rc = 0;
-    if (s->closed_for_steps)
-        rc = kk_fail(err, KK_EINVAL, "the session was used for logits and cannot be forked");
+    if (s->closed_for_steps || s->one_shot)
+        rc = kk_fail(err, KK_EINVAL, "the session was used for a measurement and cannot be forked");
     if (!rc) rc = kk_kv_fork(s->kv, &f->kv, err);
-    if (!rc) rc = kk__drafter_open(s->e, &f->drafter, err);
-    if (!rc && f->drafter && f->drafter->ops->fork)
-        rc = s->drafter->ops->fork(s->drafter, f->drafter, err);
+    if (!rc && s->drafter && s->drafter->ops->fork)
+        rc = s->drafter->ops->fork(s->drafter, &f->drafter, err);
+    if (!rc && !f->drafter) rc = kk__drafter_open(s->e, &f->drafter, err);
     if (!rc) rc = kk__history_reserve(f, s->n, err);
     if (rc) {
         kk_session_close(f);

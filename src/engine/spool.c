@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -50,6 +51,7 @@ struct kk_spool {
     int busy, stop; /* busy: a job runs, or its on_done */
     int64_t ticket;
     struct kk_spool_stats stats;
+    _Atomic int64_t disk_bytes; /* of stats, for those without the lock */
 };
 
 static uint64_t chunks_of(uint64_t len)
@@ -261,6 +263,7 @@ static void account(struct kk_spool *sp, const struct job *job, int rc)
         return;
     }
     s->disk_bytes += job->removal ? -job->bytes : job->bytes;
+    atomic_store(&sp->disk_bytes, s->disk_bytes);
     s->disk_files += job->removal ? -1 : 1;
     s->removed += job->removal;
     s->written += !job->removal;
@@ -318,6 +321,11 @@ void kk_spool_stats(struct kk_spool *sp, struct kk_spool_stats *out)
     pthread_mutex_unlock(&sp->lock);
 }
 
+int64_t kk_spool_disk_bytes(const struct kk_spool *sp)
+{
+    return atomic_load(&sp->disk_bytes);
+}
+
 /* ---- open and close ---- */
 
 /* Keep, count or remove one file found at open. */
@@ -349,6 +357,7 @@ static int sweep(struct kk_spool *sp, struct kk_err *err)
     for (struct dirent *e; !rc && (e = readdir(d));) rc = sweep_one(sp, e->d_name, err);
     if (d) closedir(d);
     sp->stats.promised_bytes = sp->stats.disk_bytes;
+    atomic_store(&sp->disk_bytes, sp->stats.disk_bytes);
     return rc;
 }
 

@@ -89,5 +89,6 @@ struct kk_spool_stats {
     uint64_t swept;                    /* files removed at open */
 };
 void kk_spool_stats(struct kk_spool *sp, struct kk_spool_stats *out);
+int64_t kk_spool_disk_bytes(const struct kk_spool *sp); /* the first of them, without a lock */
 
 #endif

@@ -57,21 +57,6 @@ int kk_tensor_synth(const struct kk_tensor *t, struct kk_synth *rule)
     return 1;
 }
 
-/* Round to nearest even, for |f| < 65504 (synth values are below 5). */
-static uint16_t f32_to_f16(float f)
-{
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    uint32_t sign = u >> 16 & 0x8000, exp = u >> 23 & 255, man = (u & 0x7fffff) | 0x800000;
-    if ((u & 0x7fffffff) == 0) return (uint16_t)sign;
-    int drop = exp >= 113 ? 13 : 13 + (113 - (int)exp); /* bits below an f16 step */
-    if (drop > 24) return (uint16_t)sign;
-    uint32_t half = man + (((uint32_t)1 << (drop - 1)) - 1) + (man >> drop & 1);
-    uint32_t q = half >> drop; /* includes the hidden bit when normal */
-    uint32_t e = exp >= 113 ? (exp - 113) << 10 : 0;
-    return (uint16_t)(sign | (e + q));
-}
-
 void kk__synth_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void *dst)
 {
     struct kk_synth r;
@@ -86,7 +71,7 @@ void kk__synth_read(const struct kk_tensor *t, uint64_t first, uint64_t n, void 
         for (uint64_t i = 0; i < n; i++) d16[i] = kk_f32_to_bf16(kk_synth_at(&r, first + i));
         break;
     case KK_F16:
-        for (uint64_t i = 0; i < n; i++) d16[i] = f32_to_f16(kk_synth_at(&r, first + i));
+        for (uint64_t i = 0; i < n; i++) d16[i] = kk_f32_to_f16(kk_synth_at(&r, first + i));
         break;
     default:
         KK_BUG_ON(1); /* open refuses other types */

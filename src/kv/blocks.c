@@ -1,9 +1,9 @@
 /* A session's blocks: taken, given back, shared between forks, and made a session's own again
  * before it writes to them.
  *
- * Stored rows never change (K2), so a fork shares every block of its parent. What is written to is
- * a ring, the latents and the block at the end of a layer that keeps every row: kk_kv_begin makes
- * those own. A shared block is in the pool's account, not in a session's. */
+ * Stored rows never change (K2), so a fork shares every block of its parent. What is written to are
+ * pieces of rings (ring.c) and the block at the end of a layer that keeps every row: kk_kv_begin
+ * makes those own. A shared block is in the pool's account, not in a session's. */
 #include <string.h>
 
 #include "base/mem.h"
@@ -11,7 +11,7 @@
 
 /* ---- one block ---- */
 
-static void release(struct kk_kv *kv, void *p, struct shared_block *s, size_t bytes)
+void kk__block_release(struct kk_kv *kv, void *p, struct shared_block *s, size_t bytes)
 {
     struct kk_kv_pool *pool = kv->pool;
     if (s && --s->refs > 0) return;
@@ -19,39 +19,42 @@ static void release(struct kk_kv *kv, void *p, struct shared_block *s, size_t by
     kk_free(s);
 }
 
-/* Make *share, if the block is not shared yet, and count one more reference. */
-static int share(struct kk_kv *kv, void *p, struct shared_block **s, size_t bytes,
-                 struct kk_err *err)
+int kk__block_share(struct kk_account *own, struct kk_account *shared, void *p,
+                    struct shared_block **s, size_t bytes, struct kk_err *err)
 {
     if (!*s) {
         *s = kk_malloc(sizeof **s);
         if (!*s) return kk_fail(err, KK_ENOMEM, "out of memory to share a KV block");
         **s = (struct shared_block){.p = p, .refs = 1};
-        kk_account_add(&kv->device, -(int64_t)bytes);
-        kk_account_add(&kv->pool->shared, (int64_t)bytes);
+        kk_account_add(own, -(int64_t)bytes);
+        if (shared) kk_account_add(shared, (int64_t)bytes);
     }
     (*s)->refs++;
     return 0;
 }
 
-/* Make a shared block the session's own: its first n rows are copied, unless nobody else is left.
- */
-static int own(struct kk_kv *kv, void **p, struct shared_block **s, size_t bytes, int32_t n,
-               size_t row_bytes, struct kk_err *err)
+void kk__block_unshare(struct kk_kv *kv, struct shared_block **s, size_t bytes)
+{
+    KK_BUG_ON((*s)->refs != 1);
+    kk_account_add(&kv->pool->shared, -(int64_t)bytes);
+    kk_account_add(&kv->device, (int64_t)bytes);
+    kk_free(*s);
+    *s = NULL;
+}
+
+int kk__block_own(struct kk_kv *kv, void **p, struct shared_block **s, size_t bytes, size_t used,
+                  struct kk_err *err)
 {
     struct kk_kv_pool *pool = kv->pool;
     void *copy;
     if (!*s) return 0;
     if ((*s)->refs == 1) {
-        kk_account_add(&pool->shared, -(int64_t)bytes);
-        kk_account_add(&kv->device, (int64_t)bytes);
-        kk_free(*s);
-        *s = NULL;
+        kk__block_unshare(kv, s, bytes);
         return 0;
     }
     int rc = kk_dev_alloc(pool->dev, &kv->device, bytes, &copy, err);
     if (rc) return rc;
-    if (n) pool->dev->ops->copy(pool->dev, copy, *p, (size_t)n * row_bytes);
+    if (used) pool->dev->ops->copy(pool->dev, copy, *p, used);
     (*s)->refs--;
     *s = NULL;
     *p = copy;
@@ -92,27 +95,53 @@ void kk__blocks_shrink(struct kk_kv *kv, int l, int32_t n)
     struct layer_rows *y = &kv->layer[l];
     while (y->n_blocks > n) {
         int32_t i = --y->n_blocks;
-        release(kv, y->blocks[i], y->share[i], kk__kv_block_bytes(&kv->pool->rule[l]));
+        kk__block_release(kv, y->blocks[i], y->share[i], kk__kv_block_bytes(&kv->pool->rule[l]));
         y->share[i] = NULL;
     }
 }
 
-int kk__blocks_own(struct kk_kv *kv, struct kk_err *err)
+/* Of layer l: the block that the next row goes to, if there is one already. */
+static int own_tail(struct kk_kv *kv, int l, struct kk_err *err)
+{
+    struct layer_rows *y = &kv->layer[l];
+    const struct kk_kv_rule *r = &kv->pool->rule[l];
+    const int64_t at = kv->rows / KK_KV_BLOCK_ROWS;
+    if (kk__kv_is_paged(kv->pool, l) || at >= y->n_blocks) return 0;
+    return kk__block_own(kv, &y->blocks[at], &y->share[at], kk__kv_block_bytes(r),
+                         (size_t)(kv->rows % KK_KV_BLOCK_ROWS) * r->row_bytes, err);
+}
+
+int kk__blocks_own(struct kk_kv *kv, int32_t n, struct kk_err *err)
 {
     const struct kk_kv_pool *p = kv->pool;
-    int rc = own(kv, &kv->latents, &kv->latents_share, p->latent_bytes * (size_t)p->latent_rows,
-                 (int32_t)(kv->latent_at < p->latent_rows ? kv->latent_at : p->latent_rows),
-                 p->latent_bytes, err);
+    const struct ring_shape latents = kk__latent_ring(p);
+    int rc = kk__ring_own(kv, &kv->latents, &latents, kv->latent_at, n, err);
     for (int l = 0; !rc && l < p->layout.n_layers; l++) {
-        struct layer_rows *y = &kv->layer[l];
-        const struct kk_kv_rule *r = &p->rule[l];
-        int64_t at = r->ring ? 0 : kv->rows / KK_KV_BLOCK_ROWS;
-        int64_t used = r->ring ? kk__kv_resident(r, kv->rows) : kv->rows % KK_KV_BLOCK_ROWS;
-        if (kk__kv_is_paged(p, l) || at >= y->n_blocks) continue;
-        rc = own(kv, &y->blocks[at], &y->share[at], kk__kv_block_bytes(r), (int32_t)used,
-                 r->row_bytes, err);
+        const struct ring_shape ring = kk__ring_of(&p->rule[l]);
+        rc = p->rule[l].ring ? kk__ring_own(kv, &kv->layer[l].ring, &ring, kv->rows, n, err)
+                             : own_tail(kv, l, err);
     }
     return rc;
+}
+
+int64_t kk_kv_growth(const struct kk_kv *kv, int32_t n)
+{
+    const struct kk_kv_pool *p = kv->pool;
+    const struct ring_shape latents = kk__latent_ring(p);
+    const int64_t at = kv->rows / KK_KV_BLOCK_ROWS;
+    const int64_t need = (kv->rows + n + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS;
+    int64_t bytes = kk__ring_growth(&kv->latents, &latents, kv->latent_at, n);
+    for (int l = 0; l < p->layout.n_layers; l++) {
+        const struct layer_rows *y = &kv->layer[l];
+        const struct ring_shape ring = kk__ring_of(&p->rule[l]);
+        const struct shared_block *tail = at < y->n_blocks ? y->share[at] : NULL;
+        if (p->rule[l].ring)
+            bytes += kk__ring_growth(&y->ring, &ring, kv->rows, n);
+        else if (!kk__kv_is_paged(p, l))
+            bytes += (need - y->n_blocks + (tail && tail->refs > 1)) *
+                     (int64_t)kk__kv_block_bytes(&p->rule[l]);
+    }
+    return bytes;
 }
 
 /* ---- fork ---- */
@@ -123,7 +152,8 @@ static int share_layer(struct kk_kv *parent, struct kk_kv *child, int l, struct 
     const size_t bytes = kk__kv_block_bytes(&parent->pool->rule[l]);
     int rc = grow_tables(to, from->n_blocks, err);
     for (int32_t i = 0; !rc && i < from->n_blocks; i++) {
-        rc = share(parent, from->blocks[i], &from->share[i], bytes, err);
+        rc = kk__block_share(&parent->device, &parent->pool->shared, from->blocks[i],
+                             &from->share[i], bytes, err);
         if (rc) break;
         to->blocks[i] = from->blocks[i];
         to->share[i] = from->share[i];
@@ -135,39 +165,29 @@ static int share_layer(struct kk_kv *parent, struct kk_kv *child, int l, struct 
 int kk_kv_fork(struct kk_kv *parent, struct kk_kv **out, struct kk_err *err)
 {
     struct kk_kv_pool *p = parent->pool;
+    const struct ring_shape latents = kk__latent_ring(p);
     struct kk_kv *kv;
     KK_BUG_ON(p->active);
     int rc = kk_kv_check(parent, err);
     if (!rc) rc = kk__kv_new(p, &kv, err);
     if (rc) return rc;
+    rc = kk__ring_fork(parent, &parent->latents, &kv->latents, &latents, err);
     for (int l = 0; !rc && l < p->layout.n_layers; l++) {
-        rc = kk__kv_is_paged(p, l) ? kk__tier_fork_layer(parent, kv, l, err)
-                                   : share_layer(parent, kv, l, err);
+        struct ring_rows *from = &parent->layer[l].ring, *to = &kv->layer[l].ring;
+        const struct ring_shape ring = kk__ring_of(&p->rule[l]);
+        rc = p->rule[l].ring         ? kk__ring_fork(parent, from, to, &ring, err)
+             : kk__kv_is_paged(p, l) ? kk__tier_fork_layer(parent, kv, l, err)
+                                     : share_layer(parent, kv, l, err);
         kv->layer[l].stored = parent->layer[l].stored;
-    }
-    if (!rc && p->latent_rows) {
-        rc = share(parent, parent->latents, &parent->latents_share,
-                   p->latent_bytes * (size_t)p->latent_rows, err);
-        if (!rc) {
-            kv->latents = parent->latents;
-            kv->latents_share = parent->latents_share;
-            kv->latent_at = parent->latent_at;
-        }
     }
     if (rc) {
         kk_kv_close(kv);
         return rc;
     }
     kv->rows = parent->rows;
+    kv->latent_at = parent->latent_at;
     *out = kv;
     return 0;
-}
-
-void kk__blocks_release_latents(struct kk_kv *kv)
-{
-    if (kv->latents)
-        release(kv, kv->latents, kv->latents_share,
-                kv->pool->latent_bytes * (size_t)kv->pool->latent_rows);
 }
 
 int64_t kk_kv_shared_bytes(const struct kk_kv_pool *p)
@@ -178,9 +198,14 @@ int64_t kk_kv_shared_bytes(const struct kk_kv_pool *p)
 int64_t kk_kv_shared_of(const struct kk_kv *kv)
 {
     const struct kk_kv_pool *p = kv->pool;
-    size_t n = kv->latents_share ? p->latent_bytes * (size_t)p->latent_rows : 0;
-    for (int l = 0; l < p->layout.n_layers; l++)
-        for (int32_t i = 0; !kk__kv_is_paged(p, l) && i < kv->layer[l].n_blocks; i++)
-            if (kv->layer[l].share[i]) n += kk__kv_block_bytes(&p->rule[l]);
-    return (int64_t)n;
+    const struct ring_shape latents = kk__latent_ring(p);
+    int64_t n = kk__ring_shared_bytes(&kv->latents, &latents);
+    for (int l = 0; l < p->layout.n_layers; l++) {
+        const struct layer_rows *y = &kv->layer[l];
+        const struct ring_shape ring = kk__ring_of(&p->rule[l]);
+        if (p->rule[l].ring) n += kk__ring_shared_bytes(&y->ring, &ring);
+        for (int32_t i = 0; !kk__kv_is_paged(p, l) && i < y->n_blocks; i++)
+            if (y->share[i]) n += (int64_t)kk__kv_block_bytes(&p->rule[l]);
+    }
+    return n;
 }

@@ -34,55 +34,72 @@ static size_t table_entries(int n_layers, const struct kk_kv_rule *rule,
                             const struct kk_kv_limits *lim)
 {
     size_t n = 0, blocks = (size_t)((lim->ctx + lim->max_hold_rows) / KK_KV_BLOCK_ROWS) + 1;
-    for (int l = 0; l < n_layers; l++) n += rule[l].ring ? 1 : blocks;
+    for (int l = 0; l < n_layers; l++)
+        n += rule[l].ring ? (size_t)kk__ring_pieces(rule[l].sinks + rule[l].ring) : blocks;
     return lim->ctx ? n * (size_t)lim->max_seqs : 0;
+}
+
+/* Bytes of the tables that go to the device at the start of a step, but for the block tables, which
+ * end them. */
+static size_t fixed_tables(size_t n_layers, const struct kk_kv_limits *lim)
+{
+    const size_t B = (size_t)lim->max_seqs;
+    const size_t T = (size_t)max_int(lim->max_chunk_rows, lim->max_hold_rows);
+    const size_t numbers = (2 * T + B + 1) & ~(size_t)1;
+    return n_layers * B * sizeof(struct kk_kv_seq) + numbers * sizeof(int32_t);
 }
 
 size_t kk_kv_plan_staging(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
                           const struct kk_kv_rule *rule, const struct kk_kv_limits *limits)
 {
-    size_t N = (size_t)layout->n_layers, B = (size_t)limits->max_seqs;
-    size_t T = (size_t)max_int(limits->max_chunk_rows, limits->max_hold_rows);
     size_t ring = opt->device_cap ? kk__tier_ring_bytes(layout, rule, opt->staging_blocks) : 0;
     size_t scratch;
     scratch_size(layout->n_layers, rule, limits, &scratch);
-    return scratch + N * B * sizeof(struct kk_kv_seq) + (2 * T + B) * sizeof(int32_t) + ring +
+    return scratch + fixed_tables((size_t)layout->n_layers, limits) + ring +
            table_entries(layout->n_layers, rule, limits) * sizeof(void *);
 }
 
 static int alloc_host(struct kk_kv_pool *p, struct kk_err *err)
 {
     size_t N = (size_t)p->layout.n_layers, B = (size_t)p->limits.max_seqs;
-    size_t T = (size_t)max_int(p->limits.max_chunk_rows, p->limits.max_hold_rows);
     p->rule = kk_calloc(N, sizeof *p->rule);
     p->hold_offset = kk_calloc(N, sizeof *p->hold_offset);
-    p->h_seqs = kk_calloc(N * B, sizeof *p->h_seqs);
-    p->h_pos = kk_calloc(T, sizeof *p->h_pos);
-    p->h_seq = kk_calloc(T, sizeof *p->h_seq);
-    p->h_keep = kk_calloc(B, sizeof *p->h_keep);
     p->step_kv = kk_calloc(B, sizeof *p->step_kv);
     p->step_n = kk_calloc(B, sizeof *p->step_n);
     p->step_hold = kk_calloc(B, sizeof *p->step_hold);
-    if (p->rule && p->hold_offset && p->h_seqs && p->h_pos && p->h_seq && p->h_keep && p->step_kv &&
-        p->step_n && p->step_hold)
-        return 0;
+    if (p->rule && p->hold_offset && p->step_kv && p->step_n && p->step_hold) return 0;
     return kk_fail(err, KK_ENOMEM, "out of memory for the KV pool");
+}
+
+/* The step's tables, cut from one block: they travel together. */
+static void cut_tables(const struct kk_kv_pool *p, void *base, struct step_tables *t)
+{
+    const size_t B = (size_t)p->limits.max_seqs;
+    const size_t T = (size_t)max_int(p->limits.max_chunk_rows, p->limits.max_hold_rows);
+    t->base = base;
+    t->seqs = base;
+    t->keep = (int32_t *)(t->seqs + (size_t)p->layout.n_layers * B);
+    t->pos = t->keep + B;
+    t->seq = t->pos + T;
+    t->blocks = (void **)(t->base + fixed_tables((size_t)p->layout.n_layers, &p->limits));
+}
+
+static size_t tables_bytes(const struct kk_kv_pool *p)
+{
+    return fixed_tables((size_t)p->layout.n_layers, &p->limits) + p->n_entries * sizeof(void *);
 }
 
 static int alloc_device(struct kk_kv_pool *p, struct kk_err *err)
 {
-    size_t N = (size_t)p->layout.n_layers, B = (size_t)p->limits.max_seqs;
-    size_t T = (size_t)max_int(p->limits.max_chunk_rows, p->limits.max_hold_rows);
-    struct kk_account *a = &p->staging;
-    int rc = kk_dev_alloc(p->dev, a, p->scratch_bytes, &p->scratch, err);
-    if (!rc) rc = kk_dev_alloc(p->dev, a, N * B * sizeof *p->seqs, (void **)&p->seqs, err);
-    if (!rc) rc = kk_dev_alloc(p->dev, a, T * sizeof *p->pos, (void **)&p->pos, err);
-    if (!rc) rc = kk_dev_alloc(p->dev, a, T * sizeof *p->seq, (void **)&p->seq, err);
-    if (!rc) rc = kk_dev_alloc(p->dev, a, B * sizeof *p->keep, (void **)&p->keep, err);
-    if (!rc) rc = kk_dev_alloc(p->dev, a, p->n_entries * sizeof(void *), (void **)&p->tables, err);
-    if (rc || !p->n_entries) return rc;
-    p->h_tables = kk_calloc(p->n_entries, sizeof(void *));
-    return p->h_tables ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for the KV pool");
+    void *dev = NULL;
+    int rc = kk_dev_alloc(p->dev, &p->staging, p->scratch_bytes, &p->scratch, err);
+    if (!rc) rc = kk_dev_alloc(p->dev, &p->staging, tables_bytes(p), &dev, err);
+    if (rc) return rc;
+    cut_tables(p, dev, &p->tables);
+    void *host = kk_calloc(1, tables_bytes(p));
+    if (!host) return kk_fail(err, KK_ENOMEM, "out of memory for the KV pool");
+    cut_tables(p, host, &p->h);
+    return 0;
 }
 
 int kk_kv_pool_open(struct kk_dev *dev, const struct kk_kv_layout *layout,
@@ -127,22 +144,12 @@ int kk_kv_pool_open(struct kk_dev *dev, const struct kk_kv_layout *layout,
 void kk_kv_pool_close(struct kk_kv_pool *p)
 {
     if (!p) return;
-    size_t N = (size_t)p->layout.n_layers, B = (size_t)p->limits.max_seqs;
-    size_t T = (size_t)max_int(p->limits.max_chunk_rows, p->limits.max_hold_rows);
     kk__tier_close(p);
     kk_dev_free(p->dev, &p->staging, p->scratch, p->scratch_bytes);
-    kk_dev_free(p->dev, &p->staging, p->seqs, N * B * sizeof *p->seqs);
-    kk_dev_free(p->dev, &p->staging, p->pos, T * sizeof *p->pos);
-    kk_dev_free(p->dev, &p->staging, p->seq, T * sizeof *p->seq);
-    kk_dev_free(p->dev, &p->staging, p->keep, B * sizeof *p->keep);
-    kk_dev_free(p->dev, &p->staging, p->tables, p->n_entries * sizeof(void *));
-    kk_free(p->h_tables);
+    if (p->tables.base) kk_dev_free(p->dev, &p->staging, p->tables.base, tables_bytes(p));
+    kk_free(p->h.base);
     kk_free(p->rule);
     kk_free(p->hold_offset);
-    kk_free(p->h_seqs);
-    kk_free(p->h_pos);
-    kk_free(p->h_seq);
-    kk_free(p->h_keep);
     kk_free(p->step_kv);
     kk_free(p->step_n);
     kk_free(p->step_hold);
@@ -186,14 +193,15 @@ int kk_kv_open(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
     struct kk_kv *kv = NULL;
     int rc = kk__kv_new(pool, &kv, err);
     if (rc) return rc;
-    for (int l = 0; !rc && l < pool->layout.n_layers; l++)
+    for (int l = 0; !rc && l < pool->layout.n_layers; l++) {
+        const struct ring_shape ring = kk__ring_of(&pool->rule[l]);
         if (pool->rule[l].ring)
-            rc = kk__blocks_grow(kv, l, 1, err);
+            rc = kk__ring_open(kv, &kv->layer[l].ring, &ring, err);
         else if (kk__kv_is_paged(pool, l))
             rc = kk__tier_open_layer(kv, l, err);
-    if (!rc)
-        rc = kk_dev_alloc(pool->dev, &kv->device, pool->latent_bytes * (size_t)pool->latent_rows,
-                          &kv->latents, err);
+    }
+    const struct ring_shape latents = kk__latent_ring(pool);
+    if (!rc) rc = kk__ring_open(kv, &kv->latents, &latents, err);
     if (rc) {
         kk_kv_close(kv);
         return rc;
@@ -205,15 +213,18 @@ int kk_kv_open(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
 void kk_kv_close(struct kk_kv *kv)
 {
     if (!kv) return;
+    const struct ring_shape latents = kk__latent_ring(kv->pool);
     for (int l = 0; kv->layer && l < kv->pool->layout.n_layers; l++) {
+        const struct ring_shape ring = kk__ring_of(&kv->pool->rule[l]);
         if (kk__kv_is_paged(kv->pool, l))
             kk__tier_close_layer(kv, l);
         else
             kk__blocks_shrink(kv, l, 0);
+        kk__ring_close(kv, &kv->layer[l].ring, &ring);
         kk_free(kv->layer[l].blocks);
         kk_free(kv->layer[l].share);
     }
-    kk__blocks_release_latents(kv);
+    kk__ring_close(kv, &kv->latents, &latents);
     KK_BUG_ON(atomic_load(&kv->device.bytes) != 0 || atomic_load(&kv->host.bytes) != 0);
     kk_free(kv->layer);
     kk_free(kv);
@@ -271,7 +282,7 @@ int kk_kv_check(const struct kk_kv *kv, struct kk_err *err)
         if (y->stored != kv->rows)
             return kk_fail(err, KK_EINVARIANT, "INV-1: layer %d stored %lld rows, session has %lld",
                            l, (long long)y->stored, (long long)kv->rows);
-        int64_t room = r->ring ? (y->n_blocks == 1 ? kk__kv_resident(r, kv->rows) : -1)
+        int64_t room = r->ring ? (y->ring.base ? kk__kv_resident(r, kv->rows) : -1)
                                : (int64_t)y->n_blocks * KK_KV_BLOCK_ROWS;
         if (room < kk__kv_resident(r, kv->rows))
             return kk_fail(err, KK_EINVARIANT, "INV-1: layer %d has room for %lld rows of %lld", l,
@@ -286,14 +297,14 @@ int kk_kv_check(const struct kk_kv *kv, struct kk_err *err)
 static void describe(const struct kk_kv *kv, int l, struct kk_kv_seq *s)
 {
     const struct kk_kv_rule *r = &kv->pool->rule[l];
-    s->blocks = kv->layer[l].blocks;
-    s->host = kk__tier_inline(kv->pool) && kk__kv_is_paged(kv->pool, l) ? kv->layer[l].host : NULL;
-    s->step = NULL;
-    s->committed = (int32_t)kv->rows;
-    s->n_step = 0;
-    s->block_rows = r->ring ? r->sinks + r->ring : KK_KV_BLOCK_ROWS;
-    s->sinks = r->sinks;
-    s->ring = r->ring;
+    const struct ring_shape ring = kk__ring_of(r);
+    *s = (struct kk_kv_seq){.blocks = kv->layer[l].blocks,
+                            .committed = (int32_t)kv->rows,
+                            .block_rows = KK_KV_BLOCK_ROWS,
+                            .row_bytes = (int32_t)r->row_bytes};
+    if (kk__kv_is_paged(kv->pool, l)) s->row_bytes = 0; /* stored by kk__tier_store */
+    if (kk__tier_inline(kv->pool) && kk__kv_is_paged(kv->pool, l)) s->host = kv->layer[l].host;
+    if (r->ring) kk__ring_describe(&kv->layer[l].ring, &ring, s);
 }
 
 int kk_kv_read_row(const struct kk_kv *kv, int layer, int64_t j, void *dst, struct kk_err *err)
@@ -317,18 +328,14 @@ int kk_kv_read_row(const struct kk_kv *kv, int layer, int64_t j, void *dst, stru
     return 0;
 }
 
-/* Copy n rows between a ring of `ring` rows after `sinks` fixed ones, from row `first` on, and rows
- * in order: each run of slots at once. */
-static void copy_ring(struct kk_dev *dev, char *ring, int32_t sinks, int32_t size, char *rows,
-                      int32_t first, int32_t n, size_t row_bytes, int store)
+/* Copy rows [first, first + n) of a ring to rows in order, or back: each run at once. */
+static void copy_ring(struct kk_dev *dev, const struct ring_rows *r, const struct ring_shape *y,
+                      char *rows, int64_t first, int32_t n, int store)
 {
-    for (int32_t i = 0; i < n;) {
-        int32_t j = first + i, slot = j < sinks ? j : sinks + (j - sinks) % size;
-        int32_t run = (j < sinks ? sinks : sinks + size) - slot;
-        if (run > n - i) run = n - i;
-        char *at = ring + (size_t)slot * row_bytes, *row = rows + (size_t)i * row_bytes;
-        dev->ops->copy(dev, store ? at : row, store ? row : at, (size_t)run * row_bytes);
-        i += run;
+    for (int32_t i = 0, run; i < n; i += run) {
+        run = n - i;
+        char *at = kk__ring_run(r, y, first + i, &run), *row = rows + (size_t)i * y->row_bytes;
+        dev->ops->copy(dev, store ? at : row, store ? row : at, (size_t)run * y->row_bytes);
     }
 }
 
@@ -340,25 +347,26 @@ int64_t kk_kv_latents(const struct kk_kv *kv)
 void kk_kv_store_latents(struct kk_kv *kv, const void *latents, int n)
 {
     const struct kk_kv_pool *p = kv->pool;
+    const struct ring_shape y = kk__latent_ring(p);
     const int32_t skip = n > p->latent_rows ? n - p->latent_rows : 0;
-    copy_ring(p->dev, kv->latents, 0, p->latent_rows,
-              (char *)(size_t)latents + (size_t)skip * p->latent_bytes,
-              (int32_t)kv->latent_at + skip, n - skip, p->latent_bytes, 1);
+    copy_ring(p->dev, &kv->latents, &y, (char *)(size_t)latents + (size_t)skip * p->latent_bytes,
+              kv->latent_at + skip, n - skip, 1);
     kv->latent_at += n;
 }
 
 void kk_kv_copy_latents(const struct kk_kv *kv, int32_t first, int32_t n, void *dst)
 {
-    const struct kk_kv_pool *p = kv->pool;
-    copy_ring(p->dev, kv->latents, 0, p->latent_rows, dst, first, n, p->latent_bytes, 0);
+    const struct ring_shape y = kk__latent_ring(kv->pool);
+    copy_ring(kv->pool->dev, &kv->latents, &y, dst, first, n, 0);
 }
 
 void kk_kv_copy_rows(const struct kk_kv_pool *p, int b, int l, int32_t first, int32_t n, void *dst)
 {
     const struct kk_kv_rule *r = &p->rule[l];
     const struct layer_rows *y = &p->step_kv[b]->layer[l];
+    const struct ring_shape ring = kk__ring_of(r);
     if (r->ring) {
-        copy_ring(p->dev, y->blocks[0], r->sinks, r->ring, dst, first, n, r->row_bytes, 0);
+        copy_ring(p->dev, &y->ring, &ring, dst, first, n, 0);
         return;
     }
     for (int32_t i = 0; i < n;) {
@@ -382,7 +390,7 @@ int kk__kv_reserve(struct kk_kv *kv, int32_t n, struct kk_err *err)
     int32_t before = (int32_t)((kv->rows + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS);
     int32_t need = (int32_t)((total + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS);
     if (total >= KK_NO_BOUND) return kk_fail(err, KK_ERANGE, "a session is limited to 2^31 tokens");
-    int rc = kk__blocks_own(kv, err), l = 0;
+    int rc = kk__blocks_own(kv, n, err), l = 0;
     for (; !rc && l < p->layout.n_layers; l++)
         if (kk__kv_is_paged(p, l))
             rc = kk__tier_reserve(kv, l, total, err);
@@ -403,39 +411,50 @@ static void pack_table(struct kk_kv_pool *p, int b, int l, struct kk_kv_seq *s, 
                        int64_t *staged)
 {
     const struct layer_rows *y = &p->step_kv[b]->layer[l];
+    const struct ring_shape ring = kk__ring_of(&p->rule[l]);
     const int paged = kk__kv_is_paged(p, l);
-    void **table = p->h_tables + *used;
-    KK_BUG_ON(*used + (size_t)y->n_blocks > p->n_entries);
-    s->blocks = p->tables + *used;
+    const int32_t n = p->rule[l].ring ? kk__ring_entries(&y->ring, &ring) : y->n_blocks;
+    void *const *from = s->blocks;
+    void **table = p->h.blocks + *used;
+    KK_BUG_ON(*used + (size_t)n > p->n_entries);
+    s->blocks = p->tables.blocks + *used;
     s->host = NULL;
-    for (int32_t i = 0; i < y->n_blocks; i++)
-        table[i] = paged && !y->blocks[i] ? y->host[i] : y->blocks[i];
-    *used += (size_t)y->n_blocks;
+    for (int32_t i = 0; i < n; i++) table[i] = paged && !from[i] ? y->host[i] : from[i];
+    *used += (size_t)n;
     if (paged) kk__tier_slots(p, l, b, table, staged);
 }
 
-static void fill_tables(struct kk_kv_pool *p)
+/* Rows of sequence b that a step stores layer by layer. */
+static int32_t stored_early(const struct kk_kv_pool *p, int b)
+{
+    const int held = p->kind == KK_STEP_HOLD || (p->mixed && p->step_hold[b]);
+    return held ? 0 : p->step_n[b];
+}
+
+/* Returns the entries of block tables. */
+static size_t fill_tables(struct kk_kv_pool *p)
 {
     size_t used = 0;
     int64_t staged = 0;
     int t = 0;
+    for (int b = 0; b < p->B; b++) p->h.keep[b] = stored_early(p, b);
     for (int b = 0; b < p->B; b++)
         for (int i = 0; i < p->step_n[b]; i++, t++) {
-            p->h_pos[t] = (int32_t)p->step_kv[b]->rows + i;
-            p->h_seq[t] = b;
+            p->h.pos[t] = (int32_t)p->step_kv[b]->rows + i;
+            p->h.seq[t] = b;
         }
     for (int l = 0; l < p->layout.n_layers; l++) {
         char *rows = p->kind == KK_STEP_HOLD ? held_rows(p, l) : p->scratch;
         for (int b = 0; b < p->B; b++) {
-            struct kk_kv_seq *s = &p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
+            struct kk_kv_seq *s = &p->h.seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
             describe(p->step_kv[b], l, s);
-            if (p->tables) pack_table(p, b, l, s, &used, &staged);
+            if (p->n_entries) pack_table(p, b, l, s, &used, &staged);
             s->step = rows;
             s->n_step = p->step_n[b];
             rows += (size_t)p->step_n[b] * p->rule[l].row_bytes;
         }
     }
-    if (used) p->dev->ops->upload(p->dev, p->tables, p->h_tables, used * sizeof(void *));
+    return used;
 }
 
 static int begin(struct kk_kv_pool *p, enum kk_step_kind kind, int B, struct kk_kv *const *kv,
@@ -459,12 +478,9 @@ static int begin(struct kk_kv_pool *p, enum kk_step_kind kind, int B, struct kk_
     p->B = B;
     memcpy(p->step_kv, kv, (size_t)B * sizeof(struct kk_kv *));
     memcpy(p->step_n, n, (size_t)B * sizeof *n);
-    fill_tables(p);
-    struct kk_dev *d = p->dev;
-    size_t N = (size_t)p->layout.n_layers, M = (size_t)p->limits.max_seqs;
-    d->ops->upload(d, p->pos, p->h_pos, (size_t)T * sizeof *p->pos);
-    d->ops->upload(d, p->seq, p->h_seq, (size_t)T * sizeof *p->seq);
-    d->ops->upload(d, p->seqs, p->h_seqs, N * M * sizeof *p->seqs);
+    const size_t used = fill_tables(p);
+    p->dev->ops->upload(p->dev, p->tables.base, p->h.base,
+                        (size_t)((char *)(p->h.blocks + used) - p->h.base));
     p->active = 1;
     kk__tier_begin(p);
     return 0;
@@ -524,54 +540,54 @@ struct kk_kv *kk_kv_step_session(const struct kk_kv_pool *p, int b)
 }
 const int32_t *kk_kv_step_pos(const struct kk_kv_pool *p)
 {
-    return p->pos;
+    return p->tables.pos;
 }
 const int32_t *kk_kv_step_seq(const struct kk_kv_pool *p)
 {
-    return p->seq;
+    return p->tables.seq;
 }
 const int32_t *kk_kv_step_pos_host(const struct kk_kv_pool *p)
 {
-    return p->h_pos;
+    return p->h.pos;
 }
 
 struct kk_kv_view kk_kv_layer(const struct kk_kv_pool *p, int l)
 {
     size_t first = (size_t)l * (size_t)p->limits.max_seqs;
     return (struct kk_kv_view){
-        .rows = p->h_seqs[first].step,
-        .seqs = p->seqs + first,
+        .rows = p->h.seqs[first].step,
+        .seqs = p->tables.seqs + first,
         .mask = p->rule[l].mask,
         .row_bytes = p->rule[l].row_bytes,
         .staging = kk__kv_is_paged(p, l) ? p->stage.memory : NULL,
     };
 }
 
-/* Copy the first h_keep[b] rows of layer l into place and count them. */
-static void store_layer(struct kk_kv_pool *p, int l)
+/* Copy the first keep[b] rows of layers [first, first + n) into place and count them. */
+static void store_layers(struct kk_kv_pool *p, int first, int n)
 {
     struct kk_kv_store_args a = {
+        .n_layers = n,
         .B = p->B,
-        .seqs = p->seqs + (size_t)l * (size_t)p->limits.max_seqs,
-        .keep = p->keep,
-        .row_bytes = p->rule[l].row_bytes,
+        .stride = p->limits.max_seqs,
+        .seqs = p->tables.seqs + (size_t)first * (size_t)p->limits.max_seqs,
+        .keep = p->tables.keep,
     };
-    if (kk__kv_is_paged(p, l))
-        for (int b = 0; b < p->B; b++) kk__tier_store(p, l, b, p->h_keep[b]);
-    else
-        p->dev->ops->kv_store(p->dev, &a);
-    for (int b = 0; b < p->B; b++) p->step_kv[b]->layer[l].stored += p->h_keep[b];
+    int paged = 0;
+    for (int b = 0; b < p->B; b++)
+        if (p->h.keep[b] > a.most) a.most = p->h.keep[b];
+    for (int l = first; l < first + n; l++) {
+        for (int b = 0; kk__kv_is_paged(p, l) && b < p->B; b++)
+            kk__tier_store(p, l, b, p->h.keep[b]);
+        paged += kk__kv_is_paged(p, l);
+        for (int b = 0; b < p->B; b++) p->step_kv[b]->layer[l].stored += p->h.keep[b];
+    }
+    if (paged < n && a.most) p->dev->ops->kv_store(p->dev, &a);
 }
 
 static void upload_keep(struct kk_kv_pool *p)
 {
-    p->dev->ops->upload(p->dev, p->keep, p->h_keep, (size_t)p->B * sizeof *p->keep);
-}
-
-/* Rows of sequence b that a mixed step stores layer by layer. */
-static int32_t stored_early(const struct kk_kv_pool *p, int b)
-{
-    return p->mixed && p->step_hold[b] ? 0 : p->step_n[b];
+    p->dev->ops->upload(p->dev, p->tables.keep, p->h.keep, (size_t)p->B * sizeof(int32_t));
 }
 
 /* Move the held rows of layer l of a mixed step out of the way of the next layer. */
@@ -580,7 +596,7 @@ static void hold_layer(struct kk_kv_pool *p, int l)
     char *to = held_rows(p, l);
     const size_t row_bytes = p->rule[l].row_bytes;
     for (int b = 0; b < p->B; b++) {
-        struct kk_kv_seq *s = &p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
+        struct kk_kv_seq *s = &p->h.seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
         if (!p->step_hold[b]) continue;
         p->dev->ops->copy(p->dev, to, s->step, (size_t)s->n_step * row_bytes);
         s->step = to;
@@ -591,11 +607,7 @@ static void hold_layer(struct kk_kv_pool *p, int l)
 void kk_kv_layer_done(struct kk_kv_pool *p, int l)
 {
     if (p->kind != KK_STEP_CHUNK) return;
-    if (l == 0) {
-        for (int b = 0; b < p->B; b++) p->h_keep[b] = stored_early(p, b);
-        upload_keep(p);
-    }
-    store_layer(p, l);
+    store_layers(p, l, 1);
     if (p->mixed) hold_layer(p, l);
 }
 
@@ -603,7 +615,7 @@ void kk_kv_layer_done(struct kk_kv_pool *p, int l)
 static void upload_seqs(struct kk_kv_pool *p)
 {
     size_t N = (size_t)p->layout.n_layers, M = (size_t)p->limits.max_seqs;
-    p->dev->ops->upload(p->dev, p->seqs, p->h_seqs, N * M * sizeof *p->seqs);
+    p->dev->ops->upload(p->dev, p->tables.seqs, p->h.seqs, N * M * sizeof *p->tables.seqs);
 }
 
 void kk_kv_commit(struct kk_kv_pool *p, const int32_t *keep)
@@ -614,12 +626,12 @@ void kk_kv_commit(struct kk_kv_pool *p, const int32_t *keep)
         int held = p->kind == KK_STEP_HOLD || (p->mixed && p->step_hold[b]);
         KK_BUG_ON(keep[b] < 0 || keep[b] > p->step_n[b]);
         KK_BUG_ON(!held && keep[b] != p->step_n[b]);
-        p->h_keep[b] = held ? keep[b] : 0;
+        p->h.keep[b] = held ? keep[b] : 0;
     }
     if (p->kind == KK_STEP_HOLD || p->mixed) {
         if (p->mixed) upload_seqs(p);
         upload_keep(p);
-        for (int l = 0; l < p->layout.n_layers; l++) store_layer(p, l);
+        store_layers(p, 0, p->layout.n_layers);
     }
     for (int b = 0; b < p->B; b++) p->step_kv[b]->rows += keep[b];
     kk__tier_drain(p);

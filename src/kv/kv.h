@@ -41,7 +41,7 @@ struct kk_kv_layer {
 struct kk_kv_layout {
     int n_layers;
     const struct kk_kv_layer *layer; /* borrowed for the pool's life */
-    enum kk_dtype dtype;             /* of stored rows: KK_F32 or KK_BF16 */
+    enum kk_dtype dtype;             /* of stored rows: KK_F32, KK_BF16 or KK_Q8_0 */
 };
 
 /* A named configuration (DESIGN §4); sinks and window are its two numbers. */
@@ -109,6 +109,8 @@ void kk_kv_close(struct kk_kv *kv); /* NULL is fine */
 int kk_kv_fork(struct kk_kv *parent, struct kk_kv **out, struct kk_err *err);
 int64_t kk_kv_shared_bytes(const struct kk_kv_pool *pool); /* device blocks that forks share */
 int64_t kk_kv_shared_of(const struct kk_kv *kv);           /* of them, those of a session */
+/* Device bytes that n more rows of this session take: blocks, and copies of what it shares. */
+int64_t kk_kv_growth(const struct kk_kv *kv, int32_t n);
 
 /* Save a session's rows, and fill a fresh session of a pool of the same layout, options and limits
  * with them. A load that fails leaves the session broken: close it. */

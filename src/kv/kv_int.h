@@ -20,10 +20,27 @@ struct shared_block {
     int refs;
 };
 
-/* One layer of one session. */
+/* A ring of rows of one session: a layer's, or its latents (ring.c has the picture). */
+enum { KK_KV_PIECE_ROWS = 16 };
+
+struct ring_shape { /* `sinks` fixed rows, and `size` that newer ones take over */
+    int32_t sinks, size;
+    size_t row_bytes;
+};
+
+struct ring_rows {
+    void *base;                      /* device [sinks + size, row_bytes]; NULL: there is no ring */
+    struct shared_block *base_share; /* NULL: the session's own */
+    void **piece;                    /* host [pieces]: where each is; NULL: all are in base */
+    struct shared_block **share;     /* [pieces], of those apart; NULL: the session's own */
+    int32_t n_apart;                 /* pieces that are not in base */
+};
+
+/* One layer of one session: a ring, or blocks. */
 struct layer_rows {
-    void **blocks; /* host array of device pointers by block; a ring has one block. Paged: NULL for
-                      a block in host memory that is not staged */
+    struct ring_rows ring;
+    void **blocks; /* host array of device pointers by block. Paged: NULL for a block in host memory
+                      that is not staged */
     void **host;   /* paged: [cap_blocks] host copies, or NULL */
     void **slot;   /* paged: [resident] device blocks */
     struct shared_block **share; /* [cap_blocks]; NULL: the block is the session's own. Paged: of
@@ -36,8 +53,7 @@ struct kk_kv {
     struct kk_kv_pool *pool;
     struct kk_account device, host;
     struct layer_rows *layer;
-    void *latents; /* device [latent rows, latent_bytes]; a ring */
-    struct shared_block *latents_share;
+    struct ring_rows latents;
     int64_t latent_at; /* latents stored */
     int64_t rows;
     int broken;
@@ -92,16 +108,14 @@ struct kk_kv_pool {
     size_t hold_base;    /* where held rows start in scratch; before them: one layer of a chunk */
     size_t *hold_offset; /* [n_layers]: where a layer's start, from hold_base */
     size_t scratch_bytes;
-    void *scratch;          /* device */
-    struct kk_kv_seq *seqs; /* device [n_layers, max_seqs] */
-    int32_t *pos, *seq, *keep;
-    void *
-        *tables; /* device [n_entries]: block tables of the step, where it cannot read the host's */
+    void *scratch;       /* device */
+    struct step_tables { /* one block of memory */
+        char *base;
+        struct kk_kv_seq *seqs;    /* [n_layers, max_seqs] */
+        int32_t *keep, *pos, *seq; /* [max_seqs], [T], [T] */
+        void **blocks; /* [n_entries]: block tables, where the device cannot read the host's */
+    } tables, h;       /* the device's, and their host twins, filled by begin */
     size_t n_entries;
-    /* host twins of the device tables, filled by begin */
-    void **h_tables;
-    struct kk_kv_seq *h_seqs;
-    int32_t *h_pos, *h_seq, *h_keep;
     /* the running step */
     enum kk_step_kind kind;
     int mixed; /* kind is KK_STEP_CHUNK, and some sequences are held */
@@ -145,15 +159,56 @@ static inline int32_t kk__kv_latent_rows(const struct kk_kv_layout *y,
     return most;
 }
 
-/* kv.c: a session without blocks; room for n more rows, blocks to be written to made own. */
+static inline struct ring_shape kk__ring_of(const struct kk_kv_rule *r)
+{
+    return (struct ring_shape){r->sinks, r->ring, r->row_bytes};
+}
+static inline struct ring_shape kk__latent_ring(const struct kk_kv_pool *p)
+{
+    return (struct ring_shape){0, p->latent_rows, p->latent_bytes};
+}
+static inline int32_t kk__ring_pieces(int32_t rows)
+{
+    return (rows + KK_KV_PIECE_ROWS - 1) / KK_KV_PIECE_ROWS;
+}
+
+/* kv.c: a session without blocks; room for n more rows, what is to be written to made own. */
 int kk__kv_new(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err);
 int kk__kv_reserve(struct kk_kv *kv, int32_t n, struct kk_err *err);
 
-/* blocks.c */
+/* blocks.c: one block, and what counts its holders (NULL: it is a session's own). */
+void kk__block_release(struct kk_kv *kv, void *p, struct shared_block *s, size_t bytes);
+/* One holder more. The first time its bytes leave `own` for `shared` (NULL: no such account). */
+int kk__block_share(struct kk_account *own, struct kk_account *shared, void *p,
+                    struct shared_block **s, size_t bytes, struct kk_err *err);
+/* Nobody else holds it: the session's own again. */
+void kk__block_unshare(struct kk_kv *kv, struct shared_block **s, size_t bytes);
+/* Make a block the session's own; if others hold it too, by a copy of its first `used` bytes. */
+int kk__block_own(struct kk_kv *kv, void **p, struct shared_block **s, size_t bytes, size_t used,
+                  struct kk_err *err);
+/* Of layers that keep every row */
 int kk__blocks_grow(struct kk_kv *kv, int l, int32_t n, struct kk_err *err);
 void kk__blocks_shrink(struct kk_kv *kv, int l, int32_t n);
-int kk__blocks_own(struct kk_kv *kv, struct kk_err *err);
-void kk__blocks_release_latents(struct kk_kv *kv);
+int kk__blocks_own(struct kk_kv *kv, int32_t n, struct kk_err *err); /* rings too */
+
+/* ring.c */
+int kk__ring_open(struct kk_kv *kv, struct ring_rows *r, const struct ring_shape *y,
+                  struct kk_err *err);
+void kk__ring_close(struct kk_kv *kv, struct ring_rows *r, const struct ring_shape *y);
+/* On failure `to` holds what it has got: close it. */
+int kk__ring_fork(struct kk_kv *parent, struct ring_rows *from, struct ring_rows *to,
+                  const struct ring_shape *y, struct kk_err *err);
+/* Where rows [first, first + n) go is made the session's own. A failure changes no row. */
+int kk__ring_own(struct kk_kv *kv, struct ring_rows *r, const struct ring_shape *y, int64_t first,
+                 int32_t n, struct kk_err *err);
+/* Device bytes that kk__ring_own would take */
+int64_t kk__ring_growth(const struct ring_rows *r, const struct ring_shape *y, int64_t first,
+                        int32_t n);
+int64_t kk__ring_shared_bytes(const struct ring_rows *r, const struct ring_shape *y);
+/* Where row j is, and of the *run rows from it on those that lie there one after another. */
+char *kk__ring_run(const struct ring_rows *r, const struct ring_shape *y, int64_t j, int32_t *run);
+void kk__ring_describe(const struct ring_rows *r, const struct ring_shape *y, struct kk_kv_seq *s);
+int32_t kk__ring_entries(const struct ring_rows *r, const struct ring_shape *y); /* of s->blocks */
 
 /* tier.c */
 int kk__tier_open(struct kk_kv_pool *p, int staging_blocks, struct kk_err *err);

@@ -70,8 +70,7 @@ int kk_kv_rules(const struct kk_kv_layout *layout, const struct kk_kv_options *o
         }
         r->sinks = r->keep == KK_KEEP_NEAR ? opt->sinks : 0;
         r->ring = r->keep == KK_KEEP_ALL ? 0 : r->keep == KK_KEEP_NEAR ? opt->window : y->window;
-        r->row_bytes =
-            (size_t)y->G * (size_t)y->D * (y->value_only ? 1 : 2) * kk_dtype_bytes(layout->dtype);
+        r->row_bytes = (size_t)y->G * (y->value_only ? 1 : 2) * kk_dtype_size(layout->dtype, y->D);
     }
     return 0;
 }

@@ -4,18 +4,15 @@
 #include "base/mem.h"
 #include "kv/kv_int.h"
 
-/* Rows of block i of layer l that hold something. */
-static int32_t rows_of_block(const struct kk_kv_pool *p, int l, int32_t i, int64_t rows)
+/* Rows of block i of a layer that hold something. */
+static int32_t rows_of_block(int32_t i, int64_t rows)
 {
-    const struct kk_kv_rule *r = &p->rule[l];
-    if (r->ring) return (int32_t)kk__kv_resident(r, rows);
     int64_t left = rows - (int64_t)i * KK_KV_BLOCK_ROWS;
     return (int32_t)(left > KK_KV_BLOCK_ROWS ? KK_KV_BLOCK_ROWS : left);
 }
 
-static int32_t blocks_of_layer(const struct kk_kv_pool *p, int l, int64_t rows)
+static int32_t blocks_of_layer(int64_t rows)
 {
-    if (p->rule[l].ring) return rows > 0;
     return (int32_t)((rows + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS);
 }
 
@@ -48,31 +45,80 @@ static void *host_block(const struct kk_kv *kv, int l, int32_t i)
                                                                        : NULL;
 }
 
+/* The first n slots of a ring, through bounce: they are rows 0 .. n - 1 of one that is not full. */
+static int save_ring(struct kk_dev *dev, const struct ring_rows *r, const struct ring_shape *y,
+                     int64_t n, char *bounce, const struct kk_io *sink, struct kk_err *err)
+{
+    for (int32_t i = 0, run; i < n; i += run) {
+        run = (int32_t)n - i;
+        const char *at = kk__ring_run(r, y, i, &run);
+        dev->ops->download(dev, bounce + (size_t)i * y->row_bytes, at, (size_t)run * y->row_bytes);
+    }
+    return kk_io(sink, bounce, (size_t)n * y->row_bytes, err);
+}
+
+/* The same of a session that was just opened, whose ring is in one run. */
+static int load_ring(struct kk_dev *dev, struct ring_rows *r, const struct ring_shape *y, int64_t n,
+                     char *bounce, const struct kk_io *source, struct kk_err *err)
+{
+    const size_t bytes = (size_t)n * y->row_bytes;
+    int rc = kk_io(source, bounce, bytes, err);
+    KK_BUG_ON(r->base_share);
+    if (!rc) dev->ops->upload(dev, r->base, bounce, bytes);
+    return rc;
+}
+
+static int save_blocks(const struct kk_kv *kv, int l, char *bounce, const struct kk_io *sink,
+                       struct kk_err *err)
+{
+    const struct kk_kv_pool *p = kv->pool;
+    int rc = 0;
+    for (int32_t i = 0; !rc && i < blocks_of_layer(kv->rows); i++) {
+        const int32_t held = rows_of_block(i, kv->rows);
+        size_t bytes = (size_t)held * p->rule[l].row_bytes;
+        void *from = held == KK_KV_BLOCK_ROWS ? host_block(kv, l, i) : NULL;
+        if (!from) {
+            p->dev->ops->download(p->dev, bounce, kv->layer[l].blocks[i], bytes);
+            from = bounce;
+        }
+        rc = kk_io(sink, from, bytes, err);
+    }
+    return rc;
+}
+
+static int load_blocks(struct kk_kv *kv, int l, int64_t rows, char *bounce,
+                       const struct kk_io *source, struct kk_err *err)
+{
+    const struct kk_kv_pool *p = kv->pool;
+    int rc = 0;
+    if (kk__kv_is_paged(p, l)) kk__tier_place(kv, l, rows);
+    for (int32_t i = 0; !rc && i < blocks_of_layer(rows); i++) {
+        const int32_t held = rows_of_block(i, rows);
+        size_t bytes = (size_t)held * p->rule[l].row_bytes;
+        void *to = held == KK_KV_BLOCK_ROWS ? host_block(kv, l, i) : NULL;
+        rc = kk_io(source, to ? to : bounce, bytes, err);
+        if (!rc && !to) p->dev->ops->upload(p->dev, kv->layer[l].blocks[i], bounce, bytes);
+    }
+    return rc;
+}
+
 int kk_kv_save(const struct kk_kv *kv, const struct kk_io *sink, struct kk_err *err)
 {
     struct kk_kv_pool *p = kv->pool;
+    const struct ring_shape latents = kk__latent_ring(p);
     int rc = kk_kv_check(kv, err);
     char *bounce = rc ? NULL : kk_malloc(bounce_bytes(p));
     if (!rc && !bounce) rc = kk_fail(err, KK_ENOMEM, "out of memory to save a session");
     p->dev->ops->download(p->dev, bounce, NULL, 0); /* what was paged out is there */
     for (int l = 0; !rc && l < p->layout.n_layers; l++) {
-        const int32_t n = blocks_of_layer(p, l, kv->rows);
-        for (int32_t i = 0; !rc && i < n; i++) {
-            size_t bytes = (size_t)rows_of_block(p, l, i, kv->rows) * p->rule[l].row_bytes;
-            int full = bytes == kk__kv_block_bytes(&p->rule[l]);
-            void *from = full ? host_block(kv, l, i) : NULL;
-            if (!from) {
-                p->dev->ops->download(p->dev, bounce, kv->layer[l].blocks[i], bytes);
-                from = bounce;
-            }
-            rc = kk_io(sink, from, bytes, err);
-        }
+        const struct ring_shape ring = kk__ring_of(&p->rule[l]);
+        rc = p->rule[l].ring ? save_ring(p->dev, &kv->layer[l].ring, &ring,
+                                         kk__kv_resident(&p->rule[l], kv->rows), bounce, sink, err)
+                             : save_blocks(kv, l, bounce, sink, err);
     }
-    if (!rc && p->latent_rows) {
-        size_t bytes = (size_t)latents_held(p, kv->rows) * p->latent_bytes;
-        p->dev->ops->download(p->dev, bounce, kv->latents, bytes);
-        rc = kk_io(sink, bounce, bytes, err);
-    }
+    if (!rc && p->latent_rows)
+        rc =
+            save_ring(p->dev, &kv->latents, &latents, latents_held(p, kv->rows), bounce, sink, err);
     kk_free(bounce);
     return rc;
 }
@@ -81,24 +127,17 @@ static int load_layers(struct kk_kv *kv, int64_t rows, char *bounce, const struc
                        struct kk_err *err)
 {
     struct kk_kv_pool *p = kv->pool;
+    const struct ring_shape latents = kk__latent_ring(p);
     int rc = 0;
     for (int l = 0; !rc && l < p->layout.n_layers; l++) {
-        const int32_t n = blocks_of_layer(p, l, rows);
-        if (kk__kv_is_paged(p, l)) kk__tier_place(kv, l, rows);
-        for (int32_t i = 0; !rc && i < n; i++) {
-            int32_t held = rows_of_block(p, l, i, rows);
-            size_t bytes = (size_t)held * p->rule[l].row_bytes;
-            void *to = held == KK_KV_BLOCK_ROWS ? host_block(kv, l, i) : NULL;
-            rc = kk_io(source, to ? to : bounce, bytes, err);
-            if (!rc && !to) p->dev->ops->upload(p->dev, kv->layer[l].blocks[i], bounce, bytes);
-        }
+        const struct ring_shape ring = kk__ring_of(&p->rule[l]);
+        rc = p->rule[l].ring ? load_ring(p->dev, &kv->layer[l].ring, &ring,
+                                         kk__kv_resident(&p->rule[l], rows), bounce, source, err)
+                             : load_blocks(kv, l, rows, bounce, source, err);
         if (!rc) kv->layer[l].stored = rows;
     }
-    if (!rc && p->latent_rows) {
-        size_t bytes = (size_t)latents_held(p, rows) * p->latent_bytes;
-        rc = kk_io(source, bounce, bytes, err);
-        if (!rc) p->dev->ops->upload(p->dev, kv->latents, bounce, bytes);
-    }
+    if (!rc && p->latent_rows)
+        rc = load_ring(p->dev, &kv->latents, &latents, latents_held(p, rows), bounce, source, err);
     return rc;
 }
 

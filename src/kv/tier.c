@@ -267,19 +267,6 @@ int kk__tier_reserve(struct kk_kv *kv, int l, int64_t total, struct kk_err *err)
     return rc;
 }
 
-static int share_host_block(struct kk_kv *parent, int32_t l, int32_t i, struct kk_err *err)
-{
-    struct layer_rows *y = &parent->layer[l];
-    if (!y->share[i]) {
-        y->share[i] = kk_malloc(sizeof *y->share[i]);
-        if (!y->share[i]) return kk_fail(err, KK_ENOMEM, "out of memory to share a KV block");
-        *y->share[i] = (struct shared_block){.p = y->host[i], .refs = 1};
-        kk_account_add(&parent->host, -(int64_t)kk__kv_block_bytes(&parent->pool->rule[l]));
-    }
-    y->share[i]->refs++;
-    return 0;
-}
-
 void kk__tier_place(struct kk_kv *kv, int l, int64_t rows)
 {
     struct layer_rows *y = &kv->layer[l];
@@ -299,7 +286,8 @@ int kk__tier_fork_layer(struct kk_kv *parent, struct kk_kv *child, int l, struct
     if (rc) return rc;
     to->n_blocks = from->n_blocks;
     for (int32_t i = fixed; !rc && i < full; i++) {
-        rc = share_host_block(parent, l, i, err);
+        rc = kk__block_share(&parent->host, NULL, from->host[i], &from->share[i],
+                             kk__kv_block_bytes(r), err);
         if (rc) break;
         to->host[i] = from->host[i];
         to->share[i] = from->share[i];
@@ -314,7 +302,7 @@ void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep)
 {
     struct kk_kv *kv = p->step_kv[b];
     struct layer_rows *y = &kv->layer[l];
-    const struct kk_kv_seq *s = &p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
+    const struct kk_kv_seq *s = &p->h.seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
     const struct kk_kv_rule *r = &p->rule[l];
     const int32_t fixed = p->resident - 1;
     for (int32_t i = 0; i < keep;) {
@@ -340,7 +328,7 @@ void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep)
 static void host_blocks(const struct kk_kv_pool *p, int l, int b, int32_t *from, int32_t *end)
 {
     const int64_t committed =
-        p->h_seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b].committed;
+        p->h.seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b].committed;
     const int32_t window = p->rule[l].mask.window;
     *from = p->resident - 1;
     *end = (int32_t)(committed / KK_KV_BLOCK_ROWS);

@@ -343,20 +343,25 @@ struct kk_kv_layout kk_dflash_layout(const struct kk_dflash *d, enum kk_dtype kv
 /* Below, one op call is one stage, its arguments grouped by meaning. */
 /* clang-format off */
 
-/* Keys and values of x [T, C] into the step's rows of layer l; with H > 0 queries too. */
-static void project(struct kk_dflash *d, struct kk_kv_pool *pool, int l, int H)
+/* Keys and values of x [T, C] into rows; with H > 0 queries too. */
+static void project_to(struct kk_dflash *d, int l, int T, int H, const int32_t *pos,
+                       enum kk_dtype kv_dtype, void *rows)
 {
     const struct draft_layer *w = &d->layer[l];
-    const struct kk_kv_view kv = kk_kv_layer(pool, l);
-    const int T = kk_kv_step_T(pool);
     d->dev->ops->linear(d->dev, &(struct kk_linear_args){
         .T = T, .n = H ? 3 : 2, .x = d->x, .w = {&w->wk, &w->wv, &w->wq},
         .y = {d->k, d->v, d->q}});
     d->dev->ops->qkv(d->dev, &(struct kk_qkv_args){
         .T = T, .H = H, .G = d->G, .D = d->D, .R = d->D / 2, .raw_value = 1, .q = d->q,
         .k = d->k, .v = d->v, .q_norm = w->q_norm, .k_norm = w->k_norm, .eps = d->eps,
-        .pos = kk_kv_step_pos(pool), .rope = d->rope.cs, .kv_dtype = kk_kv_dtype(pool),
-        .rows = kv.rows});
+        .pos = pos, .rope = d->rope.cs, .kv_dtype = kv_dtype, .rows = rows});
+}
+
+/* into the step's rows of layer l */
+static void project(struct kk_dflash *d, struct kk_kv_pool *pool, int l, int H)
+{
+    project_to(d, l, kk_kv_step_T(pool), H, kk_kv_step_pos(pool), kk_kv_dtype(pool),
+               kk_kv_layer(pool, l).rows);
 }
 
 static void context_forward(struct kk_dflash *d, struct kk_kv_pool *pool, const float *taps)
@@ -376,6 +381,24 @@ static void context_forward(struct kk_dflash *d, struct kk_kv_pool *pool, const 
     }
 }
 
+/* What follows the attention of a layer (in o): h, and with next_norm x = rms(h) * next_norm. */
+static void after_attention(struct kk_dflash *d, const struct draft_layer *w, int T, float *h,
+                            const float *next_norm)
+{
+    d->dev->ops->linear(d->dev, &(struct kk_linear_args){
+        .T = T, .n = 1, .x = d->o, .w = {&w->wo}, .y = {d->a}});
+    d->dev->ops->residual(d->dev, &(struct kk_residual_args){
+        .T = T, .C = d->C, .n_in = 1, .n_out = 1, .plain = 1, .h = h, .a = {d->a},
+        .scale = 1.0f, .eps = d->eps, .w_out = {w->post_norm}, .y = {d->x}});
+    d->dev->ops->glu(d->dev, &(struct kk_glu_args){
+        .T = T, .act = KK_SILU, .x = d->x, .gate = &w->gate, .up = &w->up, .y = d->f});
+    d->dev->ops->linear(d->dev, &(struct kk_linear_args){
+        .T = T, .n = 1, .x = d->f, .w = {&w->down}, .y = {d->a}});
+    d->dev->ops->residual(d->dev, &(struct kk_residual_args){
+        .T = T, .C = d->C, .n_in = 1, .n_out = next_norm ? 1 : 0, .plain = 1, .h = h, .a = {d->a},
+        .scale = 1.0f, .eps = d->eps, .w_out = {next_norm}, .y = {d->x}});
+}
+
 static void layer_forward(struct kk_dflash *d, struct kk_kv_pool *pool, int l,
                           const float *next_norm)
 {
@@ -387,21 +410,11 @@ static void layer_forward(struct kk_dflash *d, struct kk_kv_pool *pool, int l,
         d->dev->ops->attn(d->dev, &(struct kk_attn_args){
             .T = p.T, .B = 1, .H = d->H, .G = d->G, .D = d->D, .q = d->q,
             .pos = kk_kv_step_pos(pool), .seq = kk_kv_step_seq(pool), .seqs = kv.seqs,
-            .mask = w->mask, .scale = (float)(1.0 / sqrt((double)d->D)),
+            .longest = kk_kv_step_pos_host(pool)[T - 1] + 1, .most_rows = T, .mask = w->mask,
+            .scale = (float)(1.0 / sqrt((double)d->D)),
             .kv_dtype = kk_kv_dtype(pool), .first_split = p.first_split, .end_split = p.end_split,
             .first = p.first, .last = p.last, .staging = kv.staging, .state = d->state, .o = d->o});
-    d->dev->ops->linear(d->dev, &(struct kk_linear_args){
-        .T = T, .n = 1, .x = d->o, .w = {&w->wo}, .y = {d->a}});
-    d->dev->ops->residual(d->dev, &(struct kk_residual_args){
-        .T = T, .C = d->C, .n_in = 1, .n_out = 1, .plain = 1, .h = d->h, .a = {d->a},
-        .scale = 1.0f, .eps = d->eps, .w_out = {w->post_norm}, .y = {d->x}});
-    d->dev->ops->glu(d->dev, &(struct kk_glu_args){
-        .T = T, .act = KK_SILU, .x = d->x, .gate = &w->gate, .up = &w->up, .y = d->f});
-    d->dev->ops->linear(d->dev, &(struct kk_linear_args){
-        .T = T, .n = 1, .x = d->f, .w = {&w->down}, .y = {d->a}});
-    d->dev->ops->residual(d->dev, &(struct kk_residual_args){
-        .T = T, .C = d->C, .n_in = 1, .n_out = 1, .plain = 1, .h = d->h, .a = {d->a},
-        .scale = 1.0f, .eps = d->eps, .w_out = {next_norm}, .y = {d->x}});
+    after_attention(d, w, T, d->h, next_norm);
 }
 
 /* Rows 1.. are the drafts. A positive multiplier and a soft-cap do not change the largest logit. */
@@ -422,7 +435,103 @@ static void block_forward(struct kk_dflash *d, struct kk_kv_pool *pool)
     d->dev->ops->argmax(d->dev, &(struct kk_argmax_args){
         .T = T - 1, .n = m->config.info.V, .x = d->logits, .out = d->choice});
 }
+
+/* ---- the drafter alone: its keys and values over a whole text, for one_shot.c ---- */
+
+struct capture {
+    float *h;               /* [n, C] */
+    void *rows;             /* [n, row_bytes]: of one layer */
+    int32_t *pos, *seq;     /* [n] */
+    struct kk_kv_seq *view; /* one sequence: every row is of the running step */
+};
+
+static void capture_rows(struct kk_dflash *d, const struct capture *c, int l, int64_t at, int T,
+                         int H)
+{
+    const int64_t GD = (int64_t)d->G * d->D;
+    d->dev->ops->norm(d->dev, &(struct kk_norm_args){
+        .T = T, .C = d->C, .x = c->h + at * d->C, .w = d->layer[l].input_norm, .eps = d->eps,
+        .y = d->x});
+    project_to(d, l, T, H, c->pos + at, KK_F32, (float *)c->rows + 2 * at * GD);
+}
+
+/* Rows [at, at + T) of the stream past layer l, whose keys and values are all there. */
+static void capture_layer(struct kk_dflash *d, const struct capture *c, int l, int64_t at, int T)
+{
+    float *h = c->h + at * d->C;
+    capture_rows(d, c, l, at, T, d->H);
+    d->dev->ops->attn(d->dev, &(struct kk_attn_args){
+        .T = T, .B = 1, .H = d->H, .G = d->G, .D = d->D, .q = d->q, .pos = c->pos + at,
+        .seq = c->seq, .seqs = c->view,
+        .mask = {.window = KK_NO_BOUND, .near = KK_NO_BOUND, .ahead = KK_NO_BOUND},
+        .scale = (float)(1.0 / sqrt((double)d->D)), .kv_dtype = KK_F32,
+        .end_split = KK_NO_BOUND, .first = 1, .last = 1, .state = d->state, .o = d->o});
+    after_attention(d, &d->layer[l], T, h, NULL);
+}
+
+static void capture_forward(struct kk_dflash *d, const struct capture *c, const int32_t *ids,
+                            int64_t n, float scale, float *k, float *v)
+{
+    const int most = d->limits.max_logit_rows;
+    const int64_t GD = (int64_t)d->G * d->D, stride = d->n_layers * GD;
+#define ROWS(at) ((int)(n - (at) < most ? n - (at) : most))
+    for (int64_t at = 0; at < n; at += most) {
+        d->dev->ops->upload(d->dev, d->ids, ids + at, (size_t)ROWS(at) * sizeof *ids);
+        d->dev->ops->embed(d->dev, &(struct kk_embed_args){
+            .T = ROWS(at), .ids = d->ids, .table = &d->verifier->embed, .scale = scale,
+            .h = c->h + at * d->C});
+    }
+    for (int l = 0; l < d->n_layers; l++) {
+        for (int64_t at = 0; at < n; at += most) {
+            capture_rows(d, c, l, at, ROWS(at), 0);
+            for (int which = 0; which < 2; which++)
+                d->dev->ops->gather(d->dev, &(struct kk_gather_args){
+                    .n = ROWS(at), .C = (int)GD, .src = which ? d->v : d->k,
+                    .dst = (which ? v : k) + at * stride + l * GD, .stride = stride});
+        }
+        for (int64_t at = 0; l + 1 < d->n_layers && at < n; at += most)
+            capture_layer(d, c, l, at, ROWS(at));
+    }
+#undef ROWS
+}
 /* clang-format on */
+
+static int capture_places(struct kk_dflash *d, const struct capture *c, int64_t n,
+                          struct kk_err *err)
+{
+    const struct kk_kv_seq view = {.step = c->rows, .n_step = (int32_t)n, .block_rows = 1};
+    int32_t *host = kk_calloc((size_t)n, sizeof *host);
+    if (!host) return kk_fail(err, KK_ENOMEM, "out of memory for a drafter");
+    d->dev->ops->upload(d->dev, c->seq, host, (size_t)n * sizeof *host);
+    for (int64_t i = 0; i < n; i++) host[i] = (int32_t)i;
+    d->dev->ops->upload(d->dev, c->pos, host, (size_t)n * sizeof *host);
+    d->dev->ops->upload(d->dev, c->view, &view, sizeof view);
+    kk_free(host);
+    return 0;
+}
+
+int kk__dflash_capture(struct kk_dflash *d, const int32_t *ids, int64_t n, float scale, float *k,
+                       float *v, struct kk_err *err)
+{
+    struct capture c = {0};
+    const size_t N = (size_t)n, row = 2 * (size_t)d->G * (size_t)d->D * sizeof(float);
+    const struct kk_buffer_spec s[] = {{(void **)&c.h, N * (size_t)d->C * sizeof(float)},
+                                       {&c.rows, N * row},
+                                       {(void **)&c.pos, N * sizeof(int32_t)},
+                                       {(void **)&c.seq, N * sizeof(int32_t)},
+                                       {(void **)&c.view, sizeof *c.view}};
+    const int n_s = sizeof s / sizeof *s;
+    int rc = kk__rope_ensure(d->dev, &d->scratch, &d->rope, n, err);
+    if (!rc) rc = kk__buffers_alloc(d->dev, &d->scratch, s, n_s, err);
+    if (!rc) rc = capture_places(d, &c, n, err);
+    if (!rc) {
+        d->dev->ops->step_begin(d->dev);
+        capture_forward(d, &c, ids, n, scale, k, v);
+        rc = d->dev->ops->step_end(d->dev, err);
+    }
+    kk__buffers_free(d->dev, &d->scratch, s, n_s);
+    return rc;
+}
 
 int kk_dflash_observe(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv *kv,
                       const float *taps, int n, struct kk_err *err)

@@ -41,6 +41,16 @@ static void attend_restored(const struct kk_step *s, int l, struct kk_attn_args 
     }
 }
 
+/* What the host knows of the step's positions. */
+static void size_up(const struct kk_step *s, struct kk_attn_args *a)
+{
+    const int32_t *pos = kk_kv_step_pos_host(s->pool);
+    for (int t = 0; t < s->T; t++)
+        if (pos[t] >= a->longest) a->longest = pos[t] + 1;
+    for (int b = 0; b < a->B; b++)
+        if (kk_kv_step_rows(s->pool, b) > a->most_rows) a->most_rows = kk_kv_step_rows(s->pool, b);
+}
+
 void kk__attention(const struct kk_step *s, int l)
 {
     struct kk_buffers *b = &s->m->buf;
@@ -60,11 +70,13 @@ void kk__attention(const struct kk_step *s, int l)
         .raw_value = c->raw_value, .q = b->q, .k = b->k, .v = b->v,
         .q_norm = w->q_norm, .k_norm = w->k_norm, .eps = c->eps, .pos = pos, .rope = rope,
         .kv_dtype = kk_kv_dtype(s->pool), .rows = kv.rows});
+    if (s->one_shot && y->sliding) kk__one_shot_replace(s->one_shot, s->pool, l);
     struct kk_attn_args a = {
         .B = kk_kv_step_B(s->pool), .H = H, .G = y->G, .D = y->D, .R = y->R,
         .value_only = y->value_only, .seqs = kv.seqs, .mask = kv.mask,
         .scale = c->attn_scale, .k_norm = w->k_norm, .rope = rope,
         .kv_dtype = kk_kv_dtype(s->pool), .staging = kv.staging};
+    size_up(s, &a);
     if (kv.mask.exact_near)
         attend_restored(s, l, &a);
     else
@@ -110,7 +122,8 @@ void kk__forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_fo
 {
     struct kk_buffers *b = &m->buf;
     const struct kk_model_config *c = &m->config;
-    const struct kk_step s = {m, m->dev, m->dev->ops, pool, kk_kv_step_T(pool), c->info.C};
+    const struct kk_step s = {m, m->dev, m->dev->ops, pool, kk_kv_step_T(pool), c->info.C,
+                              fwd->one_shot};
     const int N = c->info.n_layers;
 
     kk_kv_prefetch(pool);

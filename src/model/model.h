@@ -76,7 +76,7 @@ int64_t
 kk_model_scratch_bytes(const struct kk_model *m); /* activations, rotary tables, the device's */
 
 /* Layers as the KV cache needs them, without opening the model. out->layer is owned by the caller
- * (kk_free). kv_type: KK_F32 or KK_BF16; rows are rounded to it. */
+ * (kk_free). kv_type: KK_F32, KK_BF16 or KK_Q8_0; rows are rounded to it. */
 int kk_model_kv_layout(const struct kk_model_file *mf, enum kk_dtype kv_type,
                        struct kk_kv_layout *out, struct kk_err *err);
 
@@ -93,6 +93,7 @@ struct kk_forward {
     int n_logits;              /* rows wanted; 0 is fine */
     const int32_t *logit_rows; /* host [n_logits], indices into T */
     struct kk_taps taps[2];    /* one set for a drafter, one for f_theta; n 0: unused */
+    struct kk_one_shot *one_shot; /* replaces rows of sliding layers; NULL but in measurements */
 };
 
 /* Runs begin..end of a device step. Logits are then at kk_model_logits (device [n_logits, V]) until
@@ -156,6 +157,22 @@ int kk_ftheta_taps(const struct kk_ftheta *f, const int **layers);
  * C]). */
 int kk_ftheta_commit(struct kk_ftheta *f, struct kk_kv *kv, const float *taps, int n,
                      struct kk_err *err);
+
+/* ---- one-shot restoration, for measurement ------------------------------------------------ */
+
+/* The reference system's map (one_shot.c, docs/formats/f_theta.md). Model and drafter are borrowed.
+ * A map that is causal, or of another drafter, is refused. */
+struct kk_one_shot;
+int kk_one_shot_open(const char *dir, struct kk_model *m, struct kk_dflash *d,
+                     struct kk_one_shot **out, struct kk_err *err);
+void kk_one_shot_close(struct kk_one_shot *o); /* NULL is fine */
+
+/* The drafter reads ids[n]: steps that follow replace rows [sinks, n - window) of sliding layers. A
+ * step is of one sequence, which begins with these ids. */
+int kk_one_shot_read(struct kk_one_shot *o, const int32_t *ids, int64_t n, int32_t sinks,
+                     int32_t window, struct kk_err *err);
+int64_t
+kk_one_shot_replaced(const struct kk_one_shot *o); /* rows, over layers: proof that it ran */
 
 /* Greedy choice of every logits row of the last forward, to host. Lowest index on ties. */
 int kk_model_argmax(struct kk_model *m, int n, int32_t *out, struct kk_err *err);

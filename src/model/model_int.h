@@ -186,6 +186,13 @@ int kk__load_scalar(struct kk_loader *ld, const char *name, float *out, struct k
 const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *pool, int b, int l,
                                int32_t first, int32_t n);
 
+/* one_shot.c: replace rows of the running step in sliding layer l, after they were written. */
+void kk__one_shot_replace(struct kk_one_shot *o, struct kk_kv_pool *pool, int l);
+/* dflash.c: raw keys and values of every layer, of ids [n] read without context, every row seeing
+ * every row. k, v: device [n, n_layers, G*D]. */
+int kk__dflash_capture(struct kk_dflash *d, const int32_t *ids, int64_t n, float scale, float *k,
+                       float *v, struct kk_err *err);
+
 /* A device buffer: where its pointer goes, and its size. */
 struct kk_buffer_spec {
     void **ptr;
@@ -229,6 +236,7 @@ struct kk_step {
     const struct kk_ops *op;
     struct kk_kv_pool *pool;
     int T, C;
+    struct kk_one_shot *one_shot;
 };
 
 /* buf.x -> attention output, projected, in buf.a. Q and K are normalised where there are norms. */

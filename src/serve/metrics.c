@@ -173,6 +173,10 @@ static void kakeya(struct page *p, const struct kk_runtime_stats *s, const struc
         {"kakeya_sessions_created_total", s->created, "Sessions created."},
         {"kakeya_sessions_forked_total", s->forked, "Sessions made by ForkSession."},
         {"kakeya_sessions_resumed_total", s->resumed, "Sessions brought back to the device."},
+        {"kakeya_snapshots_failed_total", s->snapshots_failed,
+         "Snapshots that could not be written."},
+        {"kakeya_snapshots_lost_total", s->snapshots_lost,
+         "Snapshots that could not be used: the history was read again."},
         {"kakeya_calls_cancelled_total", s->calls_cancelled, "Calls that were cancelled."},
         {"kakeya_calls_refused_total", s->calls_refused, "Calls refused for want of room."},
         {"kakeya_steps_total", s->steps, "Forward passes of the model."},
@@ -181,10 +185,13 @@ static void kakeya(struct page *p, const struct kk_runtime_stats *s, const struc
     for (size_t i = 0; i < sizeof counters / sizeof *counters; i++)
         number(p, counters[i].name, "counter", (double)counters[i].value, counters[i].help);
     number(p, "kakeya_step_seconds_total", "counter", s->step_seconds, "Time in forward passes.");
+    number(p, "kakeya_state_broken", "gauge", s->state_broken,
+           "1 while the journal cannot be written: no token is sent until it can.");
     head(p, "kakeya_sessions", "gauge", "Sessions, by where their rows are.");
     ADD(p, "kakeya_sessions{where=\"device\"} %llu\n", (unsigned long long)s->sessions_resident);
     ADD(p, "kakeya_sessions{where=\"host\"} %llu\n", (unsigned long long)s->sessions_host);
-    ADD(p, "kakeya_sessions{where=\"disk\"} %llu\n", (unsigned long long)s->sessions_disk);
+    ADD(p, "kakeya_sessions{where=\"elsewhere\"} %llu\n",
+        (unsigned long long)s->sessions_elsewhere);
     head(p, "kakeya_kv_bytes", "gauge", "Bytes of rows, from the allocator, by kind.");
     ADD(p, "kakeya_kv_bytes{kind=\"device\"} %lld\n", (long long)s->kv_device_bytes);
     ADD(p, "kakeya_kv_bytes{kind=\"drafter\"} %lld\n", (long long)s->drafter_device_bytes);

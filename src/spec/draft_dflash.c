@@ -1,24 +1,22 @@
 /* The DFlash drafter of one session: its context rows, and the block it proposes. Taps of settled
- * rows are held back and projected into context rows sixteen at a time, or when a draft is asked
- * for: while drafting rests, a token costs a copy and not a small matrix product. */
+ * rows are held back and projected into context rows when a draft is asked for, or when no more can
+ * be held: while drafting rests, a token costs a copy (docs/adr/0014). */
 #include "base/mem.h"
 #include "spec/spec.h"
-
-enum { HELD = 16 };
 
 struct dflash {
     struct kk_drafter base;
     struct kk_dflash *model; /* borrowed */
     struct kk_kv_pool *pool; /* borrowed */
     struct kk_kv *kv; /* context rows: one a settled token of the verifier, but for those held */
-    float *held;      /* device [HELD, n_taps, C] */
-    int n_held;
+    float *held;      /* device [most, n_taps, C] */
+    int n_held, most;
     struct kk_account account; /* of held */
 };
 
 static size_t held_bytes(const struct dflash *d)
 {
-    return HELD * kk_dflash_tap_floats(d->model) * sizeof(float);
+    return (size_t)d->most * kk_dflash_tap_floats(d->model) * sizeof(float);
 }
 
 /* Project what is held. */
@@ -48,14 +46,19 @@ static int observe(struct kk_drafter *base, const float *taps, int rows, struct 
     struct dflash *d = (struct dflash *)base;
     struct kk_dev *dev = kk_dflash_dev(d->model);
     const int width = (int)kk_dflash_tap_floats(d->model);
-    int rc = d->n_held + rows > HELD ? flush(d, err) : 0;
+    int rc = d->n_held + rows > d->most ? flush(d, err) : 0;
     if (rc) return rc;
-    if (rows > HELD) return kk_dflash_observe(d->model, d->pool, d->kv, taps, rows, err);
+    if (rows > d->most) return kk_dflash_observe(d->model, d->pool, d->kv, taps, rows, err);
     dev->ops->gather(dev,
                      &(struct kk_gather_args){
                          .n = rows, .C = width, .src = taps, .dst = d->held + d->n_held * width});
     d->n_held += rows;
     return 0;
+}
+
+static int catch_up(struct kk_drafter *base, struct kk_err *err)
+{
+    return flush((struct dflash *)base, err);
 }
 
 static int64_t device_bytes(const struct kk_drafter *base)
@@ -66,16 +69,16 @@ static int64_t device_bytes(const struct kk_drafter *base)
 
 /* ---- fork, save, load: the context rows, with nothing held back ---- */
 
-static int fork_dflash(struct kk_drafter *base, struct kk_drafter *fresh, struct kk_err *err)
+static int open_with(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk_kv *kv,
+                     struct kk_drafter **out, struct kk_err *err);
+
+static int fork_dflash(struct kk_drafter *base, struct kk_drafter **out, struct kk_err *err)
 {
-    struct dflash *d = (struct dflash *)base, *f = (struct dflash *)fresh;
-    struct kk_kv *kv;
+    struct dflash *d = (struct dflash *)base;
+    struct kk_kv *kv = NULL;
     int rc = flush(d, err);
     if (!rc) rc = kk_kv_fork(d->kv, &kv, err);
-    if (rc) return rc;
-    kk_kv_close(f->kv);
-    f->kv = kv;
-    return 0;
+    return rc ? rc : open_with(d->model, d->pool, kv, out, err);
 }
 
 static int64_t saved_bytes(struct kk_drafter *base, struct kk_err *err)
@@ -111,12 +114,14 @@ static void close_dflash(struct kk_drafter *base)
     kk_free(d);
 }
 
-int kk_draft_dflash_open(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk_drafter **out,
-                         struct kk_err *err)
+/* Takes kv, on failure too. */
+static int open_with(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk_kv *kv,
+                     struct kk_drafter **out, struct kk_err *err)
 {
     static const struct kk_drafter_ops ops = {.name = "dflash",
                                               .propose = propose,
                                               .observe = observe,
+                                              .catch_up = catch_up,
                                               .device_bytes = device_bytes,
                                               .fork = fork_dflash,
                                               .saved_bytes = saved_bytes,
@@ -124,18 +129,30 @@ int kk_draft_dflash_open(struct kk_dflash *model, struct kk_kv_pool *pool, struc
                                               .load = load,
                                               .close = close_dflash};
     struct dflash *d = kk_calloc(1, sizeof *d);
-    if (!d) return kk_fail(err, KK_ENOMEM, "out of memory for a drafter");
+    if (!d) {
+        kk_kv_close(kv);
+        return kk_fail(err, KK_ENOMEM, "out of memory for a drafter");
+    }
     d->base.ops = &ops;
     d->model = model;
     d->pool = pool;
+    d->kv = kv;
+    /* a GPU projects sixteen rows for little more than the read of the weights */
+    d->most = kk_dflash_dev(model)->n_threads ? KK_TAPS_HELD : KK_MAX_WIDTH;
     d->account.name = "drafter taps of a session";
-    int rc = kk_kv_open(pool, &d->kv, err);
-    if (!rc)
-        rc = kk_dev_alloc(kk_dflash_dev(model), &d->account, held_bytes(d), (void **)&d->held, err);
+    int rc = kk_dev_alloc(kk_dflash_dev(model), &d->account, held_bytes(d), (void **)&d->held, err);
     if (rc) {
         close_dflash(&d->base);
         return rc;
     }
     *out = &d->base;
     return 0;
+}
+
+int kk_draft_dflash_open(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk_drafter **out,
+                         struct kk_err *err)
+{
+    struct kk_kv *kv = NULL;
+    int rc = kk_kv_open(pool, &kv, err);
+    return rc ? rc : open_with(model, pool, kv, out, err);
 }

@@ -51,6 +51,12 @@ static int observe(struct kk_drafter *d, const float *taps, int rows, struct kk_
     return inner && inner->ops->observe ? inner->ops->observe(inner, taps, rows, err) : 0;
 }
 
+static int catch_up(struct kk_drafter *d, struct kk_err *err)
+{
+    struct kk_drafter *inner = ((struct replay *)d)->inner;
+    return inner && inner->ops->catch_up ? inner->ops->catch_up(inner, err) : 0;
+}
+
 static int64_t device_bytes(const struct kk_drafter *d)
 {
     const struct kk_drafter *inner = ((const struct replay *)d)->inner;
@@ -58,10 +64,10 @@ static int64_t device_bytes(const struct kk_drafter *d)
 }
 
 /* The fork drafts by itself. */
-static int fork_replay(struct kk_drafter *d, struct kk_drafter *fresh, struct kk_err *err)
+static int fork_replay(struct kk_drafter *d, struct kk_drafter **out, struct kk_err *err)
 {
     struct kk_drafter *inner = ((struct replay *)d)->inner;
-    return inner && inner->ops->fork ? inner->ops->fork(inner, fresh, err) : 0;
+    return inner && inner->ops->fork ? inner->ops->fork(inner, out, err) : 0;
 }
 
 static void close_replay(struct kk_drafter *d)
@@ -78,6 +84,7 @@ int kk_replay_open(struct kk_drafter *inner, const struct kk_replay *known, stru
     static const struct kk_drafter_ops ops = {.name = "replay",
                                               .propose = propose,
                                               .observe = observe,
+                                              .catch_up = catch_up,
                                               .device_bytes = device_bytes,
                                               .fork = fork_replay,
                                               .close = close_replay};

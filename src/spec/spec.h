@@ -32,10 +32,14 @@ struct kk_drafter_ops {
     /* The verifier has settled `rows` more rows; taps: their auxiliary states (device [rows,
      * n_taps, C], valid during the call). May be NULL: the drafter needs no taps. */
     int (*observe)(struct kk_drafter *d, const float *taps, int rows, struct kk_err *err);
+    /* Take in what observe put off; propose does so too. After a rest it is called apart, so that
+     * its time is not taken for that of a draft. May be NULL: nothing is put off. */
+    int (*catch_up)(struct kk_drafter *d, struct kk_err *err);
     int64_t (*device_bytes)(const struct kk_drafter *d); /* of this session; may be NULL: none */
-    /* Make a fresh drafter of the same kind know what d knows; save what it knows, and fill a fresh
-     * one. All may be NULL: the history is all there is to know. */
-    int (*fork)(struct kk_drafter *d, struct kk_drafter *fresh, struct kk_err *err);
+    /* A second drafter that knows what d knows (*out stays NULL: one that was just opened does);
+     * save what it knows, and fill a fresh one. All may be NULL: the history is all there is to
+     * know. */
+    int (*fork)(struct kk_drafter *d, struct kk_drafter **out, struct kk_err *err);
     int64_t (*saved_bytes)(struct kk_drafter *d, struct kk_err *err); /* settles what is held */
     int (*save)(struct kk_drafter *d, const struct kk_io *sink, struct kk_err *err);
     int (*load)(struct kk_drafter *fresh, const struct kk_io *source, struct kk_err *err);
@@ -52,7 +56,9 @@ struct kk_drafter {
 #define KK_NGRAM_MIN 2
 int kk_ngram_open(struct kk_drafter **out, struct kk_err *err);
 
-/* The DFlash block drafter; model and pool are borrowed and outlive it. */
+/* The DFlash block drafter; model and pool are borrowed and outlive it, and take chunks of
+ * KK_TAPS_HELD rows: so many rows' taps a session puts off at most (docs/adr/0014). */
+#define KK_TAPS_HELD 128
 int kk_draft_dflash_open(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk_drafter **out,
                          struct kk_err *err);
 
@@ -94,8 +100,10 @@ struct kk_step_costs {
     int seen[KK_MAX_WIDTH + 1];     /* steps measured */
     double right, tried;            /* drafts accepted and tried, old ones fading */
     double purse;                   /* plain steps that drafting may still lose (width.c) */
+    double catch_up;                /* plain steps that catching up after a rest takes */
 };
 void kk_cost_note(struct kk_step_costs *c, int width, double seconds);
+void kk_catch_up_note(struct kk_step_costs *c, double seconds); /* a drafter did after a rest */
 
 /* Plain steps that a step of `width` costs, interpolated between widths seen. */
 double kk_cost_of(const struct kk_step_costs *c, int width);

@@ -8,9 +8,9 @@
  *
  * The unit of everything is one plain step. A draft that commits m tokens gains m - ratio[w]. All
  * sessions share one purse of gains: every plain step pays ALLOWANCE in, every draft its gain
- * (mostly a loss where drafting does not pay). Nothing is drafted that the purse cannot bear, so
- * drafting costs at most START, and ALLOWANCE of the time after that, whatever the drafter, the
- * text or the machine. */
+ * (mostly a loss where drafting does not pay), and what the drafter has to catch up with after a
+ * rest is a loss. Nothing is drafted that the purse cannot bear, so drafting costs at most START,
+ * and ALLOWANCE of the time after that, whatever the drafter, the text or the machine. */
 #include "spec/spec.h"
 
 #include <math.h>
@@ -49,6 +49,14 @@ void kk_cost_note(struct kk_step_costs *c, int width, double seconds)
                    [1]) { /* less than a plain step or more than two a row is no cost of a step */
         average(&c->ratio[width], clamp(seconds / c->plain, 1, 2 * width), ++c->seen[width]);
     }
+}
+
+void kk_catch_up_note(struct kk_step_costs *c, double seconds)
+{
+    if (!c->seen[1]) return;
+    double steps = clamp(seconds / c->plain, 0, KK_TAPS_HELD / 8.0); /* more is a stall */
+    c->catch_up += (steps - c->catch_up) / 4;
+    c->purse -= steps;
 }
 
 /* The nearest widths seen below and above; 0 if none. */
@@ -127,7 +135,7 @@ int kk_width_choose(struct kk_width *w, const struct kk_step_costs *c, int most)
     }
     int best = best_width(w, c, most < w->limit ? most : w->limit);
     if (best > 1) return c->purse > 0 ? best : 1;
-    return c->purse >= kk_cost_of(c, 2) - 1 ? 2 : 1; /* a probe */
+    return c->purse >= kk_cost_of(c, 2) - 1 + c->catch_up ? 2 : 1; /* a probe */
 }
 
 static void count(double *right, double *tried, double fade, int drafted, int accepted)

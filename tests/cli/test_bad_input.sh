@@ -52,6 +52,8 @@ refuses "synth has no tokenizer" 1 "has no tokenizer" run -m "$MINI" -p x
 refuses "niah on a synth model" 1 "has no tokenizer" bench niah -m "$MINI"
 refuses "depth over the context" 1 "the model was made for 4096" bench decode -m "$MINI" --ctx 4000
 refuses "document over the context" 1 "does not fit the context of 16384" bench niah -m "$TINY" --lines 1000 --samples 1
+refuses "rows in blocks of 32 and heads of 16" 1 "q8_0 stores blocks of 32 numbers: a head of layer 0 has 16" logits -m "$MINI" --kv-type q8_0 --ids "$KK_TMP/ids.json" -o "$KK_TMP/o.npy"
+refuses "rebuilt rows of q8_0" 1 "policy restored rebuilds rows as f32 or bf16" run -m "$TINY" -p x --kv-type q8_0 --kv restored --f-theta "$TINY/f_theta"
 refuses "no such drafter" 1 "$KK_TMP/none" run -m "$TINY" -p x --draft "$KK_TMP/none"
 
 # ---- what belongs to a model

@@ -75,4 +75,35 @@ check "the scorecard says why the arm did not run, and goes on" python3 -c 'impo
 r = json.load(open(sys.argv[1]))["rungs"][0]
 assert r["arms"]["restored"] is None and "no session can use it" in r["reasons"]["restored"]
 assert r["arms"]["native"] and r["arms"]["identity"]' "$KK_TMP/out"
+
+# a map that fits models/tiny and its drafter, of random numbers, in the converter's format
+mkdir "$KK_TMP/fits"
+python3 - "$TINY" "$KK_TMP/fits" <<'PY'
+import json, random, struct, sys
+tiny, out = sys.argv[1:]
+v, d = (json.load(open(f"{tiny}/{n}config.json")) for n in ("", "drafter/"))
+d = {"drafter_num_layers": d["num_hidden_layers"], "drafter_num_kv_heads": d["num_key_value_heads"], "drafter_head_dim": d["head_dim"]}
+rank, x, rows = 8, d["drafter_num_layers"] * d["drafter_num_kv_heads"] * d["drafter_head_dim"], v["num_key_value_heads"] * v["head_dim"]
+layers = [i for i, t in enumerate(v["layer_types"]) if t == "sliding_attention"]
+shapes = {f"encoder.{k}.weight": [rank, x] for k in "kv"} | {f"layers.{i}.{k}.weight": [rows, rank] for i in layers for k in "kv"}
+head, data, r = {}, b"", random.Random(1)
+for name, shape in shapes.items():
+    n = shape[0] * shape[1]
+    head[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + 4 * n]}
+    data += struct.pack(f"<{n}f", *(r.gauss(0, 1) for _ in range(n)))
+text = json.dumps(head).encode()
+open(out + "/f_theta.safetensors", "wb").write(struct.pack("<Q", len(text)) + text + data)
+c = {"format": "kakeya-f-theta-1", "causal": False, "capture": "drafter_kv", "predicts": "raw_projection", "rank": rank} | d
+json.dump(c, open(out + "/f_theta_config.json", "w"))
+PY
+run bench scorecard -m "$TINY" --draft "$TINY/drafter" --f-theta "$KK_TMP/fits" --lines 12 --samples 2 --json
+check "the scorecard measures it, once over each prompt" python3 -c 'import json, sys
+r = json.load(open(sys.argv[1]))["rungs"][0]
+o, layers = r["one_shot"], sum(t == "sliding_attention" for t in json.load(open(sys.argv[2]))["layer_types"])
+assert r["arms"]["restored"] is None and o["samples"] == 2 and o["kl_positions"] > 0 and o["kl_native"] > 0.001, o
+assert 0 <= o["recall"] <= 1 and o["rows_replaced"] > layers * 2 * (r["prompt_tokens"] - 100) > 0, o' "$KK_TMP/out" "$TINY/config.json"
+run bench scorecard -m "$TINY" --draft "$TINY/drafter" --f-theta "$TINY/f_theta" --lines 12 --samples 1 --json
+check "a causal map is an arm, and no one-shot" python3 -c 'import json, sys
+r = json.load(open(sys.argv[1]))["rungs"][0]
+assert r["arms"]["restored"] and r["one_shot"] is None and "is causal" in r["reasons"]["one_shot"]' "$KK_TMP/out"
 done_testing

@@ -54,7 +54,7 @@ done)
 check "the manual page has every command of a chat" [ -z "$missing" -a "$(wc -l <"$KK_TMP/typed")" -ge 6 ]
 
 # ---- bash
-check "bash: words of an option" [ "$(complete_words kakeya run --kv-type '' | tr '\n' ' ')" = "auto f32 bf16 " ]
+check "bash: words of an option" [ "$(complete_words kakeya run --kv-type '' | tr '\n' ' ')" = "auto f32 bf16 q8_0 " ]
 check "bash: with =" [ "$(complete_words kakeya run --kv-type = b)" = bf16 ]
 check "bash: commands of two words" [ "$(complete_words kakeya bench n)" = niah ]
 check "bash: files" [ "$(complete_words kakeya run -f READ)" = README.md ]

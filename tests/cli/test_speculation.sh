@@ -16,6 +16,10 @@ for d in ngram "$DRAFT"; do
 done
 run run -m "$TINY" -p "$P" -n 60 --draft "$DRAFT" --draft-width 16 --kv-device 1MiB
 check "run drafted and capped: the same text" cmp -s "$KK_TMP/out" "$KK_TMP/plain"
+run run -m "$TINY" -p "$P" -n 60 --kv-type q8_0
+cp "$KK_TMP/out" "$KK_TMP/plain8"
+run run -m "$TINY" -p "$P" -n 60 --kv-type q8_0 --draft "$DRAFT" --draft-width 16 --kv-device 1MiB
+check "rows of q8_0, drafted and capped: the same text" cmp -s "$KK_TMP/out" "$KK_TMP/plain8"
 run run -m "$TINY" -p "$P" -n 60 --kv restored --f-theta exact
 check "run restored from exact rows: the same text" cmp -s "$KK_TMP/out" "$KK_TMP/plain"
 run run -m "$TINY" -p "$P" -n 8 --kv restored --f-theta "$FTHETA"

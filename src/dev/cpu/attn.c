@@ -1,9 +1,11 @@
 /* Attention over keys in splits of S positions, in the order of dev/dev.h whatever the batch.
  *
- * A group is a tile of rows of one sequence and one KV head: its queries (rows x H/G) share every
- * load of a key or value, and every derived key. For each split that some row of the group sees,
- * scores, softmax and weighted values start from zero and make a partial sum: for each query
- * o[D], m, l. Partial sums are merged into `state` in ascending order of splits.
+ * A group is a tile of rows of one sequence and some neighbouring KV heads. The queries of a head
+ * (rows x H/G) share every load of a key or value, and every derived key; the heads of a group are
+ * done one after the other in each split, so that memory is read in the order in which rows lie.
+ * For each split that some row of the group sees, scores, softmax and weighted values start from
+ * zero and make a partial sum: for each query o[D], m, l. Partial sums are merged into `state` in
+ * ascending order of splits.
  *
  * With many groups, a thread takes a group and goes through its splits. With few (decoding), a
  * thread takes a chunk of the splits of a group and leaves the partial sums in shared scratch; who
@@ -18,8 +20,10 @@ struct attn_job {
     struct kk_cpu *c;
     const struct kk_attn_args *a;
     int per_kv;     /* query heads of a KV head */
-    int n_groups;   /* tiles x G */
-    int max_nq;     /* queries of a tile */
+    int heads;      /* KV heads of a group (the last of a tile may have fewer) */
+    int per_tile;   /* groups of a tile */
+    int n_groups;   /* tiles x per_tile */
+    int max_nq;     /* queries of a group */
     int row_bytes;  /* of a stored row */
     int64_t stride; /* floats of a query in a partial sum */
     /* by chunks: splits [wave, wave + wave_len) of every group, in chunks */
@@ -28,8 +32,9 @@ struct attn_job {
 
 /* Visible splits of a group, as an ascending list: [sink0, sink1) and then [win0, win1). */
 struct group {
-    int index, g;
+    int index, g0, heads; /* KV heads [g0, g0 + heads) */
     int t0, rows;
+    int nq;      /* queries of a head: query i is of row i / per_kv */
     int32_t pos; /* of row t0; the rows are consecutive */
     const struct kk_kv_seq *seq;
     int32_t sink0, sink1, win0, win1;
@@ -81,9 +86,12 @@ static struct span clip(struct span s, int32_t lo, int32_t hi)
 static struct group group_at(const struct attn_job *job, int index)
 {
     const struct kk_attn_args *a = job->a;
-    const int32_t *tile = job->c->s.tiles + index / a->G;
-    struct group g = {.index = index, .g = index % a->G, .t0 = tile[0], .rows = tile[1] - tile[0]};
+    const int32_t *tile = job->c->s.tiles + index / job->per_tile;
+    struct group g = {.index = index, .t0 = tile[0], .rows = tile[1] - tile[0]};
     struct span sinks, win;
+    g.g0 = index % job->per_tile * job->heads;
+    g.heads = min32(job->heads, a->G - g.g0);
+    g.nq = g.rows * job->per_kv;
     g.pos = a->pos[g.t0];
     g.seq = &a->seqs[a->seq[g.t0]];
     visible(&a->mask, g.seq, g.pos, g.pos + g.rows - 1, &sinks, &win);
@@ -170,20 +178,20 @@ static void mixed_pointers(const struct attn_job *job, const struct group *g, st
     row_pointers(g->seq, to, s.hi - to, rb, off, out + (to - s.lo));
 }
 
-/* What KV head g reads of a host block's rows, into this thread's slot of the staging ring. A split
+/* What a group reads of a host block's rows, into this thread's slot of the staging ring. A split
  * is within one block; host blocks are full. */
 static struct kk_kv_seq stage_split(const struct attn_job *job, const struct group *g, int32_t base,
                                     struct work *w)
 {
     const struct kk_attn_args *a = job->a;
-    const size_t rb = (size_t)job->row_bytes, head = (size_t)a->D * kk_dtype_bytes(a->kv_dtype);
+    const size_t rb = (size_t)job->row_bytes, head = kk_dtype_size(a->kv_dtype, a->D);
     const char *from =
         (char *)g->seq->host[base / g->seq->block_rows] + (size_t)(base % g->seq->block_rows) * rb;
-    if (a->G == 1) {
+    if (g->heads == a->G) {
         memcpy(w->slot, from, S * rb);
     } else {
-        for (size_t at = (size_t)g->g * head; at < S * rb; at += (size_t)a->G * head)
-            memcpy((char *)w->slot + at, from + at, head);
+        for (size_t at = (size_t)g->g0 * head; at < S * rb; at += (size_t)a->G * head)
+            memcpy((char *)w->slot + at, from + at, (size_t)g->heads * head);
     }
     return (struct kk_kv_seq){.blocks = &w->slot, .committed = S, .block_rows = S};
 }
@@ -193,24 +201,56 @@ static int in_host_memory(const struct kk_kv_seq *s, int32_t j)
     return s->host && j < s->committed && !s->blocks[j / s->block_rows];
 }
 
-/* Keys of the split: addresses of values in w->rows, of keys in w->key_rows; returns their type. */
-static enum kk_dtype load_keys(const struct attn_job *job, const struct group *g, int32_t base,
-                               const struct span span[2], struct work *w)
+/* A split as a group sees it: rows [span.lo, span.hi) of absolute positions, sinks and window */
+struct split {
+    int32_t base; /* the position of its first row */
+    struct span span[2];
+    int staged;
+    struct kk_kv_seq seq; /* where its rows are; from row 0 on where it is staged */
+    int64_t ahead;        /* bytes from a row to the same row of the split that comes next, or 0 */
+};
+
+/* A hint: right where splits are within blocks, worth nothing where rows come through staging */
+static int64_t ahead_of(const struct attn_job *job, const struct group *g, int32_t now,
+                        int32_t next)
+{
+    const struct kk_kv_seq *seq = g->seq;
+    const size_t rb = (size_t)job->row_bytes;
+    if (next < 0 || next * S >= seq->committed) return 0;
+    if (in_host_memory(seq, now * S) || in_host_memory(seq, next * S)) return 0;
+    return (char *)kk_kv_slot(seq, next * S, rb) - (char *)kk_kv_slot(seq, now * S, rb);
+}
+
+static struct split split_of(const struct attn_job *job, const struct group *g, int32_t index,
+                             int32_t next, struct work *w)
+{
+    struct split s = {.base = index * S, .ahead = ahead_of(job, g, index, next)};
+    visible(&job->a->mask, g->seq, g->pos, g->pos + g->rows - 1, &s.span[0], &s.span[1]);
+    s.span[0] = clip(s.span[0], s.base, s.base + S);
+    s.span[1] = clip(s.span[1], s.base, s.base + S);
+    s.staged = in_host_memory(g->seq, s.base);
+    s.seq = s.staged ? stage_split(job, g, s.base, w) : *g->seq;
+    return s;
+}
+
+/* Rows of the split for KV head h: addresses of values in w->rows, of keys in w->key_rows; returns
+ * the type of the keys. */
+static enum kk_dtype load_keys(const struct attn_job *job, const struct group *g,
+                               const struct split *s, int h, struct work *w)
 {
     const struct kk_attn_args *a = job->a;
-    const size_t head = (size_t)g->g * (size_t)a->D * kk_dtype_bytes(a->kv_dtype);
-    const size_t half = (size_t)a->G * (size_t)a->D * kk_dtype_bytes(a->kv_dtype);
-    const int staged = in_host_memory(g->seq, base);
-    const struct kk_kv_seq seq = staged ? stage_split(job, g, base, w) : *g->seq;
+    const size_t head = (size_t)h * kk_dtype_size(a->kv_dtype, a->D);
+    const size_t half = (size_t)a->G * kk_dtype_size(a->kv_dtype, a->D);
     int n = 0;
     for (int i = 0; i < 2; i++) {
-        int32_t len = span[i].hi - span[i].lo, lo = span[i].lo - (staged ? base : 0);
+        const int32_t len = s->span[i].hi - s->span[i].lo;
+        const int32_t lo = s->span[i].lo - (s->staged ? s->base : 0);
         if (a->mask.exact_near)
-            mixed_pointers(job, g, span[i], head, w->key_rows + n);
+            mixed_pointers(job, g, s->span[i], head, w->key_rows + n);
         else
-            row_pointers(&seq, lo, len, (size_t)job->row_bytes, head, w->key_rows + n);
+            row_pointers(&s->seq, lo, len, (size_t)job->row_bytes, head, w->key_rows + n);
         for (int32_t j = 0; a->value_only && j < len; j++)
-            w->cs[n + j] = a->rope + (int64_t)(span[i].lo + j) * a->R * 2;
+            w->cs[n + j] = a->rope + (int64_t)(s->span[i].lo + j) * a->R * 2;
         n += len;
     }
     if (!a->value_only) {
@@ -218,38 +258,48 @@ static enum kk_dtype load_keys(const struct attn_job *job, const struct group *g
         return a->kv_dtype;
     }
     memcpy(w->rows, w->key_rows, (size_t)n * sizeof *w->rows);
-    job->c->kern->derive[a->kv_dtype](n, a->D, a->R, w->rows, a->k_norm, w->cs, w->keys);
+    job->c->kern->derive[kk_row_type(a->kv_dtype)](n, a->D, a->R, w->rows, a->k_norm, w->cs,
+                                                   w->keys);
     for (int j = 0; j < n; j++) w->key_rows[j] = w->keys + (int64_t)j * a->D;
     return KK_F32;
 }
 
-/* Partial sum of one split for the nq queries at q: o, m, l into part[i * stride]. Key base + i is
- * always element i of a row of w->p, so that the order of sums is that of absolute positions. */
-static void do_split(const struct attn_job *job, const struct group *g, int32_t split,
-                     const float *q, struct work *w, float *part)
+/* Partial sums of one split for the nq queries of KV head h at q: o, m, l into part[i * stride].
+ * Key base + i is always element i of a row of w->p, so that the order of sums is that of absolute
+ * positions. */
+static void do_head(const struct attn_job *job, const struct group *g, const struct split *s, int h,
+                    const float *q, struct work *w, float *part)
 {
     const struct kk_attn_args *a = job->a;
     const struct kk_cpu_kern *k = job->c->kern;
-    const int nq = g->rows * job->per_kv, D = a->D;
-    const int32_t base = split * S;
-    struct span span[2];
-    visible(&a->mask, g->seq, g->pos, g->pos + g->rows - 1, &span[0], &span[1]);
-    span[0] = clip(span[0], base, base + S);
-    span[1] = clip(span[1], base, base + S);
-    const int n0 = span[0].hi - span[0].lo, n1 = span[1].hi - span[1].lo;
-    const int at0 = span[0].lo - base, at1 = span[1].lo - base;
+    const int nq = g->nq, D = a->D;
+    const int n0 = s->span[0].hi - s->span[0].lo, n1 = s->span[1].hi - s->span[1].lo;
+    const int at0 = s->span[0].lo - s->base, at1 = s->span[1].lo - s->base;
     const int lo = (n0 ? at0 : at1) & ~15, hi = ((n1 ? at1 + n1 : at0 + n0) + 15) & ~15;
 
-    const enum kk_dtype t = load_keys(job, g, base, span, w);
-    if (n0) k->scores[t](nq, n0, D, q, D, w->key_rows, a->scale, w->p + at0, S);
-    if (n1) k->scores[t](nq, n1, D, q, D, w->key_rows + n0, a->scale, w->p + at1, S);
-    mask_scores(job, g, base, lo, hi, w->p);
+    const int rows_t = kk_row_type(a->kv_dtype), keys_t = kk_row_type(load_keys(job, g, s, h, w));
+    const int64_t ahead_k = a->value_only ? 0 : s->ahead; /* derived keys are at hand */
+    if (n0) k->scores[keys_t](nq, n0, D, q, D, w->key_rows, a->scale, w->p + at0, S, ahead_k);
+    if (n1) k->scores[keys_t](nq, n1, D, q, D, w->key_rows + n0, a->scale, w->p + at1, S, ahead_k);
+    mask_scores(job, g, s->base, lo, hi, w->p);
     for (int i = 0; i < nq; i++) {
         float *p = w->p + i * S, *end = part + i * job->stride + D;
         k->softmax(hi - lo, p + lo, &end[0], &end[1]);
         if (n0 && n1) memmove(p + at0 + n0, p + at1, (size_t)n1 * sizeof *p);
     }
-    k->pv[a->kv_dtype](nq, n0 + n1, D, w->p + (n0 ? at0 : at1), S, w->rows, part, job->stride);
+    k->pv[rows_t](nq, n0 + n1, D, w->p + (n0 ? at0 : at1), S, w->rows, part, job->stride, s->ahead);
+}
+
+/* Partial sums of the group's split i for all its queries, head by head. Split i + 1 < end is
+ * next. */
+static void do_split(const struct attn_job *job, const struct group *g, int i, int end,
+                     const float *q, struct work *w, float *part)
+{
+    const int32_t next = i + 1 < end ? split_at(g, i + 1) : -1;
+    const struct split s = split_of(job, g, split_at(g, i), next, w);
+    for (int h = 0; h < g->heads; h++)
+        do_head(job, g, &s, g->g0 + h, q + (int64_t)h * g->nq * job->a->D, w,
+                part + (int64_t)h * g->nq * job->stride);
 }
 
 /* ---- merging ---- */
@@ -257,14 +307,15 @@ static void do_split(const struct attn_job *job, const struct group *g, int32_t 
 static float *state_of(const struct attn_job *job, const struct group *g, int query)
 {
     const struct kk_attn_args *a = job->a;
-    int64_t t = g->t0 + query / job->per_kv, h = g->g * job->per_kv + query % job->per_kv;
+    const int head = g->g0 + query / g->nq, i = query % g->nq;
+    const int64_t t = g->t0 + i / job->per_kv, h = head * job->per_kv + i % job->per_kv;
     return a->state + (t * a->H + h) * (a->D + 2);
 }
 
 /* state <- state merged with the next split's sum */
 static void merge(const struct attn_job *job, const struct group *g, const float *part)
 {
-    const int D = job->a->D, nq = g->rows * job->per_kv;
+    const int D = job->a->D, nq = g->heads * g->nq;
     for (int i = 0; i < nq; i++, part += job->stride) {
         float *st = state_of(job, g, i), m0 = st[D], m1 = part[D];
         if (m1 == -INFINITY) continue; /* this row sees no key of the split */
@@ -282,7 +333,7 @@ static void merge(const struct attn_job *job, const struct group *g, const float
 static void start(const struct attn_job *job, const struct group *g)
 {
     if (!job->a->first) return;
-    for (int i = 0; i < g->rows * job->per_kv; i++) {
+    for (int i = 0; i < g->heads * g->nq; i++) {
         float *st = state_of(job, g, i);
         memset(st, 0, (size_t)job->a->D * sizeof *st);
         st[job->a->D] = -INFINITY;
@@ -294,7 +345,7 @@ static void finish(const struct attn_job *job, const struct group *g)
 {
     const struct kk_attn_args *a = job->a;
     if (!a->last) return;
-    for (int i = 0; i < g->rows * job->per_kv; i++) {
+    for (int i = 0; i < g->heads * g->nq; i++) {
         const float *st = state_of(job, g, i), l = st[a->D + 1], r = l > 0 ? 1.0f / l : 0;
         float *o = (float *)a->o + (st - a->state) / (a->D + 2) * a->D;
         for (int d = 0; d < a->D; d++) o[d] = st[d] * r;
@@ -328,14 +379,17 @@ static struct work work_of(const struct attn_job *job, int worker)
     return w;
 }
 
-/* The group's queries, [nq, D]; in place for one row */
+/* The group's queries, [heads, nq, D]; in place where they lie so */
 static const float *queries(const struct attn_job *job, const struct group *g, struct work *w)
 {
     const struct kk_attn_args *a = job->a;
     const int64_t n = (int64_t)job->per_kv * a->D;
-    const float *q = a->q + ((int64_t)g->t0 * a->G + g->g) * n;
+    const float *q = a->q + ((int64_t)g->t0 * a->G + g->g0) * n;
+    float *to = w->q;
     if (g->rows == 1 || a->G == 1) return q;
-    for (int r = 0; r < g->rows; r++) memcpy(w->q + r * n, q + r * n * a->G, (size_t)n * sizeof *q);
+    for (int h = 0; h < g->heads; h++)
+        for (int r = 0; r < g->rows; r++, to += n)
+            memcpy(to, q + ((int64_t)r * a->G + h) * n, (size_t)n * sizeof *q);
     return w->q;
 }
 
@@ -348,7 +402,7 @@ static void group_item(void *arg, int item, int worker)
     const float *q = queries(job, &g, &w);
     start(job, &g);
     for (int i = 0; i < n_splits(&g); i++) {
-        do_split(job, &g, split_at(&g, i), q, &w, w.part);
+        do_split(job, &g, i, n_splits(&g), q, &w, w.part);
         merge(job, &g, w.part);
     }
     finish(job, &g);
@@ -366,11 +420,10 @@ static void chunk_item(void *arg, int item, int worker)
     const struct attn_job *job = arg;
     struct group g = group_at(job, item / job->n_chunks);
     const int end = (int)kk__min64(n_splits(&g), job->wave + job->wave_len);
-    const int lo = job->wave + item % job->n_chunks * job->chunk;
+    const int lo = job->wave + item % job->n_chunks * job->chunk, hi = min32(lo + job->chunk, end);
     struct work w = work_of(job, worker);
     const float *q = queries(job, &g, &w);
-    for (int i = lo; i < lo + job->chunk && i < end; i++)
-        do_split(job, &g, split_at(&g, i), q, &w, part_at(job, &g, i));
+    for (int i = lo; i < hi; i++) do_split(job, &g, i, hi, q, &w, part_at(job, &g, i));
     if (atomic_fetch_sub_explicit(&job->c->s.pending[g.index], 1, memory_order_acq_rel) > 1) return;
     if (job->wave == 0) start(job, &g);
     for (int i = job->wave; i < end; i++) merge(job, &g, part_at(job, &g, i));
@@ -393,8 +446,9 @@ static void by_chunks(struct attn_job *job, int most_splits, int64_t ns)
     }
 }
 
-/* Tiles of consecutive rows of one sequence: their first rows, and T, into scratch. */
-static int cut_tiles(struct attn_job *job)
+/* Tiles of consecutive rows of one sequence: their first rows, and T, into scratch; and how many
+ * KV heads go together. */
+static void cut_tiles(struct attn_job *job)
 {
     const struct kk_attn_args *a = job->a;
     int32_t *tile = job->c->s.tiles;
@@ -407,8 +461,10 @@ static int cut_tiles(struct attn_job *job)
     }
     tile[n] = a->T;
     for (int i = 0; i < n; i++) rows = max32(rows, tile[i + 1] - tile[i]);
-    job->max_nq = rows * job->per_kv;
-    return n;
+    job->heads = min32(a->G, KK_CPU_QUERIES / (rows * job->per_kv));
+    job->per_tile = (int)kk__ceil_div(a->G, job->heads);
+    job->n_groups = n * job->per_tile;
+    job->max_nq = job->heads * rows * job->per_kv;
 }
 
 void kk__cpu_attn(struct kk_dev *dev, const struct kk_attn_args *a)
@@ -426,12 +482,12 @@ void kk__cpu_attn(struct kk_dev *dev, const struct kk_attn_args *a)
     }
     if (a->T == 0) return;
     job.stride = ((a->D + 15) & ~15) + 16;
-    job.row_bytes = a->G * a->D * (int)kk_dtype_bytes(a->kv_dtype) * (a->value_only ? 1 : 2);
-    job.n_groups = cut_tiles(&job) * a->G;
+    job.row_bytes = a->G * (int)kk_dtype_size(a->kv_dtype, a->D) * (a->value_only ? 1 : 2);
+    cut_tiles(&job);
     for (int i = 0; i < job.n_groups; i++) {
         struct group g = group_at(&job, i);
         most_splits = max32(most_splits, n_splits(&g));
-        ns += (int64_t)n_splits(&g) * S * a->D * (4 + g.rows * job.per_kv) / 32;
+        ns += (int64_t)n_splits(&g) * S * a->D * g.heads * (4 + g.nq) / 32;
     }
     if (dev->n_threads > 1 && job.n_groups < 4 * dev->n_threads && most_splits > 1)
         by_chunks(&job, most_splits, ns);

@@ -199,6 +199,7 @@ int kk_dev_open_cpu(const char *isa, int threads, struct kk_dev **out, struct kk
     c->dev.unified = 1;
     c->dev.attn_split = KK_CPU_SPLIT;
     c->dev.act = KK_F32;
+    c->dev.q8_rows = 1;
     c->dev.tables.name = "device scratch";
     snprintf(c->dev.isa, sizeof c->dev.isa, "%s", c->kern->isa);
     snprintf(c->dev.name, sizeof c->dev.name, "cpu %s, %d thread%s", c->kern->isa, c->dev.n_threads,

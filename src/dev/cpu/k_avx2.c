@@ -181,6 +181,17 @@ V v16 v_ld_f16(const uint16_t *p)
     const __m128i *b = (const __m128i *)p;
     return (v16){_mm256_cvtph_ps(_mm_loadu_si128(b)), _mm256_cvtph_ps(_mm_loadu_si128(b + 1))};
 }
+V v16 v_set_f16(const uint16_t *p)
+{
+    __m256 a = _mm256_cvtph_ps(_mm_set1_epi16((short)*p));
+    return (v16){a, a};
+}
+V v16 v_ld_s8(const int8_t *p)
+{
+    return (v16){
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))),
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))))};
+}
 /* 16 pairs of bf16: the first, or the second, of each pair */
 V v16 v_ld_bf16_even(const void *p)
 {

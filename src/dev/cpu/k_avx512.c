@@ -136,6 +136,14 @@ V v16 v_ld_f16(const uint16_t *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
+V v16 v_set_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_set1_epi16((short)*p));
+}
+V v16 v_ld_s8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 /* 16 pairs of bf16: the first, or the second, of each pair */
 V v16 v_ld_bf16_even(const void *p)
 {
@@ -204,11 +212,13 @@ V v16 v_dots(const v16 *t)
     X(3, 4) X(3, 2) X(3, 1) X(4, 4) X(4, 2) X(4, 1) X(5, 4) X(5, 2) X(5, 1) X(6, 4) X(6, 2) X(6, 1)
 static const int gemm_panels[GEMM_ROWS + 1] = {0, 4, 4, 4, 4, 4, 4};
 
-/* scores tiles: queries x keys = DOTS */
-#define SCORE_TILES(X) X(4, 4) X(2, 8) X(1, 16)
+/* scores tiles: queries x keys <= DOTS */
+#define SCORE_TILES(X) X(4, 4) X(3, 5) X(2, 8) X(1, 16)
 /* pv tiles: queries x vectors of D */
-#define PV_TILES(X) X(4, 4) X(4, 2) X(4, 1) X(2, 4) X(2, 2) X(2, 1) X(1, 4) X(1, 2) X(1, 1)
-static const int pv_vecs[5] = {0, 4, 4, 0, 4};
+#define PV_TILES(X)                                                                                \
+    X(4, 4)                                                                                        \
+    X(4, 2) X(4, 1) X(3, 4) X(3, 2) X(3, 1) X(2, 4) X(2, 2) X(2, 1) X(1, 4) X(1, 2) X(1, 1)
+static const int pv_vecs[5] = {0, 4, 4, 4, 4};
 
 #include "dev/cpu/kern_vec_int.h"
 

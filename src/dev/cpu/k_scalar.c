@@ -56,6 +56,12 @@ static float fold(float t[KK_LANES])
 
 static float row_at(enum kk_dtype t, const void *row, int64_t i)
 {
+    if (t == KK_Q8_0) {
+        const char *block = (const char *)row + i / KK_GROUP * KK_Q8_BLOCK;
+        uint16_t d;
+        memcpy(&d, block, 2);
+        return (float)((const int8_t *)block)[2 + i % KK_GROUP] * kk_f16_to_f32(d);
+    }
     return t == KK_F32 ? ((const float *)row)[i] : kk_bf16_to_f32(((const uint16_t *)row)[i]);
 }
 
@@ -74,17 +80,17 @@ static void scores(enum kk_dtype t, int nq, int nk, int D, const float *q, int64
         }
 }
 
-static void scores_f32(int nq, int nk, int D, const float *q, int64_t ldq, const void *const *rows,
-                       float scale, float *s, int64_t lds)
-{
-    scores(KK_F32, nq, nk, D, q, ldq, rows, scale, s, lds);
-}
-
-static void scores_bf16(int nq, int nk, int D, const float *q, int64_t ldq, const void *const *rows,
-                        float scale, float *s, int64_t lds)
-{
-    scores(KK_BF16, nq, nk, D, q, ldq, rows, scale, s, lds);
-}
+#define SCORES(name, t)                                                                            \
+    static void scores_##name(int nq, int nk, int D, const float *q, int64_t ldq,                  \
+                              const void *const *rows, float scale, float *s, int64_t lds,         \
+                              int64_t ahead)                                                       \
+    {                                                                                              \
+        (void)ahead;                                                                               \
+        scores(t, nq, nk, D, q, ldq, rows, scale, s, lds);                                         \
+    }
+SCORES(f32, KK_F32)
+SCORES(bf16, KK_BF16)
+SCORES(q8, KK_Q8_0)
 
 static void rope(int D, int R, const float *cs, float *q)
 {
@@ -104,17 +110,15 @@ static void derive(enum kk_dtype t, int nk, int D, int R, const void *const *row
     }
 }
 
-static void derive_f32(int nk, int D, int R, const void *const *rows, const float *k_norm,
-                       const float *const *cs, float *k)
-{
-    derive(KK_F32, nk, D, R, rows, k_norm, cs, k);
-}
-
-static void derive_bf16(int nk, int D, int R, const void *const *rows, const float *k_norm,
-                        const float *const *cs, float *k)
-{
-    derive(KK_BF16, nk, D, R, rows, k_norm, cs, k);
-}
+#define DERIVE(name, t)                                                                            \
+    static void derive_##name(int nk, int D, int R, const void *const *rows, const float *k_norm,  \
+                              const float *const *cs, float *k)                                    \
+    {                                                                                              \
+        derive(t, nk, D, R, rows, k_norm, cs, k);                                                  \
+    }
+DERIVE(f32, KK_F32)
+DERIVE(bf16, KK_BF16)
+DERIVE(q8, KK_Q8_0)
 
 static void softmax(int n, float *s, float *m, float *l)
 {
@@ -140,17 +144,16 @@ static void pv(enum kk_dtype t, int nq, int nk, int D, const float *p, int64_t l
         }
 }
 
-static void pv_f32(int nq, int nk, int D, const float *p, int64_t ldp, const void *const *rows,
-                   float *o, int64_t ldo)
-{
-    pv(KK_F32, nq, nk, D, p, ldp, rows, o, ldo);
-}
-
-static void pv_bf16(int nq, int nk, int D, const float *p, int64_t ldp, const void *const *rows,
-                    float *o, int64_t ldo)
-{
-    pv(KK_BF16, nq, nk, D, p, ldp, rows, o, ldo);
-}
+#define PV(name, t)                                                                                \
+    static void pv_##name(int nq, int nk, int D, const float *p, int64_t ldp,                      \
+                          const void *const *rows, float *o, int64_t ldo, int64_t ahead)           \
+    {                                                                                              \
+        (void)ahead;                                                                               \
+        pv(t, nq, nk, D, p, ldp, rows, o, ldo);                                                    \
+    }
+PV(f32, KK_F32)
+PV(bf16, KK_BF16)
+PV(q8, KK_Q8_0)
 
 static void merge(int D, float *o, float a, const float *n, float b)
 {
@@ -202,6 +205,11 @@ static void store_bf16(int n, const float *x, void *dst)
     for (int i = 0; i < n; i++) ((uint16_t *)dst)[i] = kk_f32_to_bf16(x[i]);
 }
 
+static void store_q8(int n, const float *x, void *dst)
+{
+    kk_row_store_q8(n, x, dst);
+}
+
 static int64_t argmax(int64_t n, const float *x)
 {
     int64_t best = 0;
@@ -213,10 +221,10 @@ static int64_t argmax(int64_t n, const float *x)
 const struct kk_cpu_kern kk__kern_scalar = {
     .isa = "scalar",
     .gemm = {gemm_f32, gemm_bf16, gemm_f16},
-    .scores = {scores_f32, scores_bf16},
-    .derive = {derive_f32, derive_bf16},
+    .scores = {scores_f32, scores_bf16, scores_q8},
+    .derive = {derive_f32, derive_bf16, derive_q8},
     .softmax = softmax,
-    .pv = {pv_f32, pv_bf16},
+    .pv = {pv_f32, pv_bf16, pv_q8},
     .merge = merge,
     .norm = norm,
     .rope = rope,
@@ -225,6 +233,6 @@ const struct kk_cpu_kern kk__kern_scalar = {
     .add_scale = add_scale,
     .add = add,
     .axpy = axpy,
-    .store = {store_f32, store_bf16},
+    .store = {store_f32, store_bf16, store_q8},
     .argmax = argmax,
 };

@@ -35,6 +35,28 @@ static inline size_t kk_panel_bytes(enum kk_dtype t, int64_t K)
     return t == KK_F32 ? (size_t)K * 64 : t == KK_F16 ? (size_t)K * 32 : (size_t)((K + 1) / 2) * 64;
 }
 
+/* ---- stored rows of keys and values ---- */
+
+enum { KK_ROW_TYPES = 3, KK_Q8_BLOCK = 34 };
+
+static inline int kk_row_type(enum kk_dtype t)
+{
+    return t == KK_F32 ? 0 : t == KK_BF16 ? 1 : 2;
+}
+
+/* Blocks of 32 numbers: an f16 d and 32 codes, x is about d * code. d = amax / 127, code = rint(x *
+ * (127 / amax)), as activations are rounded (kk_q8_one), and d to f16. */
+static inline void kk_row_store_q8(int n, const float *x, void *dst)
+{
+    char *block = dst;
+    for (int i = 0; i < n; i += KK_GROUP, block += KK_Q8_BLOCK) {
+        struct kk_q8_group g;
+        kk_q8_one(x + i, (int8_t *)block + 2, &g);
+        const uint16_t d = kk_f32_to_f16(g.scale);
+        memcpy(block, &d, 2);
+    }
+}
+
 struct kk_cpu_kern {
     const char *isa;
 
@@ -43,24 +65,27 @@ struct kk_cpu_kern {
     void (*gemm[3])(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
                     float *y, int64_t ldy);
 
-    /* s[i*lds + j] = scale * lanes(q_i . row_j) over D, i < nq, j < nk. q_i at q + i*ldq; row_j at
-     * rows[j], of dtype F32 or BF16. D is even; missing lanes of the last group count as zero. */
-    void (*scores[2])(int nq, int nk, int D, const float *q, int64_t ldq, const void *const *rows,
-                      float scale, float *s, int64_t lds);
+    /* Tables by kk_row_type: rows are of type F32, BF16 or Q8_0 (D is then whole blocks).
+     * s[i*lds + j] = scale * lanes(q_i . row_j) over D, i < nq, j < nk. q_i at q + i*ldq; row_j at
+     * rows[j]. D is even; missing lanes of the last group count as zero. What is `ahead` bytes
+     * after each row will be read soon: a hint, 0 for none. */
+    void (*scores[KK_ROW_TYPES])(int nq, int nk, int D, const float *q, int64_t ldq,
+                                 const void *const *rows, float scale, float *s, int64_t lds,
+                                 int64_t ahead);
 
     /* k[j*D ..] = rope(row_j * k_norm): pair r < R: a = row[r]*k_norm[r], b =
      * row[r+D/2]*k_norm[r+D/2]; k[r] = fma(-b, sin, a*cos), k[r+D/2] = fma(a, sin, b*cos); others
      * row*k_norm. cs[j] points at {cos, sin} x R of row j. */
-    void (*derive[2])(int nk, int D, int R, const void *const *rows, const float *k_norm,
-                      const float *const *cs, float *k);
+    void (*derive[KK_ROW_TYPES])(int nk, int D, int R, const void *const *rows, const float *k_norm,
+                                 const float *const *cs, float *k);
 
     /* In place over n (a multiple of 16) scores, -inf = not visible: *m = max; s[j] = kk_exp(s[j] -
      * m) (0 for -inf); *l = lanes sum. If all are -inf: *m = -inf, *l = 0, s = 0. */
     void (*softmax)(int n, float *s, float *m, float *l);
 
     /* o[i*ldo + d] = chain over j of p[i*ldp + j] * row_j[d], d < D, i < nq. Overwrites o. */
-    void (*pv[2])(int nq, int nk, int D, const float *p, int64_t ldp, const void *const *rows,
-                  float *o, int64_t ldo);
+    void (*pv[KK_ROW_TYPES])(int nq, int nk, int D, const float *p, int64_t ldp,
+                             const void *const *rows, float *o, int64_t ldo, int64_t ahead);
 
     /* o[d] = fma(n[d], b, o[d] * a) */
     void (*merge)(int D, float *o, float a, const float *n, float b);
@@ -88,8 +113,8 @@ struct kk_cpu_kern {
     /* y[i] = fma(x[i], a, y[i]) */
     void (*axpy)(int n, float a, const float *x, float *y);
 
-    /* dst = x rounded to dtype F32 or BF16 (nearest even) */
-    void (*store[2])(int n, const float *x, void *dst);
+    /* dst = x rounded to the type, to nearest even; Q8_0: kk_row_store_q8 */
+    void (*store[KK_ROW_TYPES])(int n, const float *x, void *dst);
 
     /* Index of the largest, lowest on ties; n >= 1 */
     int64_t (*argmax)(int64_t n, const float *x);

@@ -159,222 +159,7 @@ static void gemm_f16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, c
 
 /* ---- attention ---- */
 
-V v16 ld_row(enum kk_dtype t, const void *row, int64_t i)
-{
-    return t == KK_F32 ? v_ld((const float *)row + i) : v_ld_bf16((const uint16_t *)row + i);
-}
-
-V v16 ld_row_n(enum kk_dtype t, const void *row, int64_t i, int64_t n)
-{
-    if (t == KK_F32) return v_ld_n((const float *)row + i, n);
-    return v_ld_bf16_n((const uint16_t *)row + i, n);
-}
-
-/* queries x keys = DOTS; the keys from nk on repeat the last and are not stored */
-V void score_tile(const enum kk_dtype t, const int nq, const int keys, int nk, int D,
-                  const float *q, int64_t ldq, const void *const *rows, float scale, float *s,
-                  int64_t lds)
-{
-    v16 acc[DOTS];
-    const void *row[16];
-    UNROLL for (int i = 0; i < DOTS; i++) acc[i] = v_zero();
-    UNROLL for (int j = 0; j < keys; j++) row[j] = rows[j < nk ? j : nk - 1];
-    int d = 0;
-    for (; d + 16 <= D; d += 16) {
-        v16 a[4];
-        UNROLL for (int i = 0; i < nq; i++) a[i] = v_ld(q + i * ldq + d);
-        UNROLL for (int j = 0; j < keys; j++)
-        {
-            v16 k = ld_row(t, row[j], d);
-            UNROLL for (int i = 0; i < nq; i++)
-            {
-                acc[i * keys + j] = v_fma(a[i], k, acc[i * keys + j]);
-            }
-        }
-    }
-    if (d < D) {
-        UNROLL for (int j = 0; j < keys; j++)
-        {
-            v16 k = ld_row_n(t, row[j], d, D - d);
-            UNROLL for (int i = 0; i < nq; i++)
-            {
-                v16 a = v_ld_n(q + i * ldq + d, D - d);
-                acc[i * keys + j] = v_fma_n(a, k, acc[i * keys + j], D - d);
-            }
-        }
-    }
-    float out[16];
-    v_st(out, v_mul(v_dots(acc), v_set(scale)));
-    for (int i = 0; i < nq; i++) {
-        if (nk >= keys)
-            memcpy(s + i * lds, out + i * keys, (size_t)keys * 4);
-        else
-            memcpy(s + i * lds, out + i * keys, (size_t)nk * 4);
-    }
-}
-
-#define SCORE_FN(n, k)                                                                             \
-    static void score_f32_##n(int nk, int D, const float *q, int64_t ldq, const void *const *rows, \
-                              float scale, float *s, int64_t lds)                                  \
-    {                                                                                              \
-        score_tile(KK_F32, n, k, nk, D, q, ldq, rows, scale, s, lds);                              \
-    }                                                                                              \
-    static void score_bf16_##n(int nk, int D, const float *q, int64_t ldq,                         \
-                               const void *const *rows, float scale, float *s, int64_t lds)        \
-    {                                                                                              \
-        score_tile(KK_BF16, n, k, nk, D, q, ldq, rows, scale, s, lds);                             \
-    }
-SCORE_TILES(SCORE_FN)
-
-#define SCORE_CASE(n, k)                                                                           \
-    for (; nq - i >= (n); i += (n))                                                                \
-        for (int j = 0; j < nk; j += (k))                                                          \
-            (t == KK_F32 ? score_f32_##n : score_bf16_##n)(nk - j, D, q + i * ldq, ldq, rows + j,  \
-                                                           scale, s + i * lds + j, lds);
-
-static void scores_any(enum kk_dtype t, int nq, int nk, int D, const float *q, int64_t ldq,
-                       const void *const *rows, float scale, float *s, int64_t lds)
-{
-    int i = 0;
-    SCORE_TILES(SCORE_CASE)
-}
-
-static void scores_f32(int nq, int nk, int D, const float *q, int64_t ldq, const void *const *rows,
-                       float scale, float *s, int64_t lds)
-{
-    scores_any(KK_F32, nq, nk, D, q, ldq, rows, scale, s, lds);
-}
-
-static void scores_bf16(int nq, int nk, int D, const float *q, int64_t ldq, const void *const *rows,
-                        float scale, float *s, int64_t lds)
-{
-    scores_any(KK_BF16, nq, nk, D, q, ldq, rows, scale, s, lds);
-}
-
-/* nq queries x vecs vectors of D from d on; n < 16 only when vecs is 1 */
-V void pv_tile(const enum kk_dtype t, const int nq, const int vecs, int nk, int n, const float *p,
-               int64_t ldp, const void *const *rows, int d, float *o, int64_t ldo)
-{
-    v16 acc[4][4];
-    UNROLL for (int i = 0; i < nq; i++)
-    {
-        UNROLL for (int v = 0; v < vecs; v++) acc[i][v] = v_zero();
-    }
-    for (int j = 0; j < nk; j++) {
-        v16 w[4];
-        UNROLL for (int i = 0; i < nq; i++) w[i] = v_set(p[i * ldp + j]);
-        UNROLL for (int v = 0; v < vecs; v++)
-        {
-            v16 r = n < 16 ? ld_row_n(t, rows[j], d, n) : ld_row(t, rows[j], d + v * 16);
-            UNROLL for (int i = 0; i < nq; i++) acc[i][v] = v_fma(w[i], r, acc[i][v]);
-        }
-    }
-    UNROLL for (int i = 0; i < nq; i++)
-    {
-        UNROLL for (int v = 0; v < vecs; v++)
-            v_st_n(o + i * ldo + d + v * 16, n - v * 16, acc[i][v]);
-    }
-}
-
-typedef void pv_fn(int nk, int n, const float *p, int64_t ldp, const void *const *rows, int d,
-                   float *o, int64_t ldo);
-#define PV_FN(q, v)                                                                                \
-    static void pv_f32_##q##x##v(int nk, int n, const float *p, int64_t ldp,                       \
-                                 const void *const *rows, int d, float *o, int64_t ldo)            \
-    {                                                                                              \
-        pv_tile(KK_F32, q, v, nk, n, p, ldp, rows, d, o, ldo);                                     \
-    }                                                                                              \
-    static void pv_bf16_##q##x##v(int nk, int n, const float *p, int64_t ldp,                      \
-                                  const void *const *rows, int d, float *o, int64_t ldo)           \
-    {                                                                                              \
-        pv_tile(KK_BF16, q, v, nk, n, p, ldp, rows, d, o, ldo);                                    \
-    }
-#define PV_F32_SLOT(q, v)  [q][v] = pv_f32_##q##x##v,
-#define PV_BF16_SLOT(q, v) [q][v] = pv_bf16_##q##x##v,
-PV_TILES(PV_FN)
-static pv_fn *const pv_tiles[2][5][5] = {
-    [KK_F32] = {PV_TILES(PV_F32_SLOT)},
-    [KK_BF16] = {PV_TILES(PV_BF16_SLOT)},
-};
-
-static void pv_any(enum kk_dtype t, int nq, int nk, int D, const float *p, int64_t ldp,
-                   const void *const *rows, float *o, int64_t ldo)
-{
-    for (int i = 0, m; i < nq; i += m) {
-        m = nq - i >= 4 ? 4 : nq - i >= 2 ? 2 : 1;
-        for (int d = 0, v, n; d < D; d += v * 16) {
-            v = pv_vecs[m];
-            while (v > 1 && d + v * 16 > D) v /= 2;
-            n = D - d < v * 16 ? D - d : v * 16;
-            pv_tiles[t][m][v](nk, n, p + i * ldp, ldp, rows, d, o + i * ldo, ldo);
-        }
-    }
-}
-
-static void pv_f32(int nq, int nk, int D, const float *p, int64_t ldp, const void *const *rows,
-                   float *o, int64_t ldo)
-{
-    pv_any(KK_F32, nq, nk, D, p, ldp, rows, o, ldo);
-}
-
-static void pv_bf16(int nq, int nk, int D, const float *p, int64_t ldp, const void *const *rows,
-                    float *o, int64_t ldo)
-{
-    pv_any(KK_BF16, nq, nk, D, p, ldp, rows, o, ldo);
-}
-
-/* Elements from i on, n <= 16 of them, of a row times its weight */
-V v16 derive_16(const enum kk_dtype t, int i, int n, const void *row, const float *w)
-{
-    return v_mul(ld_row_n(t, row, i, n), v_ld_n(w + i, n));
-}
-
-/* n <= 16 pairs {a, b} turned by {cos, sin} */
-V void rope_16(int n, v16 a, v16 b, const float *cs, float *lo, float *hi)
-{
-    v16 c, s;
-    v_ld_pairs_n(cs, n, &c, &s);
-    v_st_n(lo, n, v_fnma(b, s, v_mul(a, c)));
-    v_st_n(hi, n, v_fma(a, s, v_mul(b, c)));
-}
-
-V void derive_scale(const enum kk_dtype t, int i, int to, const void *row, const float *w, float *k)
-{
-    for (; i + 16 <= to; i += 16) v_st(k + i, derive_16(t, i, 16, row, w));
-    if (i < to) v_st_n(k + i, to - i, derive_16(t, i, to - i, row, w));
-}
-
-V void derive_pairs(const enum kk_dtype t, int r, int n, int h, const void *row, const float *w,
-                    const float *cs, float *k)
-{
-    v16 a = derive_16(t, r, n, row, w), b = derive_16(t, h + r, n, row, w);
-    rope_16(n, a, b, cs + 2 * r, k + r, k + h + r);
-}
-
-V void derive_any(const enum kk_dtype t, int nk, int D, int R, const void *const *rows,
-                  const float *w, const float *const *cs, float *k)
-{
-    const int h = D / 2;
-    for (int j = 0; j < nk; j++, k += D) {
-        int r = 0;
-        for (; r + 16 <= R; r += 16) derive_pairs(t, r, 16, h, rows[j], w, cs[j], k);
-        if (r < R) derive_pairs(t, r, R - r, h, rows[j], w, cs[j], k);
-        derive_scale(t, R, h, rows[j], w, k);
-        derive_scale(t, h + R, D, rows[j], w, k);
-    }
-}
-
-static void derive_f32(int nk, int D, int R, const void *const *rows, const float *w,
-                       const float *const *cs, float *k)
-{
-    derive_any(KK_F32, nk, D, R, rows, w, cs, k);
-}
-
-static void derive_bf16(int nk, int D, int R, const void *const *rows, const float *w,
-                        const float *const *cs, float *k)
-{
-    derive_any(KK_BF16, nk, D, R, rows, w, cs, k);
-}
+#include "dev/cpu/kern_rows_int.h"
 
 /* ---- elementwise: kk_exp and its users, 16 at once ---- */
 
@@ -503,6 +288,11 @@ static void store_bf16(int n, const float *x, void *dst)
     for (int i = 0; i < n; i += 16) v_st_bf16_n((uint16_t *)dst + i, n - i, v_ld_n(x + i, n - i));
 }
 
+static void store_q8(int n, const float *x, void *dst)
+{
+    kk_row_store_q8(n, x, dst);
+}
+
 #define ARGMAX_BLOCK 1024
 
 /* A block at a time: the largest of each, then the first place that holds it. A NaN is never
@@ -527,11 +317,12 @@ static int64_t argmax(int64_t n, const float *x)
 
 #define KERN_TABLE(name)                                                                           \
     {                                                                                              \
-        .isa = name, .gemm = {gemm_f32, gemm_bf16, gemm_f16}, .scores = {scores_f32, scores_bf16}, \
-        .derive = {derive_f32, derive_bf16}, .softmax = softmax, .pv = {pv_f32, pv_bf16},          \
-        .merge = merge, .norm = norm, .rope = rope, .glu = glu, .softcap = softcap,                \
-        .add_scale = add_scale, .add = add, .axpy = axpy, .store = {store_f32, store_bf16},        \
-        .argmax = argmax                                                                           \
+        .isa = name, .gemm = {gemm_f32, gemm_bf16, gemm_f16},                                      \
+        .scores = {scores_f32, scores_bf16, scores_q8},                                            \
+        .derive = {derive_f32, derive_bf16, derive_q8}, .softmax = softmax,                        \
+        .pv = {pv_f32, pv_bf16, pv_q8}, .merge = merge, .norm = norm, .rope = rope, .glu = glu,    \
+        .softcap = softcap, .add_scale = add_scale, .add = add, .axpy = axpy,                      \
+        .store = {store_f32, store_bf16, store_q8}, .argmax = argmax                               \
     }
 
 #endif

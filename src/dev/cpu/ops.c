@@ -113,10 +113,11 @@ void kk__cpu_residual(struct kk_dev *dev, const struct kk_residual_args *a)
 static void write_kv(const struct kk_cpu_kern *k, const struct kk_qkv_args *a, int64_t t, int g,
                      const float *cs, float *tmp)
 {
-    const int D = a->D, GD = a->G * D, esz = (int)kk_dtype_bytes(a->kv_dtype);
-    char *row = (char *)a->rows + t * GD * esz * (a->value_only ? 1 : 2);
+    const int D = a->D, GD = a->G * D, type = kk_row_type(a->kv_dtype);
+    const int64_t head = (int64_t)kk_dtype_size(a->kv_dtype, D), half = a->G * head;
+    char *row = (char *)a->rows + t * half * (a->value_only ? 1 : 2);
     const float *v = (a->value_only ? a->k : a->v) + t * GD + g * D;
-    char *v_row = row + (a->value_only ? g * D : GD + g * D) * esz;
+    char *v_row = row + (a->value_only ? 0 : half) + g * head;
     if (!a->value_only) {
         const float *from = a->k + t * GD + g * D;
         if (a->k_norm)
@@ -124,14 +125,14 @@ static void write_kv(const struct kk_cpu_kern *k, const struct kk_qkv_args *a, i
         else
             memcpy(tmp, from, (size_t)D * sizeof *tmp);
         k->rope(D, a->R, cs, tmp);
-        k->store[a->kv_dtype](D, tmp, row + g * D * esz);
+        k->store[type](D, tmp, row + g * head);
     }
     if (a->raw_value) {
-        k->store[a->kv_dtype](D, v, v_row);
+        k->store[type](D, v, v_row);
         return;
     }
     k->norm(D, v, NULL, a->eps, tmp);
-    k->store[a->kv_dtype](D, tmp, v_row);
+    k->store[type](D, tmp, v_row);
 }
 
 static void qkv_rows(struct kk_cpu *c, const void *args, int64_t lo, int64_t hi, int worker)
@@ -209,18 +210,19 @@ void kk__cpu_argmax(struct kk_dev *dev, const struct kk_argmax_args *a)
     }
 }
 
-/* ---- kv_store: items are sequences ---- */
+/* ---- kv_store: items are sequences of layers ---- */
 
 static void store_seqs(struct kk_cpu *c, const void *args, int64_t lo, int64_t hi, int worker)
 {
     const struct kk_kv_store_args *a = args;
     (void)c, (void)worker;
-    for (int64_t b = lo; b < hi; b++) {
-        const struct kk_kv_seq *s = &a->seqs[b];
-        const int32_t end = s->committed + a->keep[b];
+    for (int64_t i = lo; i < hi; i++) {
+        const struct kk_kv_seq *s = &a->seqs[i / a->B * a->stride + i % a->B];
+        const int32_t end = s->row_bytes ? s->committed + a->keep[i % a->B] : 0;
+        const size_t n = (size_t)s->row_bytes;
         for (int32_t j = s->committed; j < end; j++) {
             if (s->ring && j >= s->sinks && end - j > s->ring) continue; /* a newer row wins */
-            memcpy(kk_kv_slot(s, j, a->row_bytes), kk_kv_row(s, j, a->row_bytes), a->row_bytes);
+            memcpy(kk_kv_slot(s, j, n), kk_kv_row(s, j, n), n);
         }
     }
 }
@@ -229,8 +231,9 @@ void kk__cpu_kv_store(struct kk_dev *dev, const struct kk_kv_store_args *a)
 {
     int64_t rows = 0;
     for (int b = 0; b < a->B; b++) rows += a->keep[b];
-    if (!a->B) return;
-    kk__cpu_rows(kk__cpu(dev), a->B, rows * NS((int64_t)a->row_bytes / 4) / a->B, store_seqs, a);
+    if (!rows) return;
+    kk__cpu_rows(kk__cpu(dev), (int64_t)a->n_layers * a->B,
+                 rows * NS(a->seqs->row_bytes / 4) / a->B, store_seqs, a);
 }
 
 /* ---- convert: for restoration ---- */

@@ -76,9 +76,6 @@ static int reserve(struct kk_dev *dev, const struct kk_limits *want, struct kk_a
     const struct kk_limits l = kk_limits_widest(c->limits, want);
     const size_t bytes = reserve_bytes(dev, &l);
     void *base;
-    if (l.max_model_width > KK_CUDA_WIDEST)
-        return kk_fail(err, KK_EUNSUPPORTED, "%s: a model width of %d, at most %d", dev->name,
-                       l.max_model_width, KK_CUDA_WIDEST);
     int rc = kk_dev_alloc(dev, acc, bytes, &base, err);
     if (rc) return rc;
     kk_dev_free(dev, c->account, c->scratch, c->scratch_bytes);

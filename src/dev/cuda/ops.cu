@@ -163,17 +163,21 @@ __global__ static void __launch_bounds__(THREADS) residual_row(struct kk_residua
      : (C) <= 3072 ? name<3, true>                                                                 \
      : (C) <= 8192 ? name<8, true>                                                                 \
                    : name<16, true>)
+enum { WIDEST = 4 * THREADS * 16 };
 
 void kk__cuda_norm(struct kk_dev *dev, const struct kk_norm_args *a)
 {
-    KK_BUG_ON(a->C > KK_CUDA_WIDEST);
+    if (a->C > WIDEST)
+        kk__cuda_latch(kk__cuda(dev), cudaErrorInvalidValue, "norm of so wide a row");
     kk__launch(kk__cuda(dev), "norm", ROW_KERNEL(norm_row, a->C), dim3((unsigned)a->T),
                dim3(THREADS), 0, *a);
 }
 
 void kk__cuda_residual(struct kk_dev *dev, const struct kk_residual_args *a)
 {
-    KK_BUG_ON(a->n_in < 1 || a->n_in > 2 || a->n_out < 0 || a->n_out > 3 || a->C > KK_CUDA_WIDEST);
+    KK_BUG_ON(a->n_in < 1 || a->n_in > 2 || a->n_out < 0 || a->n_out > 3);
+    if (a->C > WIDEST)
+        kk__cuda_latch(kk__cuda(dev), cudaErrorInvalidValue, "residual of so wide a row");
     kk__launch(kk__cuda(dev), "residual", ROW_KERNEL(residual_row, a->C), dim3((unsigned)a->T),
                dim3(THREADS), 0, *a);
 }
@@ -460,25 +464,25 @@ size_t kk__cuda_ops_scratch(const struct kk_cuda *, const struct kk_limits *)
 
 /* ---- kv_store ----------------------------------------------------------------------------- */
 
-enum { STORE_BLOCKS = 64 }; /* of a sequence */
+enum { STORE_BLOCKS = 64 }; /* of a sequence of a layer */
 
 __global__ static void __launch_bounds__(THREADS) store_rows(struct kk_kv_store_args a)
 {
     cudaGridDependencySynchronize();
     cudaTriggerProgrammaticLaunchCompletion();
-    const struct kk_kv_seq s = a.seqs[blockIdx.y];
-    const int32_t end = s.committed + a.keep[blockIdx.y];
+    const int b = (int)blockIdx.y % a.B;
+    const struct kk_kv_seq s = a.seqs[(int)blockIdx.y / a.B * a.stride + b];
+    const int32_t end = s.row_bytes ? s.committed + a.keep[b] : 0;
     for (int32_t j = s.committed + (int32_t)blockIdx.x; j < end; j += (int32_t)gridDim.x) {
         if (s.ring && j >= s.sinks && end - j > s.ring) continue; /* a newer row wins */
-        copy_bytes((char *)kk_kv_slot(&s, j, a.row_bytes),
-                   (const char *)kk_kv_row(&s, j, a.row_bytes), (int64_t)a.row_bytes);
+        copy_bytes((char *)kk_kv_slot(&s, j, (size_t)s.row_bytes),
+                   (const char *)kk_kv_row(&s, j, (size_t)s.row_bytes), s.row_bytes);
     }
 }
 
 void kk__cuda_kv_store(struct kk_dev *dev, const struct kk_kv_store_args *a)
 {
-    struct kk_cuda *c = kk__cuda(dev);
-    const int most = c->limits.max_rows < STORE_BLOCKS ? c->limits.max_rows : STORE_BLOCKS;
-    kk__launch(c, "kv_store", store_rows, dim3((unsigned)(most > 1 ? most : 1), (unsigned)a->B),
-               dim3(THREADS), 0, *a);
+    const int rows = a->most < STORE_BLOCKS ? a->most : STORE_BLOCKS;
+    kk__launch(kk__cuda(dev), "kv_store", store_rows,
+               dim3((unsigned)rows, (unsigned)(a->n_layers * a->B)), dim3(THREADS), 0, *a);
 }

@@ -1,6 +1,7 @@
 /* The values wanted are those of the Python package gguf (tools/golden/quant.py): the same bits. */
 #include "kk_test.h"
 
+#include <math.h>
 #include <stdio.h>
 
 #include "base/fs.h"
@@ -57,9 +58,27 @@ static void test_codes(void **state)
     }
 }
 
+/* Every f16 comes back; halfway goes to the even one, and a step of f32 decides else. */
+static void test_f16(void **state)
+{
+    (void)state;
+    for (uint32_t h = 0; h < 0x7c00; h++) {
+        const float x = kk_f16_to_f32((uint16_t)h), y = kk_f16_to_f32((uint16_t)(h + 1));
+        const float half = h == 0x7bff ? 65520.0f : x + (y - x) / 2;
+        assert_int_equal(kk_f32_to_f16(x), h);
+        assert_int_equal(kk_f32_to_f16(-x), h | 0x8000);
+        assert_int_equal(kk_f32_to_f16(half), h + h % 2);
+        assert_int_equal(kk_f32_to_f16(nextafterf(half, 0)), h);
+        assert_int_equal(kk_f32_to_f16(nextafterf(half, INFINITY)), h + 1);
+    }
+    assert_int_equal(kk_f32_to_f16(INFINITY), 0x7c00);
+    assert_int_equal(kk_f32_to_f16(-3e38f), 0xfc00);
+    assert_int_equal(kk_f32_to_f16(NAN) & 0x7e00, 0x7e00);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_dequant),
-                                       cmocka_unit_test(test_codes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_dequant), cmocka_unit_test(test_codes),
+                                       cmocka_unit_test(test_f16)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -31,6 +31,9 @@ static json_t *honest(void)
         }
         json_object_set_new(rung, "arms", arms);
         json_object_set_new(rung, "reasons", json_object());
+        json_object_set_new(rung, "one_shot",
+                            json_pack("{s:f, s:f, s:i, s:i, s:i}", "recall", 1.0, "kl_native", 0.2,
+                                      "kl_positions", 32, "samples", 2, "rows_replaced", 80));
         json_array_append_new(rungs, rung);
     }
     json_object_set_new(report, "rungs", rungs);
@@ -40,6 +43,7 @@ static json_t *honest(void)
 static json_t *arm(json_t *report, const char *name)
 {
     json_t *rung = json_array_get(json_object_get(report, "rungs"), 0);
+    if (!strcmp(name, "one_shot")) return json_object_get(rung, name);
     return json_object_get(json_object_get(rung, "arms"), name);
 }
 
@@ -61,6 +65,7 @@ static void honest_reports_pass(void **state)
     json_object_set_new(json_object_get(rung, "arms"), "restored", json_null());
     json_object_set_new(json_object_get(rung, "reasons"), "restored",
                         json_string("no --f-theta was given"));
+    json_object_set_new(rung, "one_shot", json_null());
     KK_ASSERT_OK(kk_scorecard_gate(r, &err), &err);
     json_decref(r);
 }
@@ -94,6 +99,11 @@ static void forged_fields_are_refused(void **state)
         {"s5", "samples", "0", "no samples"},
         {"s5", "kv_host_bytes", "-1", "negative"},
         {"s5", "ar_tok_s", "null", "missing"},
+        {"one_shot", "rows_replaced", "0", "the map did not run"},
+        {"one_shot", "kl_native", "0.0", "compared with itself"},
+        {"one_shot", "kl_positions", "0", "over no positions"},
+        {"one_shot", "recall", "1.5", "one_shot: recall"},
+        {"one_shot", "samples", "0", "no samples"},
     };
     for (size_t i = 0; i < sizeof forged / sizeof *forged; i++) {
         json_t *r = honest();

@@ -77,10 +77,27 @@ static uint16_t f32_to_f16(float f) /* normal range, truncated */
     return (uint16_t)(e <= 0 ? sign : sign | (uint32_t)(e > 30 ? 30 : e) << 10 | (u >> 13 & 1023));
 }
 
+/* Blocks of 32 as ggml has them: f16 d, codes */
+static void *to_q8(float *x, int64_t n, void *dst)
+{
+    for (char *block = dst; n >= 32; n -= 32, x += 32, block += 34) {
+        float most = 0;
+        for (int i = 0; i < 32; i++) most = fmaxf(most, fabsf(x[i]));
+        const uint16_t d = kk_f32_to_f16(most / 127.0f);
+        memcpy(block, &d, 2);
+        for (int i = 0; i < 32; i++) {
+            block[2 + i] = (char)lrintf(most > 0 ? x[i] * (127.0f / most) : 0);
+            x[i] = (float)(int8_t)block[2 + i] * kk_f16_to_f32(d);
+        }
+    }
+    return dst;
+}
+
 /* x rounded to t in place; its stored form in the result (malloc) */
 static void *to_dtype(enum kk_dtype t, float *x, int64_t n)
 {
     uint16_t *h = malloc((size_t)n * 4 + 1);
+    if (t == KK_Q8_0) return to_q8(x, n, h);
     if (t == KK_F32) return memcpy(h, x, (size_t)n * 4);
     for (int64_t i = 0; i < n; i++) {
         h[i] = t == KK_BF16 ? kk_f32_to_bf16(x[i]) : f32_to_f16(x[i]);

@@ -56,7 +56,7 @@ static void make_blocks(int n, int block_rows, size_t row_bytes, char **mem, voi
 static void make_seq(struct attn_case *c, struct seq *s, int committed, int n)
 {
     const enum kk_dtype t = c->a.kv_dtype;
-    const size_t row_bytes = (size_t)c->row * kk_dtype_bytes(t);
+    const size_t row_bytes = kk_dtype_size(t, c->row);
     const int total = committed + n, block = between(1, 70);
     const int reach = c->a.mask.near < c->a.mask.window ? c->a.mask.near : c->a.mask.window;
     *s = (struct seq){.committed = committed, .n = n, .v = normals((int64_t)total * c->row, 1)};
@@ -96,7 +96,10 @@ static struct kk_mask any_mask(void)
 
 static void make_case(struct attn_case *c, int n)
 {
-    int D = 2 * between(1, 48), G = between(1, 3), H = G * between(1, 5), B = between(1, MOST_SEQS);
+    static const enum kk_dtype types[] = {KK_F32, KK_BF16, KK_Q8_0};
+    const enum kk_dtype type = types[n / 4 % 3];
+    int D = type == KK_Q8_0 ? 32 * between(1, 3) : 2 * between(1, 48);
+    int G = between(1, 3), H = G * between(1, 5), B = between(1, MOST_SEQS);
     int deep = n % 3 ? 300 : 1500, T = 0;
     *c = (struct attn_case){.row = G * D * (n / 2 % 2 ? 1 : 2)};
     c->a = (struct kk_attn_args){.B = B,
@@ -109,7 +112,7 @@ static void make_case(struct attn_case *c, int n)
                                  .seq = c->seq,
                                  .mask = any_mask(),
                                  .scale = between(0, 1) ? 1.0f : 0.21f,
-                                 .kv_dtype = n % 2 ? KK_BF16 : KK_F32};
+                                 .kv_dtype = type};
     if (B == 1 && between(0, 2)) {
         c->a.mask.exact_near = between(20, 64);
         c->a.mask.exact_sinks = between(0, 5);
@@ -314,6 +317,12 @@ static void test_too_many_heads(void **state)
 
 /* ---- commit ---- */
 
+static int32_t min3(const int32_t v[3])
+{
+    const int32_t a = v[0] < v[1] ? v[0] : v[1];
+    return a < v[2] ? a : v[2];
+}
+
 static void test_kv_store(void **state)
 {
     (void)state;
@@ -330,7 +339,8 @@ static void test_kv_store(void **state)
                                       .n_step = between(0, 40),
                                       .block_rows = between(1, 50),
                                       .sinks = ring ? between(0, 8) : 0,
-                                      .ring = ring};
+                                      .ring = ring,
+                                      .row_bytes = (int32_t)row};
             if (!ring) slots = s[b].committed + 40;
             make_blocks(slots, s[b].block_rows, row, &mem[b], &blocks[b]);
             s[b].blocks = blocks[b];
@@ -341,8 +351,16 @@ static void test_kv_store(void **state)
             expect[b] = malloc((size_t)size);
             memcpy(expect[b], mem[b], (size_t)size);
         }
-        for (int i = 0; i < n_devs; i++)
-            devs[i]->ops->kv_store(devs[i], &(struct kk_kv_store_args){3, s, keep, row});
+        /* as one layer of three sequences, or three layers of one that keep the same */
+        const int layers = n % 2 ? 1 : 3;
+        if (layers == 3) keep[0] = keep[1] = keep[2] = min3(keep);
+        const struct kk_kv_store_args a = {.n_layers = layers,
+                                           .B = 3 / layers,
+                                           .stride = 3 / layers,
+                                           .most = 40,
+                                           .seqs = s,
+                                           .keep = keep};
+        for (int i = 0; i < n_devs; i++) devs[i]->ops->kv_store(devs[i], &a);
         for (int b = 0; b < 3; b++) {
             for (int k = 0; k < keep[b]; k++) {
                 char *slot = kk_kv_slot(&s[b], s[b].committed + k, row);

@@ -470,23 +470,27 @@ static void test_argmax(void **state)
 
 /* ---- kv_store ---- */
 
-enum { SEQS = 5, BLOCKS = 4 };
+enum { SEQS = 6, BLOCKS = 4 }; /* of two layers, three each */
 
 /* The step rows of some sequences into rings and block tables, as the CPU stores them. */
 static void check_store(size_t row_bytes, int max_step)
 {
     struct kk_kv_seq host[SEQS], dev[SEQS];
     void *mem[SEQS][BLOCKS], *dev_mem[SEQS][BLOCKS], *step[SEQS];
-    int32_t keep[SEQS];
+    int32_t keep[SEQS / 2], most = 0;
+    for (int b = 0; b < SEQS / 2; b++) {
+        keep[b] = between(0, max_step);
+        if (keep[b] > most) most = keep[b];
+    }
     for (int b = 0; b < SEQS; b++) {
         struct kk_kv_seq *s = &host[b];
         const int ring = b % 2, room = ring ? 1 : BLOCKS;
-        *s = (struct kk_kv_seq){.n_step = between(1, max_step)};
+        *s = (struct kk_kv_seq){.n_step = between(keep[b % (SEQS / 2)], max_step + 1)};
+        s->row_bytes = between(0, 6) ? (int32_t)row_bytes : 0;
         s->sinks = ring ? between(0, 4) : 0;
         s->ring = ring ? between(1, 70) : 0;
         s->block_rows = ring ? s->sinks + s->ring : 128;
         s->committed = between(0, ring ? 300 : BLOCKS * 128 - s->n_step);
-        keep[b] = between(0, s->n_step);
         const size_t bytes = (size_t)s->block_rows * row_bytes;
         for (int i = 0; i < room; i++) {
             mem[b][i] = normals((int64_t)(bytes / 4) + 1, 1);
@@ -499,7 +503,9 @@ static void check_store(size_t row_bytes, int max_step)
         dev[b].blocks = to_gpu(dev_mem[b], (size_t)room * sizeof(void *));
         dev[b].step = to_gpu(step[b], (size_t)s->n_step * row_bytes);
     }
-    struct kk_kv_store_args a = {.B = SEQS, .seqs = host, .keep = keep, .row_bytes = row_bytes};
+    struct kk_kv_store_args a = {.n_layers = 2, .B = SEQS / 2, .stride = SEQS / 2, .most = most};
+    a.seqs = host;
+    a.keep = keep;
     cpu->ops->kv_store(cpu, &a);
     a.seqs = to_gpu(dev, sizeof dev);
     a.keep = to_gpu(keep, sizeof keep);

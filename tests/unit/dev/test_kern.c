@@ -51,12 +51,16 @@ static uint16_t f16_value(int rare)
 /* n values of type t, aligned as weights are when the size is a multiple of 64 */
 static void *stored(enum kk_dtype t, int64_t n, int rare)
 {
-    size_t bytes = (size_t)n * kk_dtype_bytes(t);
+    size_t bytes = kk_dtype_size(t, n);
     void *p = bytes % 64 ? malloc(bytes) : aligned_alloc(64, bytes + (bytes ? 0 : 64));
     for (int64_t i = 0; i < n; i++) {
         if (t == KK_F32) ((float *)p)[i] = value(rare);
         if (t == KK_BF16) ((uint16_t *)p)[i] = kk_f32_to_bf16(value(rare));
-        if (t == KK_F16) ((uint16_t *)p)[i] = f16_value(rare);
+        if (t == KK_F16 || (t == KK_Q8_0 && i % 32 == 0)) {
+            const uint16_t h = f16_value(rare);
+            memcpy((char *)p + (t == KK_F16 ? i * 2 : i / 32 * 34), &h, 2);
+        }
+        if (t == KK_Q8_0) ((int8_t *)p)[i / 32 * 34 + 2 + i % 32] = (int8_t)kk_test_u64(&rng);
     }
     return p;
 }
@@ -135,22 +139,27 @@ static void free_rows(void **rows, int nk)
     free(rows);
 }
 
-static void attention_case(enum kk_dtype t, int nq, int nk, int D, int rare)
+static const enum kk_dtype row_types[KK_ROW_TYPES] = {KK_F32, KK_BF16, KK_Q8_0};
+
+static void attention_case(int type, int nq, int nk, int D, int rare)
 {
+    const enum kk_dtype t = row_types[type];
+    if (t == KK_Q8_0) D = (D + 31) / 32 * 32;
+    const int64_t ahead = kk_test_between(&rng, -100000, 100000);
     int64_t ldq = D + kk_test_below(&rng, 3), lds = nk + kk_test_below(&rng, 3);
     float *q = floats((nq - 1) * ldq + D, rare), *s = floats(nq * lds, 0), *z = copy(s, nq * lds);
     void **rows = make_rows(t, nk, D, rare);
     const void *const *r = (const void *const *)rows;
     char what[80];
     snprintf(what, sizeof what, "scores %s %d x %d x %d", kk_dtype_name(t), nq, nk, D);
-    scalar->scores[t](nq, nk, D, q, ldq, r, 0.0625f, s, lds);
-    fast->scores[t](nq, nk, D, q, ldq, r, 0.0625f, z, lds);
+    scalar->scores[type](nq, nk, D, q, ldq, r, 0.0625f, s, lds, 0);
+    fast->scores[type](nq, nk, D, q, ldq, r, 0.0625f, z, lds, ahead);
     same(z, s, nq * lds, what);
 
     float *p = floats((nq - 1) * lds + nk, rare), *o = floats(nq * ldq, 0), *u = copy(o, nq * ldq);
     snprintf(what, sizeof what, "pv %s %d x %d x %d", kk_dtype_name(t), nq, nk, D);
-    scalar->pv[t](nq, nk, D, p, lds, r, o, ldq);
-    fast->pv[t](nq, nk, D, p, lds, r, u, ldq);
+    scalar->pv[type](nq, nk, D, p, lds, r, o, ldq, 0);
+    fast->pv[type](nq, nk, D, p, lds, r, u, ldq, ahead);
     same(u, o, nq * ldq, what);
     free_rows(rows, nk);
     free(q), free(s), free(z), free(p), free(o), free(u);
@@ -167,8 +176,8 @@ static void test_minus_zero(void **state)
     for (int i = 0; i < D; i++) row[i] = -1e-30f;
     for (int j = 0; j < NK; j++) rows[j] = row;
     for (int nq = 1; nq <= 4; nq++) {
-        scalar->scores[KK_F32](nq, NK, D, q, D, rows, 1.0f, s, NK);
-        fast->scores[KK_F32](nq, NK, D, q, D, rows, 1.0f, z, NK);
+        scalar->scores[KK_F32](nq, NK, D, q, D, rows, 1.0f, s, NK, 0);
+        fast->scores[KK_F32](nq, NK, D, q, D, rows, 1.0f, z, NK, 0);
         same(z, s, nq * NK, "scores of vanishing products");
     }
 }
@@ -176,7 +185,7 @@ static void test_minus_zero(void **state)
 static void test_attention(void **state)
 {
     (void)state;
-    for (int t = 0; t < 2; t++) {
+    for (int t = 0; t < KK_ROW_TYPES; t++) {
         for (int i = 0; i < 120; i++)
             attention_case(t, kk_test_between(&rng, 1, 9), kk_test_between(&rng, 1, 40),
                            2 * kk_test_between(&rng, 1, 80), i % 3 == 0 ? 50 : 0);
@@ -188,16 +197,18 @@ static void test_attention(void **state)
     }
 }
 
-static void derive_case(enum kk_dtype t, int nk, int D, int R, int rare)
+static void derive_case(int type, int nk, int D, int R, int rare)
 {
+    const enum kk_dtype t = row_types[type];
+    if (t == KK_Q8_0) D = (D + 31) / 32 * 32;
     void **rows = make_rows(t, nk, D, rare);
     float **cs = malloc((size_t)nk * sizeof *cs);
     for (int j = 0; j < nk; j++) cs[j] = floats(2 * R, rare);
     float *w = floats(D, rare), *k = floats(nk * D, 0), *z = copy(k, nk * D);
     char what[80];
     snprintf(what, sizeof what, "derive %s %d x %d, R %d", kk_dtype_name(t), nk, D, R);
-    scalar->derive[t](nk, D, R, (const void *const *)rows, w, (const float *const *)cs, k);
-    fast->derive[t](nk, D, R, (const void *const *)rows, w, (const float *const *)cs, z);
+    scalar->derive[type](nk, D, R, (const void *const *)rows, w, (const float *const *)cs, k);
+    fast->derive[type](nk, D, R, (const void *const *)rows, w, (const float *const *)cs, z);
     same(z, k, nk * D, what);
     free_rows(rows, nk), free_rows((void **)cs, nk);
     free(w), free(k), free(z);
@@ -206,10 +217,10 @@ static void derive_case(enum kk_dtype t, int nk, int D, int R, int rare)
 static void test_derive_rope(void **state)
 {
     (void)state;
-    for (int i = 0; i < 200; i++) {
+    for (int i = 0; i < 300; i++) {
         int D = i % 2 ? 64 << kk_test_below(&rng, 4) : 2 * kk_test_between(&rng, 1, 70);
         int R = kk_test_below(&rng, 3) ? kk_test_between(&rng, 0, D / 2) : D / 2;
-        derive_case(i / 2 % 2, kk_test_between(&rng, 1, 5), D, R, i % 5 == 0 ? 40 : 0);
+        derive_case(i / 2 % KK_ROW_TYPES, kk_test_between(&rng, 1, 5), D, R, i % 5 == 0 ? 40 : 0);
         float *cs = floats(2 * R, 0), *q = floats(D, i % 5 == 0 ? 40 : 0), *z = copy(q, D);
         scalar->rope(D, R, cs, q);
         fast->rope(D, R, cs, z);
@@ -265,7 +276,11 @@ static void elementwise_case(int n, int rare)
     uint16_t *h = malloc((size_t)n * 2), *g = malloc((size_t)n * 2);
     scalar->store[KK_BF16](n, x, h), fast->store[KK_BF16](n, x, g);
     assert_memory_equal(h, g, (size_t)n * 2);
-    free(x), free(w), free(y), free(z), free(h), free(g);
+    char *a8 = malloc(kk_dtype_size(KK_Q8_0, n)), *b8 = malloc(kk_dtype_size(KK_Q8_0, n));
+    scalar->store[kk_row_type(KK_Q8_0)](n / 32 * 32, x, a8);
+    fast->store[kk_row_type(KK_Q8_0)](n / 32 * 32, x, b8);
+    assert_memory_equal(a8, b8, kk_dtype_size(KK_Q8_0, n));
+    free(x), free(w), free(y), free(z), free(h), free(g), free(a8), free(b8);
 }
 
 static void test_elementwise(void **state)

@@ -385,6 +385,18 @@ struct qkv_case {
     int row; /* floats of a stored row */
 };
 
+/* n stored numbers, from anywhere */
+static void from_dtype(enum kk_dtype t, const char *src, int64_t n, float *x)
+{
+    if (t == KK_F32) memcpy(x, src, (size_t)n * 4);
+    if (t == KK_Q8_0) kk_dequant(t, src, (uint64_t)n, x);
+    for (int64_t i = 0; t == KK_BF16 && i < n; i++) {
+        uint16_t h;
+        memcpy(&h, src + 2 * i, 2);
+        x[i] = kk_bf16_to_f32(h);
+    }
+}
+
 /* A row of output: q, then the stored row as floats. */
 static void run_qkv(const void *p, int i, int t0, int t1, float *out)
 {
@@ -403,13 +415,9 @@ static void run_qkv(const void *p, int i, int t0, int t1, float *out)
     for (int t = 0; t < T; t++) {
         memcpy(out, q + t * HD, (size_t)HD * sizeof *q);
         out += HD;
-        for (int k = 0; k < c->row; k++, rows += kk_dtype_bytes(a.kv_dtype)) {
-            uint16_t h;
-            memcpy(&h, rows, 2);
-            *out = kk_bf16_to_f32(h);
-            if (a.kv_dtype == KK_F32) memcpy(out, rows, 4);
-            out++;
-        }
+        from_dtype(a.kv_dtype, rows, c->row, out);
+        rows += kk_dtype_size(a.kv_dtype, c->row);
+        out += c->row;
     }
     free(q);
 }
@@ -452,10 +460,14 @@ static void ref_qkv(const void *p, int t, const float *got, double *want)
 static void test_qkv(void **state)
 {
     (void)state;
-    for (int n = 0; n < 36; n++) {
+    static const enum kk_dtype types[] = {KK_F32, KK_BF16, KK_Q8_0};
+    static const double tol[] = {1e-5, 4e-3, 6e-3}; /* half a step of the type */
+    for (int n = 0; n < 54; n++) {
         struct qkv_case c;
-        int T = between(1, n % 4 ? 10 : 80), D = 2 * between(1, 48), R = between(0, D / 2);
-        int G = between(1, 3), H = G * between(n % 5 != 0, 4), bf16 = n % 2, value_only = n / 2 % 2;
+        const int type = n % 3, value_only = n / 3 % 2;
+        int T = between(1, n % 4 ? 10 : 80), D = 2 * between(1, 48);
+        if (types[type] == KK_Q8_0) D = 32 * between(1, 3);
+        int R = between(0, D / 2), G = between(1, 3), H = G * between(n % 5 != 0, 4);
         int32_t pos[80];
         for (int t = 0; t < T; t++) pos[t] = between(0, 99);
         float *k = normals((int64_t)T * G * D, 1), *v = normals((int64_t)T * G * D, 1);
@@ -475,9 +487,8 @@ static void test_qkv(void **state)
                                    .eps = 1e-6f,
                                    .pos = pos,
                                    .rope = rope,
-                                   .kv_dtype = bf16 ? KK_BF16 : KK_F32};
-        check_op(&(struct check){"qkv", T, H * D + c.row, bf16 ? 4e-3 : 1e-5, run_qkv, ref_qkv},
-                 &c);
+                                   .kv_dtype = types[type]};
+        check_op(&(struct check){"qkv", T, H * D + c.row, tol[type], run_qkv, ref_qkv}, &c);
         free(k);
         free(v);
         free(q_norm);

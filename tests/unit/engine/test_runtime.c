@@ -2,6 +2,9 @@
  * around it. kk-test: tsan */
 #include "kk_test.h"
 
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -11,7 +14,9 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/engine_int.h"
+#include "base/fs.h"
 #include "engine/runtime.h"
+#include "unit/engine/fault_vfs.h"
 
 #define MINI "synth:tests/data/mini.json:5"
 enum { MINI_V = 160, MOST = 600 };
@@ -455,6 +460,43 @@ static void forks_and_prefixes(void **state)
     kk_engine_close(e);
 }
 
+/* A fork needs room for what it says, not for what it shares: where one session and a half fit,
+ * twenty forks of it do, and none of them is paged out. */
+static void forks_fit_where_one_does(void **state)
+{
+    enum { FORKS = 20, PROMPT = 500 };
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_engine *e = open_engine(1, "none");
+    struct kk_test_rng rng = kk_test_rng("room for forks");
+    struct kk_runtime_stats st;
+    uint32_t ids[PROMPT + 1], want[8];
+    char first[KK_SESSION_ID_MAX], id[KK_SESSION_ID_MAX];
+    struct answer a;
+    const int64_t one = kk_kv_bytes_at(e->pool, PROMPT), tail = kk_kv_bytes_at(e->pool, 128);
+    o.kv_bytes = one + (FORKS + 1) * tail;
+    assert_true(o.kv_bytes < FORKS / 2 * one);
+    struct kk_runtime *rt = open_runtime(o, 8, "none");
+    random_ids(&rng, ids, PROMPT);
+    create(rt, first);
+    append(rt, first, ids, PROMPT);
+    for (int i = 0; i < FORKS; i++) {
+        fine(ask(rt, (struct kk_request){.kind = KK_REQUEST_FORK, .session = first}, &a), &a);
+        memcpy(id, a.id, sizeof id);
+        ids[PROMPT] = (uint32_t)i;
+        append(rt, id, ids + PROMPT, 1);
+        fine(ask(rt, generation(id, 8, 0), &a), &a);
+        alone(e, ids, PROMPT + 1, 8, 0, want);
+        assert_memory_equal(a.ids, want, sizeof want);
+    }
+    kk_runtime_stats(rt, &st);
+    assert_int_equal(st.sessions_resident, FORKS + 1);
+    assert_int_equal(st.resumed, 0);
+    assert_true(st.kv_device_bytes <= o.kv_bytes);
+    kk_runtime_close(rt);
+    kk_engine_close(e);
+}
+
 static void idle_sessions_expire(void **state)
 {
     (void)state;
@@ -518,6 +560,145 @@ static void a_restart_loses_nothing(void **state)
     kk_engine_close(e);
 }
 
+/* ---- a disk that takes nothing ---- */
+
+static void wait_until(struct kk_runtime *rt, int broken)
+{
+    struct kk_runtime_stats st;
+    uint64_t t0 = kk_now_ns();
+    do {
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        kk_runtime_stats(rt, &st);
+    } while (st.state_broken != broken && kk_seconds_since(t0) < 20);
+    assert_int_equal(st.state_broken, broken);
+}
+
+/* While the disk is full, or read-only, no token is sent that a crash could take back, and nobody
+ * fails; when it is not any more, all goes on. Snapshots that were not written cost a second
+ * reading. What was told is there after a restart in the middle of it. */
+static void a_full_disk_costs_time(void **state)
+{
+    static const int codes[][2] = {{SQLITE_FULL, ENOSPC}, {SQLITE_READONLY, EROFS}};
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_engine *e = open_engine(1, "none");
+    struct kk_test_rng rng = kk_test_rng("full disk");
+    struct kk_runtime_stats st;
+    uint32_t ids[2][MOST], want[40];
+    char id[2][KK_SESSION_ID_MAX];
+    size_t n[2] = {60, 60};
+    o.state = kk_test_path("full");
+    o.kv_host = 0; /* what leaves the device goes to disk, or is read again */
+    o.kv_bytes = kk_kv_bytes_at(e->pool, 256); /* one of the two */
+    fault_vfs_use();
+    struct kk_runtime *rt = open_runtime(o, 4, "none");
+    for (int i = 0; i < 2; i++) {
+        create(rt, id[i]);
+        random_ids(&rng, ids[i], n[i]);
+        append(rt, id[i], ids[i], n[i]);
+    }
+    for (int turn = 0; turn < 4; turn++) {
+        const int i = turn % 2;
+        struct kk_request r = generation(id[i], 40, 0);
+        struct kk_call *call;
+        struct kk_err err = {0};
+        struct answer a;
+        alone(e, ids[i], n[i], 40, 0, want);
+        init_answer(&a);
+        r.sink = sink;
+        r.arg = &a;
+        fault_arm(1, INT_MAX, codes[turn / 2][0]);
+        kk_fs_fail_writes(codes[turn / 2][1]);
+        KK_ASSERT_OK(kk_runtime_submit(rt, &r, &call, &err), &err);
+        wait_until(rt, 1);
+        nanosleep(&(struct timespec){.tv_nsec = 30000000}, NULL);
+        pthread_mutex_lock(&a.lock);
+        assert_true(!a.done && !a.n);
+        pthread_mutex_unlock(&a.lock);
+        fault_clear();
+        kk_fs_fail_writes(0);
+        wait_done(&a);
+        kk_call_release(call);
+        fine(a.end.code, &a);
+        assert_memory_equal(a.ids, want, sizeof want);
+        memcpy(ids[i] + n[i], want, sizeof want);
+        n[i] += 40;
+        wait_until(rt, 0);
+    }
+    kk_runtime_stats(rt, &st);
+    assert_true(st.snapshots_failed > 0);
+    fault_arm(1, INT_MAX, SQLITE_FULL); /* shut down as it is: what was told is on disk */
+    kk_fs_fail_writes(ENOSPC);
+    kk_runtime_close(rt);
+    fault_clear();
+    kk_fs_fail_writes(0);
+    rt = open_runtime(o, 4, "none");
+    for (int i = 0; i < 2; i++) {
+        struct answer a;
+        fine(ask(rt, generation(id[i], 40, 0), &a), &a);
+        assert_int_equal(a.end.history, n[i] + 40);
+        alone(e, ids[i], n[i], 40, 0, want);
+        assert_memory_equal(a.ids, want, sizeof want);
+    }
+    kk_runtime_close(rt);
+    kk_engine_close(e);
+}
+
+/* One bit of every file of a directory. */
+static void damage_all(const char *path)
+{
+    DIR *d = opendir(path);
+    int n = 0;
+    assert_non_null(d);
+    for (struct dirent *f; (f = readdir(d));) {
+        char name[4096];
+        struct kk_buf b;
+        struct kk_err err = {0};
+        if (f->d_name[0] == '.') continue;
+        kk_buf_init(&b, 1 << 24);
+        KK_ASSERT_OK(kk_fs_join(name, sizeof name, path, f->d_name, &err), &err);
+        KK_ASSERT_OK(kk_fs_read(name, &b, &err), &err);
+        b.data[b.len / 2] ^= 1;
+        KK_ASSERT_OK(kk_fs_write(name, b.data, b.len, &err), &err);
+        kk_buf_release(&b);
+        n++;
+    }
+    closedir(d);
+    assert_true(n > 0);
+}
+
+/* A snapshot that is damaged, or is gone, is dropped: the history is read again, beside others. */
+static void a_broken_snapshot_costs_time(void **state)
+{
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_engine *e = open_engine(1, "none");
+    struct kk_test_rng rng = kk_test_rng("broken snapshot");
+    struct kk_runtime_stats st;
+    uint32_t ids[120], want[10];
+    char id[KK_SESSION_ID_MAX];
+    struct answer a;
+    o.state = kk_test_path("broken");
+    struct kk_runtime *rt = open_runtime(o, 4, "none");
+    random_ids(&rng, ids, 100);
+    create(rt, id);
+    append(rt, id, ids, 100);
+    kk_runtime_close(rt);
+    damage_all(kk_test_path("broken/snapshots"));
+    for (int life = 0; life < 2; life++) { /* the second finds what the first has written anew */
+        rt = open_runtime(o, 4, "none");
+        alone(e, ids, 100 + 10 * (size_t)life, 10, 0, want);
+        fine(ask(rt, generation(id, 10, 0), &a), &a);
+        assert_memory_equal(a.ids, want, sizeof want);
+        memcpy(ids + 100 + 10 * life, want, sizeof want);
+        kk_runtime_stats(rt, &st);
+        assert_int_equal(st.snapshots_lost, !life);
+        assert_int_equal(st.tokens_appended, life ? 0 : 99);
+        kk_runtime_close(rt);
+    }
+    kk_engine_close(e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -530,8 +711,11 @@ int main(void)
         cmocka_unit_test(a_cancelled_call_keeps_the_session),
         cmocka_unit_test(a_full_sink_waits_alone),
         cmocka_unit_test(forks_and_prefixes),
+        cmocka_unit_test(forks_fit_where_one_does),
         cmocka_unit_test(idle_sessions_expire),
         cmocka_unit_test(a_restart_loses_nothing),
+        cmocka_unit_test(a_full_disk_costs_time),
+        cmocka_unit_test(a_broken_snapshot_costs_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

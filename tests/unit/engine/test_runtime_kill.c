@@ -1,11 +1,13 @@
-/* A runtime with a state directory is killed at random moments under load; the next one goes on.
- * kk-test: soak
+/* A runtime with a state directory is killed at random moments under load; the next one goes on. In
+ * every third life the disk is full, or read-only, now and then. kk-test: soak
  *
  * What a sink has been told is told to this process through memory that both share. After every
  * death: no session that was acknowledged is gone, none is shorter than what was acknowledged of
  * it, and every token, before and after, is the one the session makes alone. */
 #include "kk_test.h"
 
+#include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -16,8 +18,10 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fs.h"
 #include "engine/engine_int.h"
 #include "engine/runtime.h"
+#include "unit/engine/fault_vfs.h"
 
 #define MINI "synth:tests/data/mini.json:5"
 enum { MINI_V = 160, SESSIONS = 4, PROMPT = 90, TOKENS = 4000, PIECE = 40 };
@@ -140,13 +144,32 @@ static void *work(void *arg)
     for (;;) pause();
 }
 
-static void child(const char *state, int little_memory)
+/* The disk takes nothing, and takes everything again, for ever. */
+static void *outages(void *arg)
+{
+    static const int codes[][2] = {
+        {SQLITE_FULL, ENOSPC}, {SQLITE_READONLY, EROFS}, {SQLITE_IOERR_WRITE, EIO}};
+    struct kk_test_rng *r = arg;
+    for (;;) {
+        const int *code = codes[kk_test_below(r, 3)];
+        usleep(kk_test_below(r, 60000));
+        fault_arm(1, INT_MAX, code[0]);
+        kk_fs_fail_writes(code[1]);
+        usleep(kk_test_below(r, 20000));
+        kk_fs_fail_writes(0);
+        fault_clear();
+    }
+    return NULL;
+}
+
+static void child(const char *state, int little_memory, struct kk_test_rng *disk)
 {
     struct kk_runtime_options o = kk_runtime_defaults();
     struct kk_runtime *rt;
     struct kk_err err = {0};
     struct kk_engine *e = open_engine(SESSIONS);
     o.state = state;
+    if (disk) fault_vfs_use();
     if (little_memory) { /* so that sessions go to disk and back all the time */
         o.kv_bytes = kk_kv_bytes_at(e->pool, PROMPT + TOKENS + 100);
         o.kv_host = kk_kv_bytes_at(e->pool, 300);
@@ -162,6 +185,7 @@ static void child(const char *state, int little_memory)
         pthread_create(&t[i], NULL, work, &k[i]);
     }
     atomic_store(&shared->ready, 1);
+    if (disk) outages(disk);
     for (;;) pause();
 }
 
@@ -205,12 +229,13 @@ static void killed_at_any_moment(void **state)
     assert_ptr_not_equal(shared, MAP_FAILED);
     foresee(&r);
     while (kills < 6 || kk_seconds_since(t0) < limit) {
+        struct kk_test_rng disk = {kk_test_u64(&r), 0};
         int status, little = kills % 2;
         atomic_store(&shared->ready, 0);
         pid_t pid = fork();
         assert_true(pid >= 0);
         if (!pid) {
-            child(dir, little);
+            child(dir, little, kills % 3 == 2 ? &disk : NULL);
             _exit(4);
         }
         while (!atomic_load(&shared->ready) && waitpid(pid, &status, WNOHANG) == 0) usleep(200);

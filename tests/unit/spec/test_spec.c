@@ -63,7 +63,7 @@ static void ngram_is_the_definition(void **state)
 /* A drafter that counts what is asked of it. */
 struct counting {
     struct kk_drafter base;
-    int proposed, observed, closed;
+    int proposed, observed, caught_up, closed;
 };
 static int count_propose(struct kk_drafter *d, const uint32_t *history, size_t n, int most,
                          uint32_t *out, struct kk_err *err)
@@ -76,6 +76,12 @@ static int count_observe(struct kk_drafter *d, const float *taps, int rows, stru
 {
     (void)taps, (void)err;
     ((struct counting *)d)->observed += rows;
+    return 0;
+}
+static int count_catch_up(struct kk_drafter *d, struct kk_err *err)
+{
+    (void)err;
+    ((struct counting *)d)->caught_up++;
     return 0;
 }
 static int64_t count_bytes(const struct kk_drafter *d)
@@ -97,6 +103,7 @@ static void replay_has_the_mean_asked_for(void **state)
     static const struct kk_drafter_ops ops = {.name = "counting",
                                               .propose = count_propose,
                                               .observe = count_observe,
+                                              .catch_up = count_catch_up,
                                               .device_bytes = count_bytes,
                                               .close = count_close};
     struct kk_test_rng rng = kk_test_rng("replay");
@@ -127,6 +134,9 @@ static void replay_has_the_mean_asked_for(void **state)
         assert_int_equal(inner.proposed, blocks + 1);
         assert_int_equal(d->ops->observe(d, NULL, 9, &err), 0);
         assert_int_equal(inner.observed, 9);
+        assert_int_equal(d->ops->catch_up(d, &err), 0);
+        assert_int_equal(inner.caught_up, 1);
+        assert_int_equal(twin->ops->catch_up(twin, &err), 0);
         assert_int_equal(d->ops->device_bytes(d), 77);
         assert_int_equal(twin->ops->device_bytes(twin), 0);
         kk_drafter_close(d);
@@ -173,15 +183,27 @@ static void width_follows_costs(void **state)
     assert_true(play(steep, 1.0, &width) > 0.98);
 }
 
+/* Plain steps that a drafter of KK_TAPS_HELD rows spends on `rows` more, drafting after a rest or
+ * not: what it puts off is done when it drafts, or when no more can be put off. */
+static double put_off(struct kk_step_costs *c, int *held, int rows, int drafts, double each)
+{
+    double cost = drafts || *held + rows > KK_TAPS_HELD ? *held * each : 0;
+    if (drafts) kk_catch_up_note(c, 0.02 * cost);
+    *held = cost > 0 ? rows : *held + rows;
+    return cost;
+}
+
 /* Sessions of 96 tokens one after another on one engine, whose steps cost first + each * width
- * plain steps, with noise and, now and then, a stall; returns speed over plain decoding's. */
-static double play_sessions(double first, double each, double p, int sessions)
+ * plain steps, with noise and, now and then, a stall, and whose drafter spends `taps` on a row;
+ * returns speed over plain decoding's. */
+static double play_sessions(double first, double each, double p, double taps, int sessions)
 {
     struct kk_test_rng r = kk_test_rng("sessions");
     struct kk_step_costs c = {0};
     double seconds = 0;
     for (int s = 0; s < sessions; s++) {
         struct kk_width w;
+        int held = 0;
         kk_width_init(&w, 0, &c);
         for (int left = 96; left > 0;) {
             int width = kk_width_choose(&w, &c, left), ok = 0;
@@ -190,7 +212,7 @@ static double play_sessions(double first, double each, double p, int sessions)
             while (ok < width - 1 && kk_test_uniform(&r, 0, 1) < p) ok++;
             kk_cost_note(&c, width, 0.02 * cost * noise);
             kk_width_note(&w, &c, width - 1, ok);
-            seconds += cost;
+            seconds += cost + put_off(&c, &held, ok + 1, width > 1, taps);
             left -= ok + 1;
         }
     }
@@ -203,18 +225,26 @@ static void width_never_costs_much(void **state)
 {
     (void)state;
     static const struct {
-        double first, each, p, first_session, later;
+        double first, each, p, first_session, later, taps;
     } all[] = {
-        {1.2, 0.75, 0.00, 0.95, 0.98}, /* a small model: a row more costs nearly a step */
-        {1.2, 0.75, 0.30, 0.95, 0.98}, {1.2, 0.75, 0.60, 0.95, 0.98}, {1.2, 0.75, 0.90, 0.95, 0.98},
-        {1.0, 0.03, 0.00, 0.96, 0.99}, /* bound by weight reads, no drafter */
-        {1.0, 0.03, 0.30, 1.00, 1.15}, {1.0, 0.03, 0.70, 1.80, 2.20}, {1.0, 0.03, 0.95, 1.50, 5.00},
-        {1.7, 0.01, 0.00, 0.96, 0.98}, /* the drafter costs most of a step, rows are free */
-        {1.7, 0.01, 0.70, 1.00, 1.40}, {1.7, 0.01, 0.95, 1.00, 3.50},
+        {1.2, 0.75, 0.00, 0.95, 0.98, 0}, /* a small model: a row more costs nearly a step */
+        {1.2, 0.75, 0.30, 0.95, 0.98, 0},
+        {1.2, 0.75, 0.60, 0.95, 0.98, 0},
+        {1.2, 0.75, 0.90, 0.95, 0.98, 0},
+        {1.0, 0.03, 0.00, 0.96, 0.99, 0}, /* bound by weight reads, no drafter */
+        {1.0, 0.03, 0.30, 1.00, 1.15, 0},
+        {1.0, 0.03, 0.70, 1.80, 2.20, 0},
+        {1.0, 0.03, 0.95, 1.50, 5.00, 0},
+        {1.7, 0.01, 0.00, 0.96, 0.98, 0}, /* the drafter costs most of a step, rows are free */
+        {1.7, 0.01, 0.70, 1.00, 1.40, 0},
+        {1.7, 0.01, 0.95, 1.00, 3.50, 0},
+        {1.2, 0.75, 0.00, 0.95, 0.97, 0.025}, /* a row's taps cost something too */
+        {1.2, 0.75, 0.60, 0.95, 0.97, 0.025},
+        {1.0, 0.03, 0.70, 1.70, 2.00, 0.025},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        double one = play_sessions(all[i].first, all[i].each, all[i].p, 1);
-        double many = play_sessions(all[i].first, all[i].each, all[i].p, 40);
+        double one = play_sessions(all[i].first, all[i].each, all[i].p, all[i].taps, 1);
+        double many = play_sessions(all[i].first, all[i].each, all[i].p, all[i].taps, 40);
         if (one < all[i].first_session || many < all[i].later)
             fail_msg("costs %.2f + %.2f w, p %.2f: %.3f in the first session, %.3f over forty",
                      all[i].first, all[i].each, all[i].p, one, many);

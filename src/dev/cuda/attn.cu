@@ -1,0 +1,671 @@
+/* Attention on mma.sync: every geometry and every mask (docs/adr/0020, 0023).
+ *
+ * One kernel, two ways through the splits of 128 keys. Few rows of a sequence (decoding, verifying)
+ * go split by split: a block takes a split of a tile and leaves its sums in scratch; k_merge merges
+ * them in ascending order. Many rows walk: a block takes a tile through its splits and keeps the
+ * running sums in registers. attn_wg.cu walks faster where it can.
+ *
+ * A block is 8 warps. Warp w loads keys and values 16 w .. 16 w + 15 of a split, makes their scores
+ * for all pairs of the tile, and then the weighted values of every eighth 16 dims. Rows lie in
+ * shared memory with 16 bytes between them: ldmatrix then meets no bank twice. */
+#include "dev/cuda/attn_int.h"
+
+enum {
+    WARPS = 8,
+    THREADS = 32 * WARPS,
+    S = KK_CUDA_SPLIT,
+    PAD = 16,
+    P_PITCH = S * 2 + PAD,
+    MERGE_DIMS = 64,             /* of a warp of k_merge */
+    PART_BYTES = 64 * (1 << 20), /* for sums of splits; more of them go in waves */
+};
+
+/* How keys and values lie in shared memory: both; values, keys derived from them; in turn (two of
+ * 512 dims do not fit). */
+enum { STORED, DERIVED, IN_TURN };
+
+/* Offsets in shared memory, in bytes. */
+struct layout {
+    int pitch, q, k, v, p, red_m, red_l, pos, norm, plan, bytes;
+};
+
+struct work {
+    struct kk_attn_tile tile;
+    int split, place;
+};
+
+__host__ __device__ static inline struct layout layout_of(int D, int M, int kv, int B)
+{
+    struct layout y;
+    y.pitch = D * 2 + PAD;
+    y.q = 0;
+    y.k = y.q + M * y.pitch;
+    y.v = y.k + (kv == STORED ? S * y.pitch : 0);
+    y.p = y.v + S * y.pitch;
+    y.red_m = y.p + M * P_PITCH;
+    y.red_l = y.red_m + M * WARPS * 4;
+    y.pos = y.red_l + M * WARPS * 4;
+    y.norm = y.pos + M * 4;
+    y.plan = y.norm + (kv == DERIVED ? D * 4 : 0);
+    y.bytes = y.plan + kk__attn_plan_ints(B) * 4;
+    return y;
+}
+
+/* ---- loading ------------------------------------------------------------------------------ */
+
+/* 16 keys from j on: D numbers at byte `at` of their rows, to dst. One warp; asynchronous. */
+__device__ static void load16(const struct kk_attn_job &job, const struct kk_attn_tile &t, int j,
+                              size_t at, uint32_t dst, int pitch)
+{
+    const int lane = threadIdx.x % 32, per_row = job.a.D / 8;
+    const char *row = kk__attn_row(job, t, j + lane % 16);
+    if (row) row += at;
+    if (per_row == 32) {
+#pragma unroll
+        for (int r = 0; r < 16; r++) {
+            const char *p = (const char *)__shfl_sync(~0u, (unsigned long long)row, r);
+            kk__copy16(dst + r * pitch + lane * 16, p ? p + lane * 16 : (char *)job.a.q, p != 0);
+        }
+        return;
+    }
+    for (int i = lane; i < 16 * per_row; i += 32) {
+        const int r = i / per_row, c = i % per_row;
+        const char *p = (const char *)__shfl_sync(~0u, (unsigned long long)row, r);
+        kk__copy16(dst + r * pitch + c * 16, p ? p + c * 16 : (char *)job.a.q, p != 0);
+    }
+}
+
+/* A tile's queries, scaled, in bf16, and its rows' positions. The whole block. */
+__device__ static void load_queries(const struct kk_attn_job &job, const struct kk_attn_tile &t,
+                                    int M, char *q, int pitch, int32_t *pos)
+{
+    const int D = job.a.D, per_row = D / 4;
+    for (int i = threadIdx.x; i < M * per_row; i += THREADS) {
+        const int pair = i / per_row, d = i % per_row * 4;
+        float4 v = make_float4(0, 0, 0, 0);
+        if (pair < t.n) v = *(const float4 *)(job.a.q + kk__attn_query(job, t, pair) * D + d);
+        uint2 h = make_uint2(kk__pack2(v.x * job.a.scale, v.y * job.a.scale),
+                             kk__pack2(v.z * job.a.scale, v.w * job.a.scale));
+        *(uint2 *)(q + pair * pitch + d * 2) = h;
+    }
+    for (int i = threadIdx.x; i < M; i += THREADS)
+        pos[i] = job.a.pos[t.t0 + (t.p0 + min(i, t.n - 1)) / job.per_kv];
+}
+
+/* ---- scores ------------------------------------------------------------------------------- */
+
+/* Where keys are values: k = bf16(rope(v * k_norm)). v: a tile of 16 keys x 16 dims from dim c on,
+ * in registers; row: this lane's ldmatrix row of it, at dim 0. j: the lane's first key (the other
+ * is 8 further on). */
+__device__ static inline void derive(const struct kk_attn_job &job, const float *norm, int last,
+                                     uint32_t (&v)[4], uint32_t row, int c, int j)
+{
+    const int D = job.a.D, R = job.a.R, half = D / 2, q2 = threadIdx.x % 4 * 2;
+    const int low[2] = {c < half, c + 8 < half};
+    const int r0[2] = {low[0] ? c : c - half, low[1] ? c + 8 : c + 8 - half}; /* pairs */
+    uint32_t other[4] = {0, 0, 0, 0};
+    if (r0[0] < R || r0[1] < R) {
+        const int mine = threadIdx.x / 8 % 2;
+        kk__ldm(other, row + (c + 8 * mine + (low[mine] ? half : -half)) * 2);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int side = i % 2, d = c + 8 * side + q2, r = r0[side] + q2;
+        float x[2] = {kk__lo(v[i]) * norm[d], kk__hi(v[i]) * norm[d + 1]};
+        if (r0[side] < R) {
+            const int e = d + (low[side] ? half : -half);
+            const float y[2] = {kk__lo(other[i]) * norm[e], kk__hi(other[i]) * norm[e + 1]};
+            const float2 *cs =
+                (const float2 *)job.a.rope + (int64_t)min(j + i / 2 * 8, last) * R + r;
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                if (r + n >= R) continue;
+                const float2 w = cs[n];
+                x[n] = low[side] ? x[n] * w.x - y[n] * w.y : x[n] * w.x + y[n] * w.y;
+            }
+        }
+        v[i] = kk__pack2(x[0], x[1]);
+    }
+}
+
+/* Scores of this warp's 16 keys, the first of them at j. Lane 4 g + q: pairs 16 i + g (elements 0,
+ * 1) and 16 i + g + 8 (2, 3), keys 8 n + 2 q and the next. */
+template <int MT, int KV>
+__device__ static void scores(const struct kk_attn_job &job, const float *norm, uint32_t q,
+                              uint32_t k, int pitch, int j, int last, float (&s)[MT][2][4])
+{
+    const int lane = threadIdx.x % 32;
+    q += lane % 16 * pitch + lane / 16 * 16;
+    k += (lane % 8 + lane / 16 * 8) * pitch;
+#pragma unroll
+    for (int i = 0; i < MT; i++)
+        for (int n = 0; n < 2; n++)
+            for (int e = 0; e < 4; e++) s[i][n][e] = 0;
+#pragma unroll 4
+    for (int c = 0; c < job.a.D; c += 16) {
+        uint32_t a[4], b[4];
+        kk__ldm(b, k + lane / 8 % 2 * 16 + c * 2);
+        if (KV == DERIVED) derive(job, norm, last, b, k, c, j + lane / 4);
+#pragma unroll
+        for (int i = 0; i < MT; i++) {
+            kk__ldm(a, q + i * 16 * pitch + c * 2);
+            kk__mma(s[i][0], a[0], a[1], a[2], a[3], b[0], b[1]);
+            kk__mma(s[i][1], a[0], a[1], a[2], a[3], b[2], b[3]);
+        }
+    }
+}
+
+/* -inf where a row does not see a key; then the largest of each pair over this warp's keys. */
+template <int MT>
+__device__ static void mask_max(const struct kk_attn_job &job, const struct kk_attn_tile &t,
+                                const int32_t *pos, int split, int j, float (&s)[MT][2][4],
+                                float *red_m)
+{
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, warp = threadIdx.x / 32;
+    const int rows = t.seq.committed + t.seq.n_step;
+    if (!kk__attn_sees_all(job.a.mask, t.lo, t.hi, split * S, rows)) {
+#pragma unroll
+        for (int i = 0; i < MT * 2; i++) {
+            const int at = pos[i / 2 * 16 + i % 2 * 8 + g];
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                if (!kk__attn_sees(job.a.mask, at, j + e / 2 * 8 + 2 * q + e % 2, rows))
+                    s[i / 2][e / 2][i % 2 * 2 + e % 2] = -INFINITY;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < MT * 2; i++) {
+        const float *lo = &s[i / 2][0][i % 2 * 2], *hi = &s[i / 2][1][i % 2 * 2];
+        float m = fmaxf(fmaxf(lo[0], lo[1]), fmaxf(hi[0], hi[1]));
+        m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
+        m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
+        if (q == 0) red_m[(i / 2 * 16 + i % 2 * 8 + g) * WARPS + warp] = m;
+    }
+}
+
+__device__ static inline float max8(const float *x)
+{
+    const float4 a = *(const float4 *)x, b = *(const float4 *)(x + 4);
+    return fmaxf(fmaxf(fmaxf(a.x, a.y), fmaxf(a.z, a.w)), fmaxf(fmaxf(b.x, b.y), fmaxf(b.z, b.w)));
+}
+
+__device__ static inline float sum8(const float *x)
+{
+    float s = x[0];
+    for (int i = 1; i < 8; i++) s += x[i];
+    return s;
+}
+
+/* Weights of this warp's 16 keys: bf16 to p, their sums to red_l. m: the pairs' maxima. */
+template <int MT>
+__device__ static void weights(const float (&m)[MT][2], const float (&s)[MT][2][4], char *p,
+                               float *red_l)
+{
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int i = 0; i < MT * 2; i++) {
+        const int pair = i / 2 * 16 + i % 2 * 8 + g, e = i % 2 * 2;
+        const float base = kk__attn_base(m[i / 2][i % 2]);
+        const float x[4] = {
+            kk__attn_exp(s[i / 2][0][e], base), kk__attn_exp(s[i / 2][0][e + 1], base),
+            kk__attn_exp(s[i / 2][1][e], base), kk__attn_exp(s[i / 2][1][e + 1], base)};
+        float l = ((x[0] + x[1]) + x[2]) + x[3];
+        l += __shfl_xor_sync(~0u, l, 1);
+        l += __shfl_xor_sync(~0u, l, 2);
+        if (q == 0) red_l[pair * WARPS + warp] = l;
+        uint32_t *at = (uint32_t *)(p + pair * P_PITCH + warp * 32 + q * 4);
+        at[0] = kk__pack2(x[0], x[1]);
+        at[4] = kk__pack2(x[2], x[3]);
+    }
+}
+
+/* ---- weighted values ---------------------------------------------------------------------- */
+
+/* o[i][n]: pairs 16 i .., dims 16 (warp + 8 n) + 8 e / 4 .. */
+template <int MT, int NP>
+__device__ static void values(int D, uint32_t p, uint32_t v, int pitch, float (&o)[MT][NP][2][4])
+{
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    p += lane % 16 * P_PITCH + lane / 16 * 16;
+    v += (lane % 8 + lane / 8 % 2 * 8) * pitch + lane / 16 * 16 + warp * 32;
+#pragma unroll
+    for (int i = 0; i < MT * NP * 8; i++) o[i / (NP * 8)][i / 8 % NP][i / 4 % 2][i % 4] = 0;
+#pragma unroll
+    for (int k = 0; k < S / 16; k++) {
+        uint32_t a[MT][4], b[4];
+#pragma unroll
+        for (int i = 0; i < MT; i++) kk__ldm(a[i], p + i * 16 * P_PITCH + k * 32);
+#pragma unroll
+        for (int n = 0; n < NP; n++) {
+            if ((warp + n * WARPS) * 16 >= D) continue;
+            kk__ldm_t(b, v + k * 16 * pitch + n * WARPS * 32);
+#pragma unroll
+            for (int i = 0; i < MT; i++) {
+                kk__mma(o[i][n][0], a[i][0], a[i][1], a[i][2], a[i][3], b[0], b[1]);
+                kk__mma(o[i][n][1], a[i][0], a[i][1], a[i][2], a[i][3], b[2], b[3]);
+            }
+        }
+    }
+}
+
+/* f(pair half h of 16 i, dim, its two elements) over what this lane holds of o. */
+template <int MT, int NP, typename F>
+__device__ static inline void each(int D, float (&o)[MT][NP][2][4], F f)
+{
+    const int q = threadIdx.x % 4, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int n = 0; n < NP; n++) {
+        const int d = (warp + n * WARPS) * 16 + 2 * q;
+        if (d >= D) continue;
+#pragma unroll
+        for (int i = 0; i < MT * 4; i++)
+            f(i / 4, i / 2 % 2, d + i % 2 * 8, &o[i / 4][n][i % 2][i / 2 % 2 * 2]);
+    }
+}
+
+/* ---- the kernel --------------------------------------------------------------------------- */
+
+/* Step `s` of this block when it goes split by split. */
+__device__ static void take(const struct kk_attn_job &job, const int32_t *plan, int s,
+                            struct work *w)
+{
+    const int B = job.a.B, item = blockIdx.x + s * gridDim.x;
+    const int b = kk__attn_find(plan + 2 * B, B, item), t0 = plan[b], rows = plan[B + b];
+    const int tiles = kk__attn_tiles(job, rows), i = item - plan[2 * B + b];
+    const struct kk_sight all =
+        kk__attn_sight(job.a, job.a.seqs[b], job.a.pos[t0], job.a.pos[t0 + rows - 1]);
+    kk__attn_tile(job, b, t0, rows, i / tiles % job.a.G, i % tiles, &w->tile);
+    w->place = job.wave + i / tiles / job.a.G;
+    w->split = kk__attn_split_at(all, w->place);
+}
+
+/* Work of a sequence in this launch. */
+template <int WALK>
+__device__ static inline int work_of(const struct kk_attn_job &job, int b, int t0, int rows)
+{
+    int n = kk__attn_tiles(job, rows) * job.a.G;
+    if (WALK) return n;
+    const struct kk_sight v =
+        kk__attn_sight(job.a, job.a.seqs[b], job.a.pos[t0], job.a.pos[t0 + rows - 1]);
+    return n * max(0, min(kk__attn_splits(v) - job.wave, job.wave_len));
+}
+
+template <int MT, int NP>
+__device__ static void start(const struct kk_attn_job &job, const struct kk_attn_tile &t,
+                             float (&O)[MT][NP][2][4], float (&M)[MT][2], float2 &row)
+{
+    const int D = job.a.D, g = threadIdx.x % 32 / 4;
+    const float *state[MT][2];
+#pragma unroll
+    for (int i = 0; i < MT * 2; i++) {
+        const int pair = i / 2 * 16 + i % 2 * 8 + g;
+        state[i / 2][i % 2] = NULL;
+        M[i / 2][i % 2] = -INFINITY;
+        if (job.a.first || pair >= t.n) continue;
+        state[i / 2][i % 2] = job.a.state + kk__attn_query(job, t, pair) * (D + 2);
+        M[i / 2][i % 2] = state[i / 2][i % 2][D];
+    }
+    each<MT, NP>(D, O, [&](int i, int h, int d, float *o) {
+        const float2 x = state[i][h] ? *(const float2 *)(state[i][h] + d) : make_float2(0, 0);
+        o[0] = x.x, o[1] = x.y;
+    });
+    row = make_float2(-INFINITY, 0);
+    if (!job.a.first && threadIdx.x < t.n)
+        row = *(const float2 *)(job.a.state + kk__attn_query(job, t, threadIdx.x) * (D + 2) + D);
+}
+
+/* ml: [M] of shared memory, free to use */
+template <int MT, int NP>
+__device__ static void finish(const struct kk_attn_job &job, const struct kk_attn_tile &t,
+                              float (&O)[MT][NP][2][4], float2 row, float2 *ml)
+{
+    const int D = job.a.D, g = threadIdx.x % 32 / 4;
+    int64_t query[MT][2];
+    __syncthreads();
+    if (threadIdx.x < 16 * MT) ml[threadIdx.x] = row;
+    if (!job.a.last && threadIdx.x < t.n)
+        *(float2 *)(job.a.state + kk__attn_query(job, t, threadIdx.x) * (D + 2) + D) = row;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < MT * 2; i++) {
+        const int pair = i / 2 * 16 + i % 2 * 8 + g;
+        query[i / 2][i % 2] = pair < t.n ? kk__attn_query(job, t, pair) : -1;
+    }
+    each<MT, NP>(D, O, [&](int i, int h, int d, float *o) {
+        const int64_t x = query[i][h];
+        if (x < 0) return;
+        if (!job.a.last) {
+            *(float2 *)(job.a.state + x * (D + 2) + d) = make_float2(o[0], o[1]);
+            return;
+        }
+        const float l = ml[i * 16 + h * 8 + g].y;
+        ((uint32_t *)job.a.o)[(x * D + d) / 2] =
+            kk__pack2(kk__attn_out(o[0], l), kk__attn_out(o[1], l));
+    });
+}
+
+template <int NP, int MT, int KV, int WALK>
+__global__ void __launch_bounds__(THREADS, 1) k_attn(const __grid_constant__ struct kk_attn_job job)
+{
+    extern __shared__ __align__(128) char smem[];
+    __shared__ struct work works[2];
+    const struct kk_attn_args &a = job.a;
+    const struct layout y = layout_of(a.D, 16 * MT, KV, a.B);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, G2 = a.G * a.D * 2;
+    const uint32_t base = kk__smem(smem), mine = warp * 16 * y.pitch;
+    float *red_m = (float *)(smem + y.red_m), *red_l = (float *)(smem + y.red_l);
+    float *norm = (float *)(smem + y.norm);
+    int32_t *pos = (int32_t *)(smem + y.pos), *plan = (int32_t *)(smem + y.plan);
+    float s[MT][2][4], o[MT][NP][2][4], O[MT][WALK ? NP : 1][2][4], M[MT][2];
+    float2 row; /* of pair threadIdx.x */
+
+    cudaGridDependencySynchronize();
+    const int all = kk__attn_plan(
+        job, plan, [&](int b, int t0, int rows) { return work_of<WALK>(job, b, t0, rows); });
+    int steps = ((int)all - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+    if ((int)blockIdx.x >= all) return;
+    for (int d = threadIdx.x; KV == DERIVED && d < a.D; d += THREADS) norm[d] = a.k_norm[d];
+    if (threadIdx.x == 0) {
+        if (WALK) { /* the last first: they see most keys */
+            const int item = all - 1 - blockIdx.x, b = kk__attn_find(plan + 2 * a.B, a.B, item);
+            const int i = item - plan[2 * a.B + b];
+            kk__attn_tile(job, b, plan[b], plan[a.B + b], i % a.G, i / a.G, &works[0].tile);
+        } else
+            take(job, plan, 0, &works[0]);
+    }
+    __syncthreads();
+    if (WALK) {
+        steps = kk__attn_splits(works[0].tile.sight);
+        start<MT, WALK ? NP : 1>(job, works[0].tile, O, M, row);
+    }
+    auto load = [&](int n, int value) {
+        const struct kk_attn_tile &t = works[WALK ? 0 : n % 2].tile;
+        const int split = WALK ? kk__attn_split_at(t.sight, n) : works[n % 2].split;
+        load16(job, t, split * S + warp * 16,
+               (size_t)(t.g * a.D * 2 + (value && KV != DERIVED ? G2 : 0)),
+               base + (value ? y.v : y.k) + mine, y.pitch);
+    };
+    if (steps > 0) load(0, KV == DERIVED);
+    kk__copy_commit();
+    if (KV == STORED && steps > 0) load(0, 1);
+    kk__copy_commit();
+    for (int n = 0; n < steps; n++) {
+        const struct work &w = works[WALK ? 0 : n % 2];
+        const struct kk_attn_tile &t = w.tile;
+        const int split = WALK ? kk__attn_split_at(t.sight, n) : w.split;
+        const int j = split * S + warp * 16, last = t.seq.committed + t.seq.n_step - 1;
+        if (!WALK || n == 0) load_queries(job, t, 16 * MT, smem + y.q, y.pitch, pos);
+        if (!WALK && n + 1 < steps && threadIdx.x == 0) take(job, plan, n + 1, &works[(n + 1) % 2]);
+        kk__copy_wait<KV == STORED ? 1 : 0>();
+        __syncthreads();
+        scores<MT, KV>(job, norm, base + y.q, base + y.k + mine, y.pitch, j, last, s);
+        mask_max<MT>(job, t, pos, split, j, s, red_m);
+        __syncthreads();
+        if (KV == STORED && n + 1 < steps) load(n + 1, 0);
+        if (KV == IN_TURN) load(n, 1);
+        kk__copy_commit();
+        float m[MT][2], ra[MT][2], rb[MT][2];
+#pragma unroll
+        for (int i = 0; i < MT * 2; i++) {
+            m[i / 2][i % 2] = max8(red_m + (i / 2 * 16 + i % 2 * 8 + lane / 4) * WARPS);
+            if (WALK)
+                kk__attn_merge(M[i / 2][i % 2], m[i / 2][i % 2], ra[i / 2][i % 2],
+                               rb[i / 2][i % 2]);
+        }
+        weights<MT>(m, s, smem + y.p, red_l);
+        kk__copy_wait<KV == IN_TURN ? 0 : 1>();
+        __syncthreads();
+        if (threadIdx.x < 16 * MT) {
+            const float pm = max8(red_m + threadIdx.x * WARPS),
+                        pl = sum8(red_l + threadIdx.x * WARPS);
+            if (WALK) {
+                float x, z;
+                kk__attn_merge(row.x, pm, x, z);
+                row.y = __fmaf_rn(row.y, x, pl * z);
+            } else if (threadIdx.x < t.n)
+                job.part_ml[(int64_t)(w.place - job.wave) * a.T * a.H +
+                            kk__attn_query(job, t, threadIdx.x)] = make_float2(pm, pl);
+        }
+        values<MT, NP>(a.D, base + y.p, base + y.v, y.pitch, o);
+        if constexpr (WALK) {
+#pragma unroll
+            for (int i = 0; i < MT * NP * 8; i++) {
+                const int x = i / (NP * 8), h = i / 2 % 2;
+                float &to = O[x][i / 8 % NP][i / 4 % 2][i % 4];
+                to = __fmaf_rn(to, ra[x][h], o[x][i / 8 % NP][i / 4 % 2][i % 4] * rb[x][h]);
+            }
+        } else {
+            float *to[MT][2];
+#pragma unroll
+            for (int i = 0; i < MT * 2; i++) {
+                const int pair = i / 2 * 16 + i % 2 * 8 + lane / 4;
+                to[i / 2][i % 2] = pair < t.n
+                                       ? job.part + ((int64_t)(w.place - job.wave) * a.T * a.H +
+                                                     kk__attn_query(job, t, pair)) *
+                                                        a.D
+                                       : NULL;
+            }
+            each<MT, NP>(a.D, o, [&](int i, int h, int d, float *x) {
+                if (to[i][h]) *(float2 *)(to[i][h] + d) = make_float2(x[0], x[1]);
+            });
+        }
+        __syncthreads();
+        if (n + 1 < steps) load(n + 1, KV != IN_TURN);
+        kk__copy_commit();
+    }
+    if constexpr (WALK) finish<MT, NP>(job, works[0].tile, O, row, (float2 *)red_m);
+}
+
+/* ---- merging the splits of few rows ------------------------------------------------------- */
+
+/* The first and the number of the rows that row t's sequence has here; 0 if they are not few. */
+__device__ static inline int few_rows(const struct kk_attn_job &job, int t, int *first)
+{
+    const int lane = threadIdx.x % 32, back = lane < 16,
+              at = back ? t - 1 - lane : t + 1 + lane - 16;
+    const int same = at >= 0 && at < job.a.T && job.a.seq[at] == job.a.seq[t];
+    const unsigned other = ~__ballot_sync(~0u, same);
+    const int before = min(16, __ffs(other & 0xffff | 0x10000) - 1);
+    const int after = min(16, __ffs(other >> 16 | 0x10000) - 1);
+    *first = t - before;
+    const int rows = before + after + 1;
+    return rows > job.over && rows <= job.most ? rows : 0;
+}
+
+/* Sums of the splits [wave, wave + wave_len) of a row and head into its state or, of the last, its
+ * output. A warp has 64 dims. from: the state holds what came before; a block then has all dims of
+ * the query, so that none reads what another wrote. */
+__global__ void __launch_bounds__(32 * KK_ATTN_HEAD / MERGE_DIMS)
+    k_merge(const __grid_constant__ struct kk_attn_job job, int from, int to_o)
+{
+    enum { AHEAD = 16 };
+    const struct kk_attn_args &a = job.a;
+    const int D = a.D, lane = threadIdx.x % 32;
+    const int d = (blockIdx.y * blockDim.x / 32 + threadIdx.x / 32) * MERGE_DIMS + lane * 2;
+    const int64_t query = blockIdx.x, all = (int64_t)a.T * a.H;
+    const int t = blockIdx.x / a.H;
+    int first;
+    cudaGridDependencySynchronize();
+    const int rows = few_rows(job, t, &first);
+    if (!rows) return;
+    const struct kk_sight v =
+        kk__attn_sight(a, a.seqs[a.seq[t]], a.pos[first], a.pos[first + rows - 1]);
+    const int n = max(0, min(kk__attn_splits(v) - job.wave, job.wave_len));
+    float *state = a.state + query * (D + 2), M = -INFINITY, L = 0;
+    float2 O = make_float2(0, 0);
+    if (from) {
+        M = state[D], L = state[D + 1];
+        if (d < D) O = *(const float2 *)(state + d);
+    }
+    for (int n0 = 0; n0 < n; n0 += 32) {
+        float2 ml = make_float2(-INFINITY, 0);
+        if (n0 + lane < n) ml = job.part_ml[(n0 + lane) * all + query];
+        float top = ml.x, a1, b1; /* the largest up to this lane's split */
+        for (int o = 1; o < 32; o *= 2) {
+            const float up = __shfl_up_sync(~0u, top, o);
+            if (lane >= o) top = fmaxf(top, up);
+        }
+        top = fmaxf(top, M);
+        float before = __shfl_up_sync(~0u, top, 1);
+        if (lane == 0) before = M;
+        kk__attn_merge(before, ml.x, a1, b1);
+        M = __shfl_sync(~0u, top, 31);
+        for (int i0 = 0; i0 < min(32, n - n0); i0 += AHEAD) {
+            float2 x[AHEAD];
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) {
+                x[i] = make_float2(0, 0);
+                if (n0 + i0 + i < n && d < D)
+                    x[i] = *(const float2 *)(job.part + ((n0 + i0 + i) * all + query) * D + d);
+            }
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) {
+                const float xa = __shfl_sync(~0u, a1, i0 + i), xb = __shfl_sync(~0u, b1, i0 + i);
+                const float xl = __shfl_sync(~0u, ml.y, i0 + i);
+                if (n0 + i0 + i >= n) continue;
+                L = __fmaf_rn(L, xa, xl * xb);
+                O = make_float2(__fmaf_rn(O.x, xa, x[i].x * xb), __fmaf_rn(O.y, xa, x[i].y * xb));
+            }
+        }
+    }
+    __syncthreads();
+    if (d < D && to_o)
+        ((uint32_t *)a.o)[(query * D + d) / 2] =
+            kk__pack2(kk__attn_out(O.x, L), kk__attn_out(O.y, L));
+    else if (d < D)
+        *(float2 *)(state + d) = O;
+    if (!to_o && threadIdx.x == 0) state[D] = M, state[D + 1] = L;
+}
+
+/* ---- launching ---------------------------------------------------------------------------- */
+
+/* A kernel with room for `bytes` of shared memory, and how many blocks of it a multiprocessor
+ * holds. */
+template <typename K> static int fit(struct kk_cuda *c, K *kernel, int bytes)
+{
+    int n = 0;
+    kk__cuda_latch(c,
+                   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                   "attn");
+    kk__cuda_latch(c, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, kernel, THREADS, bytes),
+                   "attn");
+    return n > 0 ? n : 1;
+}
+
+template <int NP, int MT, int KV, int WALK>
+static void launch(struct kk_cuda *c, struct kk_attn_job *job, int64_t items)
+{
+    const int bytes = layout_of(job->a.D, 16 * MT, KV, job->a.B).bytes;
+    const int64_t room = (int64_t)fit(c, k_attn<NP, MT, KV, WALK>, bytes) * c->sms;
+    job->pairs = 16 * MT;
+    if (!WALK && items > room) items = room;
+    kk__launch(c, "attn", k_attn<NP, MT, KV, WALK>, dim3((unsigned)items), dim3(THREADS),
+               (size_t)bytes, *job);
+}
+
+template <int MT, int WALK> static void by_head(struct kk_cuda *c, struct kk_attn_job *j, int64_t n)
+{
+    constexpr int WIDE = WALK && MT > 2 ? 2 : MT; /* walking, sums of 512 dims fill the registers */
+    const int D = j->a.D, vo = j->a.value_only;
+    if (D <= 128 && vo)
+        launch<1, MT, DERIVED, WALK>(c, j, n);
+    else if (D <= 128)
+        launch<1, MT, STORED, WALK>(c, j, n);
+    else if (D <= 256 && vo)
+        launch<2, MT, DERIVED, WALK>(c, j, n);
+    else if (D <= 256)
+        launch<2, MT, STORED, WALK>(c, j, n);
+    else if (vo)
+        launch<4, WIDE, DERIVED, WALK>(c, j, n);
+    else
+        launch<4, WIDE, IN_TURN, WALK>(c, j, n);
+}
+
+/* Pairs of a tile that so many pairs of a sequence want; of 512 dims fewer fit when walking. */
+static int tile_pairs(const struct kk_attn_job *job, int rows, int walk)
+{
+    const int n = (job->a.mask.exact_near ? 1 : rows) * job->per_kv;
+    if (walk && job->a.D > 256 && n > 32) return 32;
+    return n <= 16 ? 16 : n <= 32 ? 32 : 64;
+}
+
+template <int WALK> static void by_pairs(struct kk_cuda *c, struct kk_attn_job *job, int rows)
+{
+    const struct kk_attn_args *a = &job->a;
+    const int seqs = a->B < a->T ? a->B : a->T;
+    job->pairs = tile_pairs(job, rows, WALK);
+    int64_t tiles = (int64_t)a->T * job->per_kv / job->pairs + seqs;
+    if (a->mask.exact_near) tiles = (int64_t)a->T * ((job->per_kv + job->pairs - 1) / job->pairs);
+    tiles *= a->G * (WALK ? 1 : job->wave_len);
+    if (job->pairs == 16)
+        by_head<1, WALK>(c, job, tiles);
+    else if (job->pairs == 32)
+        by_head<2, WALK>(c, job, tiles);
+    else
+        by_head<4, WALK>(c, job, tiles);
+}
+
+/* No sequence sees more splits than this in a call; 0: the host does not know. */
+static int64_t most_splits(const struct kk_attn_args *a)
+{
+    const struct kk_mask *m = &a->mask;
+    const int64_t near = m->window < m->near ? m->window : m->near;
+    const int64_t piece = (int64_t)a->end_split - a->first_split;
+    int64_t keys = near + KK_ATTN_FEW + m->ahead, n;
+    if (a->longest > 0 && keys > a->longest) keys = a->longest;
+    if (keys >= KK_NO_BOUND) return 0;
+    n = keys / S + 2 + (m->sinks < a->longest ? m->sinks : a->longest) / S + 1;
+    return n < piece ? n : piece;
+}
+
+/* Few rows, split by split. 0: the host knows too little, or the sums of a split take too much. */
+static int few(struct kk_cuda *c, struct kk_attn_job *job, int rows)
+{
+    const struct kk_attn_args *a = &job->a;
+    const int64_t queries = (int64_t)a->T * a->H, splits = most_splits(a);
+    const int64_t fit = PART_BYTES / (queries * (a->D + 2) * 4);
+    const unsigned warps = (unsigned)(a->D + MERGE_DIMS - 1) / MERGE_DIMS;
+    if (splits <= 0 || fit < (splits < 4 ? splits : 4)) return 0;
+    job->over = 0;
+    job->most = KK_ATTN_FEW;
+    job->part = (float *)(c->scratch + c->attn_at);
+    job->wave_len = (int)(fit < splits ? fit : splits);
+    job->part_ml = (float2 *)(job->part + job->wave_len * queries * a->D);
+    for (job->wave = 0; job->wave < splits; job->wave += job->wave_len) {
+        by_pairs<0>(c, job, rows < KK_ATTN_FEW ? rows : KK_ATTN_FEW);
+        const int from = job->wave > 0 || !a->first;
+        const int to_o = a->last && job->wave + job->wave_len >= splits;
+        const unsigned apart = from || !to_o ? 1 : warps; /* blocks of a query */
+        kk__launch(c, "attn", k_merge, dim3((unsigned)queries, apart), dim3(32 * warps / apart), 0,
+                   *job, from, to_o);
+    }
+    return 1;
+}
+
+extern "C" size_t kk__cuda_attn_scratch(const struct kk_cuda *c, const struct kk_limits *l)
+{
+    (void)c;
+    return l->max_head_dim > 0 ? PART_BYTES : 0;
+}
+
+extern "C" void kk__cuda_attn(struct kk_dev *dev, const struct kk_attn_args *a)
+{
+    struct kk_cuda *c = kk__cuda(dev);
+    struct kk_attn_job job = {};
+    if (a->T == 0) return;
+    if (a->kv_dtype != KK_BF16 || a->D % 16 || a->D > KK_ATTN_HEAD || a->H % a->G ||
+        a->B > KK_ATTN_SEQS) {
+        kk__cuda_latch(c, cudaErrorNotSupported, "attn");
+        return;
+    }
+    job.a = *a;
+    job.per_kv = a->H / a->G;
+    job.row_bytes = a->G * a->D * 2 * (a->value_only ? 1 : 2);
+    const int rows = a->most_rows > 0 && a->most_rows < a->T ? a->most_rows : a->T;
+    const int done = (rows <= KK_ATTN_FEW || a->B > 1) && few(c, &job, rows);
+    if (done && rows <= KK_ATTN_FEW) return;
+    job.over = done ? KK_ATTN_FEW : 0;
+    job.most = a->T;
+    if (kk__cuda_attn_wide(c, &job)) return;
+    by_pairs<1>(c, &job, rows);
+}

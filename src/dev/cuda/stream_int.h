@@ -1,0 +1,463 @@
+/* Private to dev/cuda: products of up to 16 rows, bound by the bytes of the weights.
+ *
+ * A block works on a group of stripes. A piece of work is one chain of one stripe. A warp has chains
+ * of its own, holds their inputs of x in registers, and goes through the group's stripes (all, or
+ * every `ways`-th where there are more warps than chains): it brings its pieces in by bulk copies,
+ * `depth` of them ahead, through a ring of its own, and multiplies (weights are operand B). No warp
+ * waits for another before the group's end; then the sums of chains, in shared memory, are added in
+ * ascending order: 0020. What the stripes are and what becomes of a sum is the job's:
+ *
+ *   early            weights are known before other ops end: they are fetched while those run
+ *   begin(tables)    by all threads
+ *   groups()         of this block
+ *   slots(q)         stripes of group q
+ *   gaps             some slots may have none
+ *   stripe(q, s)     of slot s, or NULL
+ *   inputs(q, s)     which rows it is multiplied with: equal numbers, equal rows
+ *   row(q, s, r)     row r of them, or NULL
+ *   sum(part, q)     by all threads: part[s * chains + chain][row][output] has what is needed
+ *   finish()         by all threads */
+#ifndef KK_DEV_CUDA_STREAM_INT_H
+#define KK_DEV_CUDA_STREAM_INT_H
+
+#include "dev/cuda/cuda_int.h"
+
+enum {
+    KK_STREAM_THREADS = 256,
+    KK_STREAM_DEPTH = 8,
+    KK_STREAM_CHAIN = 11,            /* tiles of a chain, at most */
+    KK_STREAM_SMEM = 113 << 10,      /* of a block, if it can be: two fit a multiprocessor */
+    KK_STREAM_SMEM_MOST = 226 << 10, /* of any block */
+    KK_STREAM_SUMS = 8 << 10         /* of a group; more where one stripe has more */
+};
+
+struct kk_stream {
+    int T, K, tiles, chain, chains; /* rows; inputs; tiles of a stripe and of a chain; chains */
+    int slots;                      /* stripes of a group, at most */
+    int warps, ways, depth;
+    int part_floats; /* from one buffer of sums to the other; 0: there is one */
+    int part_at, bars_at, tables_at;
+    int smem;
+};
+
+#ifdef __CUDACC__
+__device__ static inline uint32_t kk__shared(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+__device__ static inline void kk__bar_init(uint64_t *bar, int count)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(kk__shared(bar)), "r"(count));
+}
+
+__device__ static inline void kk__bar_wait(uint64_t *bar, int phase)
+{
+    uint32_t done;
+    do {
+        asm volatile("{.reg .pred p;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, p;}"
+                     : "=r"(done)
+                     : "r"(kk__shared(bar)), "r"(phase)
+                     : "memory");
+    } while (!done);
+}
+
+/* bytes from global to shared memory; bar's phase ends when they are there */
+__device__ static inline void kk__bulk(void *dst, const void *src, int bytes, uint64_t *bar)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(kk__shared(bar)),
+                 "r"(bytes)
+                 : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(kk__shared(dst)),
+                 "l"(src), "r"(bytes), "r"(kk__shared(bar))
+                 : "memory");
+}
+
+/* inputs k .. k + 3 of a row of any length; zeros past its end */
+__device__ static __noinline__ uint2 kk__act4(const bf16 *row, int k, int K)
+{
+    uint16_t v[4];
+    for (int i = 0; i < 4; i++) v[i] = k + i < K ? __bfloat16_as_ushort(row[k + i]) : (uint16_t)0;
+    return make_uint2(v[0] | (uint32_t)v[1] << 16, v[2] | (uint32_t)v[3] << 16);
+}
+
+/* a product from the sums of its chains, `step` floats apart */
+__device__ static inline float kk__chains(const float *part, int chains, int step)
+{
+    float v = part[0];
+#pragma unroll 4
+    for (int c = 1; c < chains; c++) v += part[c * step];
+    return v;
+}
+
+/* rows of a slice */
+template <int ROWS> __device__ static inline int kk__slice_rows(int T)
+{
+    return min(ROWS, T - (int)blockIdx.y * ROWS);
+}
+
+/* Where a warp is among its pieces. */
+template <class Job> struct kk_walk {
+    int q, c, s, slots; /* group, chain, slot; slots of the group */
+
+    __device__ void start(const kk_stream &g, const Job &job, int groups, int warp)
+    {
+        q = warp < g.chains * g.ways ? 0 : groups;
+        c = warp % g.chains;
+        s = warp / g.chains;
+        slots = q < groups ? job.slots(0) : 0;
+    }
+    /* to the next piece of group q, or false at its end: then q is the next group */
+    __device__ bool next(const kk_stream &g, const Job &job, int groups, int warp)
+    {
+        s += g.ways;
+        if (s < slots) return true;
+        s = warp / g.chains;
+        c += g.warps;
+        if (c < g.chains) return true;
+        c = warp % g.chains;
+        if (++q < groups) slots = job.slots(q);
+        return false;
+    }
+};
+
+template <int ROWS, class Job> struct kk_streamer {
+    const kk_stream &g;
+    Job &job;
+    char *ring;
+    uint64_t *bars;
+    int warp, lane, groups, put_slot;
+    kk_walk<Job> ahead; /* the next piece to bring in */
+
+    __device__ kk_streamer(const kk_stream &g_, Job &job_, char *smem) : g(g_), job(job_)
+    {
+        warp = (int)threadIdx.x / 32;
+        lane = (int)threadIdx.x % 32;
+        ring = smem + warp * g.depth * g.chain * KK_TILE_BYTES;
+        bars = (uint64_t *)(smem + g.bars_at) + warp * g.depth;
+        put_slot = 0;
+        if (lane == 0) {
+#pragma unroll 1
+            for (int i = 0; i < g.depth; i++) kk__bar_init(&bars[i], 1);
+            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        }
+        __syncwarp();
+    }
+
+    /* tiles of chain c */
+    __device__ int tiles_of(int c) const
+    {
+        return min(g.chain, g.tiles - c * g.chain);
+    }
+
+    /* by lane 0: bring the next piece in */
+    __device__ void put()
+    {
+        while (ahead.q < groups) {
+            const int q = ahead.q, c = ahead.c, s = ahead.s;
+            const char *w = s < ahead.slots ? job.stripe(q, s) : NULL;
+            ahead.next(g, job, groups, warp);
+            if (!w) continue;
+            kk__bulk(ring + put_slot * g.chain * KK_TILE_BYTES,
+                     w + (size_t)c * (size_t)g.chain * KK_TILE_BYTES, tiles_of(c) * KK_TILE_BYTES,
+                     &bars[put_slot]);
+            if (++put_slot == g.depth) put_slot = 0;
+            return;
+        }
+    }
+
+    __device__ void fill()
+    {
+        groups = job.groups();
+        ahead.start(g, job, groups, warp);
+        if (lane == 0)
+            for (int i = 0; i < g.depth; i++) put();
+    }
+
+    __device__ void load(uint2 (&a)[KK_STREAM_CHAIN], uint2 (&b)[KK_STREAM_CHAIN], int q, int s,
+                         int c) const
+    {
+        const bf16 *lo = job.row(q, s, lane / 4);
+        const bf16 *hi = ROWS == 16 ? job.row(q, s, lane / 4 + 8) : NULL;
+        const int k = c * g.chain * KK_TILE_K + lane % 4 * 4, n = tiles_of(c);
+        if (g.K % 4 == 0) {
+            fetch(a, lo, k, n);
+            if (ROWS == 16) fetch(b, hi, k, n);
+            return;
+        }
+#pragma unroll
+        for (int t = 0; t < KK_STREAM_CHAIN; t++) {
+            const int at = t < n ? k + t * KK_TILE_K : g.K;
+            a[t] = lo ? kk__act4(lo, at, g.K) : make_uint2(0, 0);
+            if (ROWS == 16) b[t] = hi ? kk__act4(hi, at, g.K) : make_uint2(0, 0);
+        }
+    }
+
+    /* inputs k .. k + 3 of each tile, zeros past the row's end, which is a multiple of 4 */
+    __device__ void fetch(uint2 (&a)[KK_STREAM_CHAIN], const bf16 *row, int k, int n) const
+    {
+        const int end = row ? min(g.K - k, n * KK_TILE_K) : 0;
+#pragma unroll
+        for (int t = 0; t < KK_STREAM_CHAIN; t++) {
+            a[t] = make_uint2(0, 0);
+            if (t * KK_TILE_K < end) a[t] = *(const uint2 *)(row + k + t * KK_TILE_K);
+        }
+    }
+
+    /* n tiles: weights are on their way from shared memory before they are used */
+    template <int n>
+    __device__ void multiply(float (&d)[4], const uint2 *w, const uint2 (&a)[KK_STREAM_CHAIN],
+                             const uint2 (&b)[KK_STREAM_CHAIN]) const
+    {
+        uint2 v[n];
+#pragma unroll
+        for (int t = 0; t < n; t++) v[t] = w[t * (KK_TILE_BYTES / 8)];
+#pragma unroll
+        for (int t = 0; t < n; t++) {
+            kk__mma(d, a[t].x, ROWS == 16 ? b[t].x : 0, a[t].y, ROWS == 16 ? b[t].y : 0, v[t].x,
+                    v[t].y);
+        }
+    }
+
+    __device__ void few(float (&d)[4], const uint2 *w, const uint2 (&a)[KK_STREAM_CHAIN],
+                        const uint2 (&b)[KK_STREAM_CHAIN], int n) const
+    {
+#pragma unroll
+        for (int t = 0; t < KK_STREAM_CHAIN; t++)
+            if (t < n) {
+                const uint2 v = w[t * (KK_TILE_BYTES / 8)];
+                kk__mma(d, a[t].x, ROWS == 16 ? b[t].x : 0, a[t].y, ROWS == 16 ? b[t].y : 0, v.x,
+                        v.y);
+            }
+    }
+
+    __device__ void run(float *part)
+    {
+        const int rows = kk__slice_rows<ROWS>(g.T);
+        uint2 a[KK_STREAM_CHAIN], b[KK_STREAM_CHAIN];
+        int have_c = -1, have_x = -1, slot = 0, phase = 0;
+        kk_walk<Job> at;
+        at.start(g, job, groups, warp);
+        for (int q = 0; q < groups; q++) {
+            float *to = part + (q & 1) * g.part_floats;
+            for (bool more = at.q == q; more; more = at.next(g, job, groups, warp)) {
+                const int c = at.c, s = at.s, n = tiles_of(c);
+                if (s >= at.slots || (Job::gaps && !job.stripe(q, s))) continue;
+                const int x = job.inputs(q, s);
+                if (c != have_c || x != have_x) load(a, b, q, s, c);
+                have_c = c;
+                have_x = x;
+                kk__bar_wait(&bars[slot], phase);
+                const uint2 *w = (const uint2 *)(ring + slot * g.chain * KK_TILE_BYTES) + lane;
+                float d[4] = {0, 0, 0, 0};
+                if (n == 11)
+                    multiply<11>(d, w, a, b);
+                else if (n == 8)
+                    multiply<8>(d, w, a, b);
+                else
+                    few(d, w, a, b, n);
+                __syncwarp();
+                if (lane == 0) put();
+                if (++slot == g.depth) {
+                    slot = 0;
+                    phase ^= 1;
+                }
+                float2 *out = (float2 *)(to + (s * g.chains + c) * rows * 8) + lane;
+                if (lane / 4 < rows) out[0] = make_float2(d[0], d[1]);
+                if (ROWS == 16 && lane / 4 + 8 < rows) out[32] = make_float2(d[2], d[3]);
+            }
+            __syncthreads();
+            job.sum(to, q);
+            if (!g.part_floats) __syncthreads();
+        }
+    }
+};
+
+template <int ROWS, class Job>
+__global__ void __launch_bounds__(KK_STREAM_THREADS, 2)
+    kk__stream(const __grid_constant__ kk_stream g, const __grid_constant__ Job given)
+{
+    extern __shared__ __align__(128) char smem[];
+    Job job = given;
+    kk_streamer<ROWS, Job> s(g, job, smem);
+    if (Job::early) {
+        cudaTriggerProgrammaticLaunchCompletion();
+        job.begin(smem + g.tables_at);
+        s.fill();
+        cudaGridDependencySynchronize();
+    } else {
+        cudaGridDependencySynchronize();
+        cudaTriggerProgrammaticLaunchCompletion();
+        job.begin(smem + g.tables_at);
+        s.fill();
+    }
+    s.run((float *)(smem + g.part_at));
+    job.finish();
+}
+
+/* Warps so that all have as much to do, a group as large as the room for its sums, then as deep a
+ * ring as fits. share: stripes of a block; parts: stripes that belong together; table_bytes: of the
+ * job's tables. */
+static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t share, int parts,
+                                        int table_bytes)
+{
+    kk_stream g = {};
+    double best = 0;
+    g.T = T;
+    g.K = (int)K;
+    g.tiles = (int)kk__tiles(K);
+    g.chain = kk__chain_tiles(g.tiles);
+    g.chains = (g.tiles + g.chain - 1) / g.chain;
+    for (int w = KK_STREAM_THREADS / 32; w >= 4; w--) {
+        const int ways = w / g.chains > 1 ? w / g.chains : 1, turns = (g.chains + w - 1) / w;
+        const double busy = (double)(g.chains * ways) / (turns * w);
+        if (busy <= best) continue;
+        best = busy;
+        g.warps = w;
+        g.ways = ways;
+    }
+    const int sums = g.chains * (T < rows ? T : rows) * 32; /* bytes, of a stripe */
+    const int piece = g.chain * KK_TILE_BYTES + 8;
+    int64_t slots = KK_STREAM_SUMS / sums;
+    if (slots < 4 * g.ways) slots = 4 * g.ways;
+    if (slots * sums > 4 * KK_STREAM_SUMS) slots = 4 * KK_STREAM_SUMS / sums;
+    if (slots > share) slots = share;
+    slots = slots < parts ? parts : slots / parts * parts;
+    g.slots = (int)slots;
+    const int all = g.slots * sums, two = 2 * g.warps * piece, fixed = table_bytes + 256;
+    const int most = fixed + two + all <= KK_STREAM_SMEM ? KK_STREAM_SMEM : KK_STREAM_SMEM_MOST;
+    const int buffers = fixed + 2 * two + 2 * all <= most ? 2 : 1;
+    g.part_floats = buffers == 2 ? all / 4 : 0;
+    g.depth = (most - fixed - buffers * all) / (g.warps * piece);
+    g.depth = g.depth < 1 ? 1 : g.depth > KK_STREAM_DEPTH ? KK_STREAM_DEPTH : g.depth;
+    g.part_at = g.warps * g.depth * g.chain * KK_TILE_BYTES;
+    g.bars_at = g.part_at + buffers * all;
+    g.tables_at = g.bars_at + (g.warps * g.depth * 8 + 15) / 16 * 16;
+    g.smem = g.tables_at + table_bytes;
+    return g;
+}
+
+/* how many of n a block has, at most */
+static inline int64_t kk__block_share(const struct kk_cuda *c, int64_t n)
+{
+    return (n + c->sms - 1) / c->sms;
+}
+
+/* items: of the grid in all; a block takes at least one */
+template <int ROWS, class Job>
+static inline void kk__stream_launch(struct kk_cuda *c, const char *op, const kk_stream &g,
+                                     const Job &job, int64_t items)
+{
+    const int64_t blocks = items < c->sms ? items : c->sms;
+    const unsigned slices = (unsigned)((g.T + ROWS - 1) / ROWS);
+    kk__cuda_latch(c,
+                   cudaFuncSetAttribute(kk__stream<ROWS, Job>,
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, g.smem),
+                   op);
+    kk__launch(c, op, kk__stream<ROWS, Job>, dim3((unsigned)blocks, slices),
+               dim3((unsigned)g.warps * 32), (size_t)g.smem, g, job);
+}
+
+/* ---- y[i] = x w[i]^T for up to three matrices that share x -------------------------------- */
+
+__device__ static __noinline__ float kk__softcap(float v, float softcap)
+{
+    return softcap * tanhf(v / softcap);
+}
+
+struct kk_matrix {
+    const char *w;
+    float *y;
+    const float *bias;
+    int rows, first; /* outputs; its first stripe among all */
+};
+
+template <int ROWS> struct kk_linear_job {
+    static constexpr bool early = true, gaps = false;
+    kk_matrix m0, m1, m2;
+    const bf16 *x;
+    float softcap;
+    int stripes, T, K, most, chains; /* most: stripes of a group */
+    size_t stripe_bytes;
+
+    __device__ kk_matrix of(int i) const
+    {
+        kk_matrix m = m0;
+        if (i >= m1.first) m = m1;
+        if (i >= m2.first) m = m2;
+        return m;
+    }
+    /* blocks take stripes in turn */
+    __device__ int index(int q, int s) const
+    {
+        return (int)blockIdx.x + (q * most + s) * (int)gridDim.x;
+    }
+    __device__ int mine() const
+    {
+        return (stripes - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+    }
+    __device__ void begin(char *) {}
+    __device__ void finish() {}
+    __device__ int groups() const { return (mine() + most - 1) / most; }
+    __device__ int slots(int q) const { return min(most, mine() - q * most); }
+    __device__ const char *stripe(int q, int s) const
+    {
+        const int i = index(q, s);
+        const kk_matrix m = of(i);
+        return m.w + (size_t)(i - m.first) * stripe_bytes;
+    }
+    __device__ int inputs(int, int) const { return 0; }
+    __device__ const bf16 *row(int, int, int r) const
+    {
+        r += (int)blockIdx.y * ROWS;
+        return r < T ? x + (size_t)r * (size_t)K : NULL;
+    }
+    __device__ void sum(const float *part, int q) const
+    {
+        const int rows = kk__slice_rows<ROWS>(T), n = slots(q);
+        for (int j = (int)threadIdx.x; j < n * rows * 8; j += (int)blockDim.x) {
+            const int s = j / (rows * 8), e = j - s * rows * 8;
+            put(index(q, s), e % 8, e / 8 + (int)blockIdx.y * ROWS,
+                kk__chains(part + s * chains * rows * 8 + e, chains, rows * 8));
+        }
+    }
+    /* v: output o of stripe i of row t */
+    __device__ void put(int i, int o, int t, float v) const
+    {
+        const kk_matrix m = of(i);
+        o += (i - m.first) * 8;
+        if (o >= m.rows) return;
+        const float bias = m.bias ? m.bias[o] : -0.0f;
+        m.y[(size_t)t * (size_t)m.rows + (size_t)o] = finished(v, bias);
+    }
+    /* bias: -0 where there is none, which changes no number */
+    __device__ float finished(float v, float bias) const
+    {
+        v += bias;
+        return softcap > 0 ? kk__softcap(v, softcap) : v;
+    }
+};
+
+template <int ROWS> static inline kk_linear_job<ROWS> kk__linear_job(const kk_linear_args *a)
+{
+    kk_linear_job<ROWS> j = {};
+    kk_matrix *const m[3] = {&j.m0, &j.m1, &j.m2};
+    for (int i = 0; i < 3; i++) {
+        m[i]->first = j.stripes;
+        if (i >= a->n) continue;
+        *m[i] = {(const char *)a->w[i]->data, a->y[i], a->bias[i], (int)a->w[i]->rows, j.stripes};
+        j.stripes += (int)kk__stripes(a->w[i]->rows);
+    }
+    j.x = (const bf16 *)a->x;
+    j.softcap = a->softcap;
+    j.T = a->T;
+    j.K = (int)a->w[0]->cols;
+    j.stripe_bytes = (size_t)kk__tiles(j.K) * KK_TILE_BYTES;
+    return j;
+}
+#endif
+
+#endif
