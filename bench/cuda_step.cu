@@ -768,13 +768,13 @@ static void trace_step(struct model *m, const struct kk_stack_step *st)
         for (int k = 0; k < KS_END; k++) printf(" %s %.0f/%.0f", op[k], sum[k] / device_sms, most[k]);
         printf("\n");
     }
-    for (int b : {3, 100})
+    for (int b : {100})
         for (int role = 0; role < 4; role++) {
             const uint64_t *x = &v[((size_t)b * 4 + role) * a->max_seg];
             const uint64_t t0 = v[(size_t)b * 4 * a->max_seg] >> 8;
             printf("SM %d role %d:", b, role);
             for (int i = 0, l = 0; (x[i] & 255) != KS_END && l < 6; i++) {
-                if (l >= 4)
+                if (l >= 5)
                     printf(" %s@%.1f", op[x[i] & 255], (double)((x[i] >> 8) - t0) / 1980);
                 l += (x[i] & 255) == KS_RESID2;
             }

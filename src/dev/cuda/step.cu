@@ -15,10 +15,6 @@
 
 namespace {
 
-#ifndef KS_CALL
-#define KS_CALL inline
-#endif
-
 constexpr uint32_t FULL_MASK = 0xffffffffu;
 constexpr float LOG2E = 1.44269504f;
 
@@ -27,6 +23,7 @@ struct attn_smem {
     bf16 q[16 * (512 + 8)];
     bf16 p[16 * (KK_CUDA_SPLIT + 8)];
     float top[8][16], sum[8][16];
+    float k_norm[512];
 };
 
 struct smem {
@@ -47,6 +44,7 @@ struct smem {
     float weight[KS_UNION][KS_COLS];
     int chosen[KS_COLS][KS_A];
     float chosen_w[KS_COLS][KS_A];
+    uint64_t row[KK_CUDA_SPLIT]; /* where the rows are that the producer copies next */
     struct ks_args args;
 };
 
@@ -235,6 +233,13 @@ __device__ inline struct context who(int first_warp)
     return {&block(), &block().args, tid / 32 - first_warp, tid % 32};
 }
 
+/* A value that all lanes have, as one that the compiler takes for new: what a segment works with is
+ * then not kept from registers by what another kind of segment needs. */
+__device__ inline int fresh(int v)
+{
+    return __shfl_sync(FULL_MASK, v, 0);
+}
+
 #define F(k) __shfl_sync(FULL_MASK, cur, k)
 #define F64(k) ((uint64_t)__shfl_sync(FULL_MASK, cur, (k) + 1) << 32 | __shfl_sync(FULL_MASK, cur, k))
 
@@ -292,15 +297,19 @@ template <int D> struct shape {
     static constexpr int G = D == 512 ? 2 : 8, per_kv = KS_H / G;
     static constexpr int R = D == 512 ? 64 : 128;
     static constexpr int row = D * 2 + 16;              /* bytes of a row in the ring */
-    static constexpr int keys = D == 512 ? 10 : 16;     /* rows of a slot */
+    static constexpr int keys = D == 512 ? 10 : 20;     /* rows of a slot */
     static constexpr int kv_row = G * D * 2 * (derived ? 1 : 2);
 };
 
+/* Slots of the item's keys, or of its values */
+template <int D> __device__ inline int half_slots(const struct item &it)
+{
+    return ((it.hi - it.lo) * 16 + shape<D>::keys - 1) / shape<D>::keys;
+}
+
 template <int D> __device__ inline int item_slots(const struct item &it)
 {
-    const int keys = (it.hi - it.lo) * 16;
-    if (shape<D>::derived) return (keys + shape<D>::keys - 1) / shape<D>::keys;
-    return 2 * (it.hi - it.lo);
+    return half_slots<D>(it) * (shape<D>::derived ? 1 : 2);
 }
 
 /* KS_TRACE: when each warp's segments began, by the SM's clock */
@@ -332,14 +341,6 @@ struct feed {
     struct context c;
     uint32_t n; /* slots ever filled */
 };
-
-__device__ inline void slot_ready(const struct feed &f, uint32_t n, uint32_t win)
-{
-    struct smem &s = *f.c.s;
-    bar_wait(&s.empty[n % KS_SLOTS], (int)(n / KS_SLOTS & 1) ^ 1, 1, n);
-    if (n >= win)
-        bar_wait(&s.full[(n - win) % KS_SLOTS], (int)((n - win) / KS_SLOTS & 1), 2, n);
-}
 
 /* Lane 0: slots one after another. */
 struct slot_writer {
@@ -381,63 +382,90 @@ __device__ inline void copies_arrive(uint64_t *b)
     asm volatile("cp.async.mbarrier.arrive.shared::cta.b64 [%0];" ::"r"(smem_at(b)) : "memory");
 }
 
-template <int D> __device__ inline void feed_rows(struct feed &f, const struct item &it, int layer)
+/* Stored rows of an item */
+__device__ inline int stored_rows(const struct ks_args &a, const struct item &it)
 {
-    typedef struct shape<D> Z;
-    struct smem &s = *f.c.s;
-    const struct ks_args &a = *f.c.a;
-    const int lane = f.c.lane;
-    const struct kk_kv_seq *q = a.kv[layer].seqs + it.seq;
+    return min(max(a.seq[it.seq].pos0 - it.base - it.lo * 16, 0), (it.hi - it.lo) * 16);
+}
+
+/* Look up where they are: two loads, one after another. */
+template <int D> __device__ inline void find_rows(const struct item &it, int layer)
+{
+    const struct context c = who(KS_CONSUMERS + KS_REDUCERS);
+    const struct kk_kv_seq *q = c.a->kv[layer].seqs + it.seq;
     const unsigned long long *blocks = (const unsigned long long *)q->blocks;
     const int block_rows = q->block_rows, sinks = q->sinks, ring = q->ring;
-    const int keys = (it.hi - it.lo) * 16, from = it.base + it.lo * 16;
-    const int stored = min(max(a.seq[it.seq].pos0 - from, 0), keys);
-    const uint32_t win = D == 512 ? 5 : 7;
-    uint64_t row[KK_CUDA_SPLIT / 32]; /* lane l: rows l, l + 32, .. */
+    const int from = it.base + it.lo * 16, stored = stored_rows(*c.a, it);
+    __syncwarp();
 #pragma unroll
     for (int k = 0; k < KK_CUDA_SPLIT / 32; k++) {
-        const int i = lane + 32 * k, j = from + min(i, max(stored - 1, 0));
+        const int i = c.lane + 32 * k, j = from + i;
         const int at = !ring || j < sinks ? j : sinks + (j - sinks) % ring;
-        row[k] = 0;
-        if (stored)
-            row[k] = __ldg(blocks + at / block_rows) + (uint64_t)(at % block_rows) * Z::kv_row +
-                     (uint64_t)(it.g * D * 2);
+        if (i < stored)
+            c.s->row[i] = __ldg(blocks + at / block_rows) +
+                          (uint64_t)(at % block_rows) * shape<D>::kv_row +
+                          (uint64_t)(it.g * D * 2);
     }
+    __syncwarp();
+}
+
+/* All of an item may be in flight: others' streams stand still meanwhile. */
+template <int D> __device__ inline uint32_t feed_rows(uint32_t n, const struct item &it)
+{
+    typedef struct shape<D> Z;
+    const struct context c = who(KS_CONSUMERS + KS_REDUCERS);
+    struct smem &s = *c.s;
+    const int keys = (it.hi - it.lo) * 16, stored = stored_rows(*c.a, it);
 #pragma unroll 1
     for (int part = 0; part < (Z::derived ? 1 : 2); part++)
 #pragma unroll 1
-        for (int i = 0; i < keys; i += Z::keys, f.n++) {
-            const int n = min(max(stored - i, 0), Z::keys);
-            const uint32_t slot = f.n % KS_SLOTS;
-            uint32_t to = smem_at(s.ring) + slot * KS_SLOT + lane * 16;
-            if (lane == 0) slot_ready(f, f.n, win);
+        for (int i = 0; i < keys; i += Z::keys, n++) {
+            const uint32_t slot = n % KS_SLOTS;
+            const int end = min(i + Z::keys, stored);
+            uint32_t to = smem_at(s.ring) + slot * KS_SLOT + c.lane * 16;
+            if (c.lane == 0)
+                bar_wait(&s.empty[slot], (int)(n / KS_SLOTS & 1) ^ 1, 1, n);
             __syncwarp();
-#pragma unroll 1
-            for (int r = i; r < i + n; r++, to += Z::row) {
-                const uint64_t mine = r < 64 ? (r < 32 ? row[0] : row[1])
-                                             : (r < 96 ? row[2] : row[3]);
-                const char *p = (const char *)__shfl_sync(FULL_MASK, mine, r & 31) +
-                                part * Z::G * D * 2 + lane * 16;
+#pragma unroll 4
+            for (int r = i; r < end; r++, to += Z::row) {
+                const char *p = (const char *)s.row[r] + part * Z::G * D * 2 + c.lane * 16;
                 copy16(to, p);
                 if (D == 512) copy16(to + 512, p + 512);
             }
-            if (n) copies_arrive(&s.full[slot]);
+            if (end > i) copies_arrive(&s.full[slot]);
             __syncwarp();
-            if (lane == 0) bar_arrive(&s.full[slot]);
+            if (c.lane == 0) bar_arrive(&s.full[slot]);
         }
+    return n;
 }
 
-template <int D> __device__ KS_CALL uint32_t feed_attention(uint32_t n, int layer)
+/* The SM's first item of a layer, found while there is still much in the ring */
+template <int D> __device__ inline void find_first(int layer)
 {
-    struct feed f = {who(KS_CONSUMERS + KS_REDUCERS), n};
-    for (int b = 0; b < f.c.a->B; b++) {
+    const struct ks_args &a = block().args;
+    struct item it;
+    for (int b = 0; b < a.B; b++) {
+        int wrap, v = first_item(D == 256, b, wrap);
+        if (v == INT32_MAX || !make_item(a, D == 256, b, v, shape<D>::G, it)) continue;
+        find_rows<D>(it, layer);
+        return;
+    }
+}
+
+template <int D> __device__ inline uint32_t feed_attention(uint32_t n, int layer)
+{
+    const struct ks_args &a = block().args;
+    bool found = true;
+    for (int b = 0; b < a.B; b++) {
         int wrap, v = first_item(D == 256, b, wrap);
         struct item it;
         if (v == INT32_MAX) continue;
-        for (; make_item(*f.c.a, D == 256, b, v, shape<D>::G, it); v += wrap)
-            feed_rows<D>(f, it, layer);
+        for (; make_item(a, D == 256, b, v, shape<D>::G, it); v += wrap, found = false) {
+            if (!found) find_rows<D>(it, layer);
+            n = feed_rows<D>(n, it);
+        }
     }
-    return f.n;
+    return n;
 }
 
 /* Row t's KS_A largest logits, ties to the lowest index, and their weights (0020): lane e < KS_A
@@ -480,7 +508,7 @@ __device__ inline void choose(const struct context &c, int t, const float *scale
 }
 
 /* All rows' choices as distinct experts in ascending order. */
-__device__ KS_CALL void route(const float *scale, uint32_t tag)
+__device__ inline void route(const float *scale, uint32_t tag)
 {
     const struct context c = who(KS_CONSUMERS + KS_REDUCERS);
     struct smem &s = *c.s;
@@ -591,13 +619,13 @@ __device__ inline void feed_glu(struct feed &f, uint32_t cur)
     f.n += nu * 2 * KS_QUADS;
 }
 
-__device__ inline void producer(const uint32_t *pp)
+__device__ __noinline__ void producer(const uint32_t *pp)
 {
-    struct feed f = {{}, 0};
+    uint32_t n = 0;
     int seg = 0;
     uint32_t cur = __ldg(pp), nxt;
     for (;; cur = nxt) {
-        f.c = who(KS_CONSUMERS + KS_REDUCERS);
+        struct feed f = {who(KS_CONSUMERS + KS_REDUCERS), (uint32_t)fresh((int)n)};
         const uint32_t op = F(0), layer = F(3);
         trace(op, seg++);
         if (op == KS_END) return;
@@ -605,6 +633,12 @@ __device__ inline void producer(const uint32_t *pp)
         nxt = __ldg(pp);
         switch (op) {
         case KS_LINEAR_QKV:
+            if (F(9) & KS_FULL)
+                find_first<512>((int)layer);
+            else
+                find_first<256>((int)layer);
+            feed_plain(f, cur, 4, KS_SLOT);
+            break;
         case KS_ROUTER:
         case KS_HEAD: feed_plain(f, cur, 4, KS_SLOT); break;
         case KS_O: feed_plain(f, cur, 8, 8192); break;
@@ -621,6 +655,7 @@ __device__ inline void producer(const uint32_t *pp)
         case KS_XDOWN: feed_expert_down(f, cur); break;
         default: break;
         }
+        n = (uint32_t)fresh((int)f.n);
     }
 }
 
@@ -724,39 +759,51 @@ __device__ inline void load_width(struct place &z, uint32_t (&x)[32], int which,
                           g < a.T, tag, 10 + which);
 }
 
-__device__ inline void consume_plain(struct place &z, int which, int nu, uint32_t tag)
+/* Segments of products: from slot n on, `pieces` behind; all return the pieces behind then. Each is
+ * a function of its own, so that none's registers are another's. */
+__device__ inline struct place place_at(uint32_t n, int pieces)
 {
+    const struct context c = who(0);
+    return {c, n, c.warp >> 2, c.warp & 3, pieces};
+}
+
+__device__ __noinline__ int consume_plain(uint32_t n, int pieces, int which, int nu, uint32_t tag)
+{
+    struct place z = place_at(n, pieces);
     uint32_t x[32];
     load_width(z, x, which, tag);
     multiply<11, 1, false>(z, x, KS_QUADS, nu);
-    z.n += (uint32_t)nu * 4;
+    return z.pieces;
 }
 
-__device__ inline void consume_gated(struct place &z, int which, int nu, uint32_t tag)
+__device__ __noinline__ int consume_gated(uint32_t n, int pieces, int which, int nu, uint32_t tag)
 {
+    struct place z = place_at(n, pieces);
     uint32_t x[32];
     load_width(z, x, which, tag);
     multiply<11, 2, true>(z, x, KS_QUADS, nu);
-    z.n += (uint32_t)nu * 8;
+    return z.pieces;
 }
 
-__device__ inline void consume_o(struct place &z, uint32_t cur, uint32_t tag)
+__device__ __noinline__ int consume_o(uint32_t n, int pieces, uint32_t flags, int nu, uint32_t tag)
 {
+    struct place z = place_at(n, pieces);
     const struct ks_args &a = *z.c.a;
-    const uint32_t flags = F(9);
-    const int nu = (int)F(1), g = z.c.lane >> 2, q = z.c.lane & 3;
+    const int g = z.c.lane >> 2, q = z.c.lane & 3;
     const int width = flags & KS_FULL ? 8192 : 4096;
     const int tile = z.quad * 64 + z.i * 8 + (flags & KS_SECOND_HALF ? 256 : 0);
     uint32_t x[32];
-    load_x<16, true>(x, a.attn + (g < a.T ? g : 0) * (width / 2) + tile * 8 + 2 * q, g < a.T, tag, 14);
+    load_x<16, true>(x, a.attn + (g < a.T ? g : 0) * (width / 2) + tile * 8 + 2 * q, g < a.T, tag,
+                     14);
     multiply<8, 2, false>(z, x, KS_QUADS, nu);
-    z.n += (uint32_t)nu * 8;
+    return z.pieces;
 }
 
-__device__ inline void consume_down(struct place &z, uint32_t cur, uint32_t tag)
+__device__ __noinline__ int consume_down(uint32_t n, int pieces, int nu, uint32_t tag)
 {
+    struct place z = place_at(n, pieces);
     const struct ks_args &a = *z.c.a;
-    const int nu = (int)F(1), g = z.c.lane >> 2, q = z.c.lane & 3;
+    const int g = z.c.lane >> 2, q = z.c.lane & 3;
     if (z.quad < 3) {
         uint32_t x[32];
         load_x<11, false>(x,
@@ -765,14 +812,16 @@ __device__ inline void consume_down(struct place &z, uint32_t cur, uint32_t tag)
         multiply<11, 1, false>(z, x, 3, nu);
     }
     quads_meet<MEET_DOWN>(z.quad < 3);
-    z.n += (uint32_t)nu * 3;
+    return z.pieces;
 }
 
-__device__ inline void consume_expert_down(struct place &z, uint32_t cur, uint32_t tag)
+__device__ __noinline__ int consume_expert_down(uint32_t n, int pieces, int nu, uint32_t tag)
 {
+    struct place z = place_at(n, pieces);
     const struct ks_args &a = *z.c.a;
     struct smem &s = *z.c.s;
-    const int nu = (int)F(1), U = s.n_union, g = z.c.lane >> 2, q = z.c.lane & 3;
+    const int U = s.n_union, g = z.c.lane >> 2, q = z.c.lane & 3;
+#pragma unroll 1
     for (int e = 0; e < U; e += KS_QUADS) {
         const int P = min(KS_QUADS, U - e), u = e + z.quad;
         if (z.quad < P) {
@@ -786,6 +835,7 @@ __device__ inline void consume_expert_down(struct place &z, uint32_t cur, uint32
         if (P < KS_QUADS) quads_meet<MEET_XDOWN>(z.quad < P);
         z.n += (uint32_t)(nu * P);
     }
+    return z.pieces;
 }
 
 /* ---- consumers: the residual stream (0020: sums over a row) ----
@@ -918,8 +968,9 @@ __device__ inline void tap_h(const struct context &c, const struct twelve &h, in
     }
 }
 
-__device__ inline void embed(const struct context &c, uint32_t cur, int t, uint32_t tag)
+__device__ __noinline__ void embed(uint32_t cur, int t, uint32_t tag)
 {
+    const struct context c = who(0);
     const struct ks_args &a = *c.a;
     const char *table = (const char *)F64(4);
     const float *norm = (const float *)F64(16), scale = __uint_as_float(F(14));
@@ -958,8 +1009,9 @@ __device__ inline float add_to_h(const struct context &c, const struct twelve &x
 }
 
 /* The first half's threads leave dense x, the second's that of experts and router. */
-__device__ inline void after_attention(const struct context &c, uint32_t cur, int t, uint32_t tag)
+__device__ __noinline__ void after_attention(uint32_t cur, int t, uint32_t tag)
 {
+    const struct context c = who(0);
     const struct ks_args &a = *c.a;
     const int l = (c.warp & 7) * 32 + c.lane;
     const bool second = c.warp >= 8;
@@ -986,9 +1038,10 @@ __device__ inline void after_attention(const struct context &c, uint32_t cur, in
 
 /* The first half's threads have the dense part, the second's that of the experts, until both are
  * added; then the first half's go on. */
-__device__ inline void after_experts(const struct context &c, uint32_t cur, int t, int layer,
+__device__ __noinline__ void after_experts(uint32_t cur, int t, int layer,
                                      uint32_t tag)
 {
+    const struct context c = who(0);
     const struct ks_args &a = *c.a;
     const int l = (c.warp & 7) * 32 + c.lane;
     const bool second = c.warp >= 8;
@@ -1030,7 +1083,7 @@ __device__ inline void after_experts(const struct context &c, uint32_t cur, int 
     mark((int)F(3), 10);
 }
 
-__device__ KS_CALL void between(uint32_t cur, uint32_t tag)
+__device__ inline void between(uint32_t cur, uint32_t tag)
 {
     const struct context c = who(0);
     const uint32_t op = F(0), layer = F(3);
@@ -1038,9 +1091,9 @@ __device__ KS_CALL void between(uint32_t cur, uint32_t tag)
 #pragma unroll 1
     for (int t = 0; t < T; t++) {
         if (T > 1 && (int)blockIdx.x != owner_of(t)) continue;
-        if (op == KS_EMBED) embed(c, cur, t, tag);
-        if (op == KS_RESID1) after_attention(c, cur, t, tag);
-        if (op == KS_RESID2) after_experts(c, cur, t, (int)layer, tag);
+        if (op == KS_EMBED) embed(cur, t, tag);
+        if (op == KS_RESID1) after_attention(cur, t, tag);
+        if (op == KS_RESID2) after_experts(cur, t, (int)layer, tag);
     }
     __syncwarp();
     if (T == 1) warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
@@ -1112,16 +1165,14 @@ __device__ inline void ldsm(uint32_t (&r)[4], uint32_t at)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at)
-                 : "memory");
+                 : "r"(at));
 }
 
 __device__ inline void ldsm_t(uint32_t (&r)[4], uint32_t at)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at)
-                 : "memory");
+                 : "r"(at));
 }
 
 /* Consumers over one item: slots from n on. */
@@ -1136,7 +1187,7 @@ template <int D> struct split_work {
     /* where row i of the item (i from it.lo * 16) is; values: of a layer that has both */
     __device__ inline uint32_t slot_of(int i, bool values) const
     {
-        const int at = i / Z::keys + (values && !Z::derived ? it.hi - it.lo : 0);
+        const int at = i / Z::keys + (values && !Z::derived ? half_slots<D>(it) : 0);
         return (z.n + (uint32_t)at) % KS_SLOTS;
     }
     __device__ inline char *row(int i, bool values) const
@@ -1145,7 +1196,7 @@ template <int D> struct split_work {
     }
     __device__ inline void arrived(int i, bool values) const
     {
-        const int at = i / Z::keys + (values && !Z::derived ? it.hi - it.lo : 0);
+        const int at = i / Z::keys + (values && !Z::derived ? half_slots<D>(it) : 0);
         const uint32_t n = z.n + (uint32_t)at;
         bar_wait(&z.c.s->full[n % KS_SLOTS], (int)(n / KS_SLOTS & 1), 6, n);
     }
@@ -1190,13 +1241,16 @@ template <int D> struct split_work {
         }
     }
 
-    /* Values of a layer with keys only once the keys' slots are free: the last come in there. */
-    __device__ inline void patches(bool values)
+    __device__ inline void patches()
     {
         const int keys = (it.hi - it.lo) * 16;
         const int from = max(z.c.a->seq[it.seq].pos0 - (it.base + it.lo * 16), 0);
-        for (int k = from + KS_CONSUMERS - 1 - z.c.warp; k < keys; k += KS_CONSUMERS)
-            patch(k, values);
+        for (int k = KS_CONSUMERS - 1 - z.c.warp; k < (keys - from) * (Z::derived ? 1 : 2);
+             k += KS_CONSUMERS)
+            if (Z::derived)
+                patch(from + k, true);
+            else
+                patch(from + k / 2, k & 1);
     }
 
     /* is key j visible to row r of the item */
@@ -1213,8 +1267,8 @@ template <int D> struct split_work {
     __device__ inline void derive(uint32_t (&b)[4], int kt) const
     {
         const int q = z.c.lane & 3;
-        const float2 w0 = __ldg((const float2 *)(k_norm + 16 * kt + 2 * q));
-        const float2 w1 = __ldg((const float2 *)(k_norm + 16 * kt + 2 * q + 8));
+        const float2 w0 = *(const float2 *)(z.c.s->a.k_norm + 16 * kt + 2 * q);
+        const float2 w1 = *(const float2 *)(z.c.s->a.k_norm + 16 * kt + 2 * q + 8);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const float2 w = i & 1 ? w1 : w0;
@@ -1230,8 +1284,8 @@ template <int D> struct split_work {
             const int d = 16 * kt + 2 * q + 8 * (i & 1);
             const int j = min(key + g + 8 * (i >> 1), sq.pos0 + sq.n - 1); /* past it: zeros */
             const float *cs = z.c.a->rope[0] + (int64_t)j * Z::R * 2;
-            const float2 wb = __ldg((const float2 *)(k_norm + d));
-            const float2 wc = __ldg((const float2 *)(k_norm + d + D / 2));
+            const float2 wb = *(const float2 *)(z.c.s->a.k_norm + d);
+            const float2 wc = *(const float2 *)(z.c.s->a.k_norm + d + D / 2);
             const float4 t = __ldg((const float4 *)(cs + 2 * d));
             const float b0 = lo_of(b[i]) * wb.x, b1 = hi_of(b[i]) * wb.y;
             const float c0 = lo_of(c[i]) * wc.x, c1 = hi_of(c[i]) * wc.y;
@@ -1246,7 +1300,7 @@ template <int D> struct split_work {
         const int lane = z.c.lane, i0 = (kg - it.lo) * 16;
         const int key = i0 + (lane >> 4) * 8 + (lane & 7);
         arrived(i0, false);
-        if (Z::derived) arrived(i0 + 15, false);
+        arrived(i0 + 15, false);
         const uint32_t at = smem_at(row(key, false)) + (lane >> 3 & 1) * 16;
         const uint32_t qa = smem_at(z.c.s->a.q) +
                             ((lane & 7) + (lane >> 3 & 1) * 8) * (D + 8) * 2 + (lane >> 4) * 16;
@@ -1345,8 +1399,7 @@ template <int D> struct split_work {
         for (int kg = it.lo; kg < it.hi; kg++) {
             uint32_t p[4], v[4];
             const int i0 = (kg - it.lo) * 16, key = i0 + (lane & 7) + (lane >> 3 & 1) * 8;
-            arrived(i0, true);
-            if (Z::derived) arrived(i0 + 15, true);
+            if (!Z::derived) arrived(i0, true), arrived(i0 + 15, true);
             const uint32_t at = smem_at(row(key, true)) + (d0 + (lane >> 4) * 8) * 2;
             ldsm(p, pa + kg * 32);
 #pragma unroll
@@ -1373,30 +1426,34 @@ template <int D> struct split_work {
         }
     }
 
-    /* The item's slots [first, end). What was copied there, and patched, was written otherwise than
-     * by the bulk copies that come next. */
-    __device__ inline void give_back(int first, int end)
+    /* What the item needs that does not wait for q */
+    __device__ inline void begin()
     {
-        if (first + z.c.lane < end) {
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-            bar_arrive4(&z.c.s->empty[(z.n + (uint32_t)(first + z.c.lane)) % KS_SLOTS]);
-        }
-        __syncwarp();
+        struct attn_smem &w = z.c.s->a;
+        const int tid = z.c.warp * 32 + z.c.lane;
+        if (!Z::derived) return;
+        w.k_norm[tid] = __ldg(k_norm + tid);
+        const float *cs = z.c.a->rope[0] + (int64_t)(it.base + it.lo * 16) * Z::R * 2;
+        const struct ks_seq &q = z.c.a->seq[it.seq];
+        const int lines = min((it.hi - it.lo) * 16, q.pos0 + q.n - it.base - it.lo * 16) * 4;
+        for (int i = tid; i < lines; i += KS_CONSUMERS * 32)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(cs + 32 * i));
     }
 
-    /* 16 rows at a time */
+    /* 16 rows at a time; warps that score prepare q last */
     __device__ inline void run()
     {
         const int rows = z.c.a->seq[it.seq].n * Z::per_kv, slots = item_slots<D>(it);
-        const int kg = z.c.warp, groups = it.hi - it.lo;
+        const int kg = z.c.warp, w = (z.c.warp + 8) & 15;
         for (int r0 = 0; r0 < rows; r0 += 16) {
             float p[2][4];
             mark(layer, 11);
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>(); /* x, q and p are no longer read */
             mark(layer, 12);
-            if (r0 + z.c.warp < rows) prepare_q(r0 + z.c.warp, z.c.warp);
+            if (r0 == 0) begin();
+            if (r0 + w < rows) prepare_q(r0 + w, w);
+            if (r0 == 0) patches();
             mark(layer, 13);
-            if (r0 == 0) patches(Z::derived);
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
             mark(layer, 14);
             if (kg >= it.lo && kg < it.hi) {
@@ -1405,10 +1462,6 @@ template <int D> struct split_work {
             }
             mark(layer, 15);
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
-            if (!Z::derived && r0 + 16 >= rows) {
-                if (z.c.warp == 15) give_back(0, groups);
-                patches(true);
-            }
             if (kg >= it.lo && kg < it.hi) weights(p, kg);
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
             mark(layer, 16);
@@ -1416,14 +1469,18 @@ template <int D> struct split_work {
             mark(layer, 17);
         }
         warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
-        const int first = Z::derived ? 0 : groups;
-        if (z.c.warp == 15) give_back(first, slots);
+        /* what was copied and patched there was written otherwise than by the bulk copies to come */
+        if (z.c.warp == 15 && z.c.lane < slots) {
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            bar_arrive4(&z.c.s->empty[(z.n + (uint32_t)z.c.lane) % KS_SLOTS]);
+        }
+        __syncwarp();
         z.n += (uint32_t)slots;
     }
 };
 
 template <int D>
-__device__ KS_CALL uint32_t attend(uint32_t n, uint32_t cur, uint32_t tag)
+__device__ __noinline__ uint32_t attend(uint32_t n, uint32_t cur, uint32_t tag)
 {
     struct place z = {who(0), n, 0, 0, 0};
     const int layer = (int)F(3);
@@ -1440,16 +1497,14 @@ __device__ KS_CALL uint32_t attend(uint32_t n, uint32_t cur, uint32_t tag)
     return z.n;
 }
 
-__device__ inline void consumer(const uint32_t *pp)
+__device__ __noinline__ void consumer(const uint32_t *pp)
 {
-    struct place z = {{}, 0, 0, 0, 0};
-    uint32_t cur = __ldg(pp), nxt;
-    int seg = 0;
+    const struct smem &s = block();
+    uint32_t n = 0, cur = __ldg(pp), nxt;
+    int pieces = 0, seg = 0;
     for (;; cur = nxt) {
-        z.c = who(0);
-        const uint32_t op = F(0), layer = F(3), flags = F(9), tag = z.c.a->epoch + layer;
+        const uint32_t op = F(0), flags = F(9), layer = F(3), tag = s.args.epoch + layer;
         const int nu = (int)F(1);
-        z.quad = z.c.warp >> 2, z.i = z.c.warp & 3;
         trace(op, seg++);
         if (op == KS_END) return;
         pp += 32;
@@ -1460,21 +1515,37 @@ __device__ inline void consumer(const uint32_t *pp)
         case KS_RESID2: between(cur, tag); break;
         case KS_LINEAR_QKV:
         case KS_HEAD:
-        case KS_ROUTER: consume_plain(z, op == KS_ROUTER ? 3 : 0, nu, tag); break;
-        case KS_GLU: consume_gated(z, 1, nu, tag); break;
+        case KS_ROUTER:
+            pieces = consume_plain(n, pieces, op == KS_ROUTER ? 3 : 0, nu, tag);
+            n += (uint32_t)nu * 4;
+            break;
+        case KS_GLU:
+            pieces = consume_gated(n, pieces, 1, nu, tag);
+            n += (uint32_t)nu * 8;
+            break;
         case KS_XGLU: {
-            int first, n;
-            bar_wait(&z.c.s->routed, (int)layer & 1, 7, layer);
-            expert_share(z.c.s->n_union, F(11), first, n);
-            consume_gated(z, 2, n, tag);
+            int first, count;
+            bar_wait((uint64_t *)&s.routed, (int)layer & 1, 7, layer);
+            expert_share(s.n_union, F(11), first, count);
+            pieces = consume_gated(n, pieces, 2, count, tag);
+            n += (uint32_t)count * 8;
             break;
         }
         case KS_ATTN:
-            z.n = flags & KS_FULL ? attend<512>(z.n, cur, tag) : attend<256>(z.n, cur, tag);
+            n = flags & KS_FULL ? attend<512>(n, cur, tag) : attend<256>(n, cur, tag);
             break;
-        case KS_O: consume_o(z, cur, tag); break;
-        case KS_DOWN: consume_down(z, cur, tag); break;
-        case KS_XDOWN: consume_expert_down(z, cur, tag); break;
+        case KS_O:
+            pieces = consume_o(n, pieces, flags, nu, tag);
+            n += (uint32_t)nu * 8;
+            break;
+        case KS_DOWN:
+            pieces = consume_down(n, pieces, nu, tag);
+            n += (uint32_t)nu * 3;
+            break;
+        case KS_XDOWN:
+            pieces = consume_expert_down(n, pieces, nu, tag);
+            n += (uint32_t)(nu * s.n_union);
+            break;
         default: break;
         }
     }
@@ -1720,7 +1791,7 @@ __device__ inline void merge_task(const struct context &c, int t, int h, int d, 
                kk__pack2(O0 / L, O1 / L), tag);
 }
 
-template <int D> __device__ KS_CALL void merge(uint32_t tag)
+template <int D> __device__ inline void merge(uint32_t tag)
 {
     const struct context c = who(KS_CONSUMERS);
     const int sms = (int)gridDim.x, per_row = KS_H * D / 64, n = c.a->T * per_row;
@@ -1732,14 +1803,15 @@ template <int D> __device__ KS_CALL void merge(uint32_t tag)
     }
 }
 
-__device__ inline void reducer(const uint32_t *pp)
+__device__ __noinline__ void reducer(const uint32_t *pp)
 {
     const struct ks_args &a = block().args;
-    struct reduce r = {{}, {0, 0, 0, 0}, 0};
-    int seg = 0;
+    int pieces[KS_QUADS] = {0, 0, 0, 0}, units = 0, seg = 0;
     uint32_t cur = __ldg(pp), nxt;
     for (;; cur = nxt) {
-        r.c = who(KS_CONSUMERS);
+        struct reduce r = {who(KS_CONSUMERS), {}, fresh(units)};
+#pragma unroll
+        for (int j = 0; j < KS_QUADS; j++) r.pieces[j] = fresh(pieces[j]);
         const uint32_t op = F(0), layer = F(3), flags = F(9), tag = a.epoch + layer;
         trace(op, seg++);
         if (op == KS_END) return;
@@ -1764,6 +1836,9 @@ __device__ inline void reducer(const uint32_t *pp)
         case KS_HEAD: reduce_head(r, cur, tag); break;
         default: break;
         }
+        units = fresh(r.units);
+#pragma unroll
+        for (int j = 0; j < KS_QUADS; j++) pieces[j] = fresh(r.pieces[j]);
     }
 }
 
