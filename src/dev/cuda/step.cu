@@ -56,7 +56,9 @@ __device__ inline struct smem &block()
 
 /* ---- waiting ---- */
 
-/* A wait that lasts seconds is a fault: say who, then stop the kernel. */
+/* A wait that lasts seconds is a fault. KS_WATCH: say who waits for what; else, of code that is all
+ * through the kernel, as little as can be: what is not in the instruction cache comes as late as
+ * any other word. */
 struct watch {
     uint32_t spins;
 };
@@ -64,10 +66,12 @@ struct watch {
 __device__ inline void still_waiting(struct watch &w, int what, uint32_t extra)
 {
     if (++w.spins < 1u << 23) return;
+#ifdef KS_WATCH
     int *d = block().args.diag + 2 * (blockIdx.x * (KS_THREADS / 32) + threadIdx.x / 32);
     d[0] = what, d[1] = (int)extra;
     __threadfence_system();
     for (long long t = clock64(); clock64() - t < 400000000;) {} /* let others say it too */
+#endif
     __trap();
 }
 
@@ -337,38 +341,24 @@ __device__ inline void mark(int layer, int k)
 
 /* ---- producer ---- */
 
-struct feed {
-    struct context c;
-    uint32_t n; /* slots ever filled */
-};
-
-/* Lane 0: slots one after another. */
-struct slot_writer {
-    struct smem *s;
-    uint32_t n, win, slot, phase;
-    __device__ inline slot_writer(struct feed &f, uint32_t w)
-        : s(f.c.s), n(f.n), win(w), slot(f.n % KS_SLOTS),
-          phase((f.n / KS_SLOTS & 1) ^ 1)
-    {
-    }
-    __device__ inline void put(const char *from, int bytes)
-    {
-        bar_wait(&s->empty[slot], (int)phase, 1, n);
+/* Slots n, n + 1, .. n + count - 1 from one place, by one lane: the one loop that fills slots. */
+__device__ __noinline__ void fill(uint32_t n, const char *from, int bytes, int count, uint32_t win)
+{
+    struct smem &s = block();
+    uint32_t slot = n % KS_SLOTS, phase = (n / KS_SLOTS & 1) ^ 1;
+#pragma unroll 1
+    for (; count; count--, from += bytes, n++) {
+        bar_wait(&s.empty[slot], (int)phase, 1, n);
         if (n >= win) {
             int back = (int)slot - (int)win, ph = (int)phase ^ 1;
             if (back < 0) back += KS_SLOTS, ph ^= 1;
-            bar_wait(&s->full[back], ph, 2, n);
+            bar_wait(&s.full[back], ph, 2, n);
         }
-        bar_expect(&s->full[slot], bytes);
-        bulk(smem_at(s->ring) + slot * KS_SLOT, from, bytes, &s->full[slot]);
-        n++;
+        bar_expect(&s.full[slot], bytes);
+        bulk(smem_at(s.ring) + slot * KS_SLOT, from, bytes, &s.full[slot]);
         if (++slot == KS_SLOTS) slot = 0, phase ^= 1;
     }
-    __device__ inline void run(const char *from, int bytes, int count)
-    {
-        for (; count; count--, from += bytes) put(from, bytes);
-    }
-};
+}
 
 /* Rows are copied by lanes, 16 bytes each: a bulk copy of half a KB would take one lane 70 ns. */
 __device__ inline void copy16(uint32_t dst, const char *src)
@@ -426,7 +416,7 @@ template <int D> __device__ inline uint32_t feed_rows(uint32_t n, const struct i
             if (c.lane == 0)
                 bar_wait(&s.empty[slot], (int)(n / KS_SLOTS & 1) ^ 1, 1, n);
             __syncwarp();
-#pragma unroll 4
+#pragma unroll 2
             for (int r = i; r < end; r++, to += Z::row) {
                 const char *p = (const char *)s.row[r] + part * Z::G * D * 2 + c.lane * 16;
                 copy16(to, p);
@@ -550,112 +540,92 @@ __device__ inline void route(const float *scale, uint32_t tag)
     if (c.lane == 0) bar_arrive(&s.routed);
 }
 
-__device__ inline void feed_experts(struct feed &f, uint32_t cur)
+/* nu units of gate stripes and up stripes; experts: of the SM's share of them */
+__device__ inline uint32_t feed_gated(uint32_t n, uint32_t cur, bool experts)
 {
-    struct smem &s = *f.c.s;
-    const char *gate = (const char *)F64(4);
-    const size_t mat = F64(12);
-    const uint32_t win = F(15);
-    int first, n;
-    expert_share(s.n_union, F(11), first, n);
-    if (f.c.lane == 0) {
-        struct slot_writer w(f, win);
-        const size_t stripe = KS_QUADS * KS_SLOT;
-        for (int i = first; i < first + n; i++) {
-            const char *at = gate + s.expert[i / KS_XSTRIPES] * mat + i % KS_XSTRIPES * stripe;
-            w.run(at, KS_SLOT, KS_QUADS);
-            w.run(at + KS_XSTRIPES * stripe, KS_SLOT, KS_QUADS);
-        }
+    const struct smem &s = block();
+    const int lane = (int)threadIdx.x & 31;
+    const char *gate = (const char *)F64(4), *up = (const char *)F64(6);
+    const size_t mat = F64(12), stripe = KS_QUADS * KS_SLOT;
+    const uint32_t win = F(15), rank = F(11);
+    int first = 0, nu = (int)F(1);
+    if (experts) {
+        expert_share(s.n_union, rank, first, nu);
+        up = gate + KS_XSTRIPES * stripe;
     }
+    if (lane == 0)
+#pragma unroll 1
+        for (int i = first; i < first + nu; i++) {
+            const size_t at = experts ? s.expert[i / KS_XSTRIPES] * mat + i % KS_XSTRIPES * stripe
+                                      : i * stripe;
+#pragma unroll 1
+            for (int k = 0; k < 2; k++, n += KS_QUADS)
+                fill(n, (k ? up : gate) + at, KS_SLOT, KS_QUADS, win);
+        }
     __syncwarp();
-    f.n += (uint32_t)n * 2 * KS_QUADS;
+    return (uint32_t)nu * 2 * KS_QUADS;
 }
 
-__device__ inline void feed_expert_down(struct feed &f, uint32_t cur)
+__device__ inline uint32_t feed_expert_down(uint32_t n, uint32_t cur)
 {
-    struct smem &s = *f.c.s;
+    const struct smem &s = block();
     const char *w0 = (const char *)F64(4);
     const size_t mat = F64(12);
     const uint32_t win = F(15);
     const int nu = (int)F(1), U = s.n_union;
-    if (f.c.lane == 0) {
-        struct slot_writer w(f, win);
+    if (threadIdx.x % 32 == 0)
+#pragma unroll 1
         for (int e = 0; e < U; e += KS_QUADS)
+#pragma unroll 1
             for (int u = 0; u < nu; u++)
+#pragma unroll 1
                 for (int j = e; j < min(e + KS_QUADS, U); j++)
-                    w.put(w0 + s.expert[j] * mat + (size_t)u * KS_SLOT, KS_SLOT);
-    }
+                    fill(n++, w0 + s.expert[j] * mat + (size_t)u * KS_SLOT, KS_SLOT, 1, win);
     __syncwarp();
-    f.n += (uint32_t)(nu * U);
+    return (uint32_t)(nu * U);
 }
 
-__device__ inline void feed_plain(struct feed &f, uint32_t cur, int slots, int bytes)
+__device__ inline uint32_t feed_plain(uint32_t n, uint32_t cur, int slots, int bytes)
 {
     const char *w0 = (const char *)F64(4);
-    const uint32_t nu = F(1), us = F(8), win = F(15);
-    if (f.c.lane == 0) {
-        struct slot_writer w(f, win);
-        if (us == (uint32_t)(slots * bytes))
-            w.run(w0, bytes, (int)nu * slots);
-        else
-            for (uint32_t u = 0; u < nu; u++) w.run(w0 + (size_t)u * us, bytes, slots);
-    }
+    const uint32_t us = F(8), win = F(15);
+    int nu = (int)F(1), per = slots;
+    const uint32_t all = (uint32_t)(nu * slots);
+    if (us == (uint32_t)(slots * bytes)) per *= nu, nu = 1;
+    if (threadIdx.x % 32 == 0)
+#pragma unroll 1
+        for (int u = 0; u < nu; u++, n += (uint32_t)per, w0 += us) fill(n, w0, bytes, per, win);
     __syncwarp();
-    f.n += nu * (uint32_t)slots;
-}
-
-__device__ inline void feed_glu(struct feed &f, uint32_t cur)
-{
-    const char *gate = (const char *)F64(4), *up = (const char *)F64(6);
-    const uint32_t nu = F(1), us = F(8), win = F(15);
-    if (f.c.lane == 0) {
-        struct slot_writer w(f, win);
-        for (uint32_t u = 0; u < nu; u++, gate += us, up += us) {
-            w.run(gate, KS_SLOT, KS_QUADS);
-            w.run(up, KS_SLOT, KS_QUADS);
-        }
-    }
-    __syncwarp();
-    f.n += nu * 2 * KS_QUADS;
+    return all;
 }
 
 __device__ __noinline__ void producer(const uint32_t *pp)
 {
-    uint32_t n = 0;
+    uint32_t n = 0, cur = __ldg(pp), nxt;
     int seg = 0;
-    uint32_t cur = __ldg(pp), nxt;
     for (;; cur = nxt) {
-        struct feed f = {who(KS_CONSUMERS + KS_REDUCERS), (uint32_t)fresh((int)n)};
-        const uint32_t op = F(0), layer = F(3);
+        const uint32_t op = F(0), layer = F(3), flags = F(9);
         trace(op, seg++);
         if (op == KS_END) return;
         pp += 32;
         nxt = __ldg(pp);
-        switch (op) {
-        case KS_LINEAR_QKV:
-            if (F(9) & KS_FULL)
+        if (op == KS_LINEAR_QKV) {
+            if (flags & KS_FULL)
                 find_first<512>((int)layer);
             else
                 find_first<256>((int)layer);
-            feed_plain(f, cur, 4, KS_SLOT);
-            break;
-        case KS_ROUTER:
-        case KS_HEAD: feed_plain(f, cur, 4, KS_SLOT); break;
-        case KS_O: feed_plain(f, cur, 8, 8192); break;
-        case KS_DOWN: feed_plain(f, cur, 3, KS_SLOT); break;
-        case KS_GLU: feed_glu(f, cur); break;
-        case KS_ATTN:
-            f.n = F(9) & KS_FULL ? feed_attention<512>(f.n, (int)layer)
-                                 : feed_attention<256>(f.n, (int)layer);
-            break;
-        case KS_XGLU:
-            route((const float *)F64(16), f.c.a->epoch + layer);
-            feed_experts(f, cur);
-            break;
-        case KS_XDOWN: feed_expert_down(f, cur); break;
-        default: break;
         }
-        n = (uint32_t)fresh((int)f.n);
+        if (op == KS_XGLU) route((const float *)F64(16), block().args.epoch + layer);
+        if (op == KS_ATTN)
+            n = flags & KS_FULL ? feed_attention<512>(n, (int)layer)
+                                : feed_attention<256>(n, (int)layer);
+        else if (op == KS_GLU || op == KS_XGLU)
+            n += feed_gated(n, cur, op == KS_XGLU);
+        else if (op == KS_XDOWN)
+            n += feed_expert_down(n, cur);
+        else if (op != KS_EMBED && op != KS_RESID1 && op != KS_RESID2)
+            n += feed_plain(n, cur, op == KS_O ? 8 : op == KS_DOWN ? 3 : 4,
+                            op == KS_O ? 8192 : KS_SLOT);
     }
 }
 
@@ -724,19 +694,30 @@ __device__ inline void multiply(struct place &z, const uint32_t (&x)[32], int P,
             uint2 w[TILES];
             float d[4] = {0, 0, 0, 0};
             bar_wait(&s.full[slot], (int)phase, 4, z.n);
+#ifdef V_SLEEP
+            __nanosleep(500);
+#endif
 #pragma unroll
             for (int t = 0; t < TILES; t++)
                 asm volatile("ld.shared.v2.u32 {%0,%1},[%2];"
                              : "=r"(w[t].x), "=r"(w[t].y)
                              : "r"(ring + slot * KS_SLOT + t * KK_TILE_BYTES)
                              : "memory");
+#ifndef V_LATE
             __syncwarp();
             if (lane == 0) bar_arrive(&s.empty[slot]);
+#endif
 #pragma unroll
             for (int t = 0; t < TILES; t++) {
                 const int xt = GLU ? t : k * TILES + t;
                 kk__mma(d, x[2 * xt], 0, x[2 * xt + 1], 0, w[t].x, w[t].y);
             }
+#ifdef V_LATE
+            if (__float_as_uint(d[0]) == 0x12345678) z.pieces |= 0; 
+            asm volatile("" :: "f"(d[0]), "f"(d[1]) : "memory");
+            __syncwarp();
+            if (lane == 0) bar_arrive(&s.empty[slot]);
+#endif
             slot += GLU || k == SUB - 1 ? hop : 1;
             if (slot >= KS_SLOTS) slot -= KS_SLOTS, phase ^= 1;
             const int b = z.pieces & (KS_PIECES - 1);
@@ -832,7 +813,11 @@ __device__ __noinline__ int consume_expert_down(uint32_t n, int pieces, int nu, 
                               on, tag, 16);
             multiply<11, 1, false>(z, x, P, nu);
         }
+#ifdef V_MEET
+        warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+#else
         if (P < KS_QUADS) quads_meet<MEET_XDOWN>(z.quad < P);
+#endif
         z.n += (uint32_t)(nu * P);
     }
     return z.pieces;
@@ -1245,6 +1230,7 @@ template <int D> struct split_work {
     {
         const int keys = (it.hi - it.lo) * 16;
         const int from = max(z.c.a->seq[it.seq].pos0 - (it.base + it.lo * 16), 0);
+#pragma unroll 1
         for (int k = KS_CONSUMERS - 1 - z.c.warp; k < (keys - from) * (Z::derived ? 1 : 2);
              k += KS_CONSUMERS)
             if (Z::derived)
@@ -1294,9 +1280,18 @@ template <int D> struct split_work {
         }
     }
 
-    /* Scores of 16 keys, group kg of the split, by one warp: s[n][..] of keys 8 n .. */
+    /* Scores of 16 keys, group kg of the split, by one warp: s[n][..] of keys 8 n .. The first tiles
+     * of a derived key turn with those half a head away, which are kept until it is their turn. */
+    __device__ inline void tile(float (&s)[2][4], uint32_t qa, const uint32_t (&b)[4]) const
+    {
+        uint32_t a[4];
+        ldsm(a, qa);
+        kk__mma(s[0], a[0], a[1], a[2], a[3], b[0], b[1]);
+        kk__mma(s[1], a[0], a[1], a[2], a[3], b[2], b[3]);
+    }
     __device__ inline void scores(float (&s)[2][4], int kg)
     {
+        constexpr int TURN = Z::derived ? Z::R / 16 : 0, HALF = D / 32;
         const int lane = z.c.lane, i0 = (kg - it.lo) * 16;
         const int key = i0 + (lane >> 4) * 8 + (lane & 7);
         arrived(i0, false);
@@ -1304,27 +1299,29 @@ template <int D> struct split_work {
         const uint32_t at = smem_at(row(key, false)) + (lane >> 3 & 1) * 16;
         const uint32_t qa = smem_at(z.c.s->a.q) +
                             ((lane & 7) + (lane >> 3 & 1) * 8) * (D + 8) * 2 + (lane >> 4) * 16;
-        uint32_t later[4][4];
+        uint32_t b[4], later[TURN + 1][4];
 #pragma unroll
         for (int n = 0; n < 2; n++) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
 #pragma unroll
-        for (int kt = 0; kt < D / 16; kt++) {
-            uint32_t a[4], b[4];
-            ldsm(a, qa + kt * 32);
-            if (Z::derived && kt >= D / 32 && kt < D / 32 + Z::R / 16) {
+        for (int kt = 0; kt < TURN; kt++) {
+            ldsm(b, at + kt * 32);
+            ldsm(later[kt], at + (kt + HALF) * 32);
+            derive_pair(b, later[kt], kt, it.base + kg * 16);
+            tile(s, qa + kt * 32, b);
+        }
+#pragma unroll 2
+        for (int kt = TURN; kt < HALF; kt++) {
+            ldsm(b, at + kt * 32);
+            if (Z::derived) derive(b, kt);
+            tile(s, qa + kt * 32, b);
+        }
 #pragma unroll
-                for (int i = 0; i < 4; i++) b[i] = later[kt - D / 32 & 3][i];
-            } else {
-                ldsm(b, at + kt * 32);
-                if (Z::derived && kt < Z::R / 16) {
-                    ldsm(later[kt & 3], at + (kt + D / 32) * 32);
-                    derive_pair(b, later[kt & 3], kt, it.base + kg * 16);
-                } else if (Z::derived) {
-                    derive(b, kt);
-                }
-            }
-            kk__mma(s[0], a[0], a[1], a[2], a[3], b[0], b[1]);
-            kk__mma(s[1], a[0], a[1], a[2], a[3], b[2], b[3]);
+        for (int kt = 0; kt < TURN; kt++) tile(s, qa + (HALF + kt) * 32, later[kt]);
+#pragma unroll 2
+        for (int kt = HALF + TURN; kt < D / 16; kt++) {
+            ldsm(b, at + kt * 32);
+            if (Z::derived) derive(b, kt);
+            tile(s, qa + kt * 32, b);
         }
     }
 
@@ -1351,6 +1348,7 @@ template <int D> struct split_work {
     __device__ inline float top_of(int r) const
     {
         float m = -INFINITY;
+#pragma unroll 1
         for (int k = it.lo; k < it.hi; k++) m = fmaxf(m, z.c.s->a.top[k][r]);
         return m;
     }
@@ -1396,6 +1394,7 @@ template <int D> struct split_work {
         const uint32_t pa = smem_at(w.p) +
                             ((lane & 7) + (lane >> 3 & 1) * 8) * (KK_CUDA_SPLIT + 8) * 2 +
                             (lane >> 4) * 16;
+#pragma unroll 1
         for (int kg = it.lo; kg < it.hi; kg++) {
             uint32_t p[4], v[4];
             const int i0 = (kg - it.lo) * 16, key = i0 + (lane & 7) + (lane >> 3 & 1) * 8;
@@ -1421,6 +1420,7 @@ template <int D> struct split_work {
         }
         if (z.c.warp == KS_CONSUMERS - 1 && lane < 16 && r0 + lane < rows) {
             float l = w.sum[it.lo][lane];
+#pragma unroll 1
             for (int k = it.lo + 1; k < it.hi; k++) l += w.sum[k][lane];
             store_words(a.part_ml + pair_of(r0 + lane) * 2, top_of(lane), l, tag);
         }
@@ -1445,6 +1445,7 @@ template <int D> struct split_work {
     {
         const int rows = z.c.a->seq[it.seq].n * Z::per_kv, slots = item_slots<D>(it);
         const int kg = z.c.warp, w = (z.c.warp + 8) & 15;
+#pragma unroll 1
         for (int r0 = 0; r0 < rows; r0 += 16) {
             float p[2][4];
             mark(layer, 11);
@@ -1553,14 +1554,24 @@ __device__ __noinline__ void consumer(const uint32_t *pp)
 
 /* ---- reducers ---- */
 
+/* pieces: behind, of each quad, as bytes of a word: few enough are ever waited for. units: the
+ * warps take turns over all units of the step, so that neither is ever more than a lap of the pieces
+ * behind what it waits for. */
 struct reduce {
     struct context c;
-    int pieces[KS_QUADS]; /* behind, of each quad */
-    int units;            /* behind: the warps take turns over all units of the step, so that neither
-                             is ever more than a lap of the pieces behind what it waits for */
+    uint32_t pieces;
+    int units;
     __device__ inline int first() const
     {
         return (c.warp ^ units) & 1;
+    }
+    /* P quads have done n pieces more, over nu units */
+    __device__ inline void pass(int P, int n, int nu)
+    {
+#pragma unroll
+        for (int j = 0; j < KS_QUADS; j++)
+            if (j < P) pieces = (pieces & ~(0xffu << 8 * j)) | ((pieces >> 8 * j) + n & 0xff) << 8 * j;
+        units += nu;
     }
 };
 
@@ -1570,91 +1581,85 @@ __device__ inline void reducers_meet()
     warps_meet<MEET_REDUCERS, KS_REDUCERS * 32>();
 }
 
-/* Piece m of quad j: its four chains, added to y in order; first: y is their sum alone. */
-__device__ inline void add_piece(struct reduce &r, int j, int m, bool first, float (&y)[2])
+/* Pieces from, from + 1, .. from + sub - 1 (counted from those behind) of quads j0 .. j1 - 1: their
+ * chains added to y in order; first: y is their sum alone. */
+__device__ __noinline__ float2 add_pieces(uint32_t pieces, int j0, int j1, int from, int sub,
+                                          float2 y, bool first)
 {
-    struct smem &s = *r.c.s;
-    const int b = m & (KS_PIECES - 1), lane = r.c.lane;
-    float2 p[4];
-    bar_wait(&s.pfull[j][b], m / KS_PIECES & 1, 8, (uint32_t)m);
+    struct smem &s = block();
+    const int lane = (int)threadIdx.x & 31;
+#pragma unroll 1
+    for (int j = j0; j < j1; j++)
+#pragma unroll 1
+        for (int k = 0; k < sub; k++, first = false) {
+            const int m = (int)(pieces >> 8 * j & 0xff) + from + k, b = m & (KS_PIECES - 1);
+            float2 p[4];
+            bar_wait(&s.pfull[j][b], m / KS_PIECES & 1, 8, (uint32_t)m);
 #pragma unroll
-    for (int i = 0; i < 4; i++) p[i] = *(const float2 *)s.part[j][b][i][lane];
-    __syncwarp();
-    if (lane == 0) bar_arrive(&s.pempty[j][b]);
-    y[0] = first ? p[0].x : y[0] + p[0].x;
-    y[1] = first ? p[0].y : y[1] + p[0].y;
+            for (int i = 0; i < 4; i++) p[i] = *(const float2 *)s.part[j][b][i][lane];
+            __syncwarp();
+            if (lane == 0) bar_arrive(&s.pempty[j][b]);
+            y.x = first ? p[0].x : y.x + p[0].x;
+            y.y = first ? p[0].y : y.y + p[0].y;
 #pragma unroll
-    for (int i = 1; i < 4; i++) y[0] += p[i].x, y[1] += p[i].y;
+            for (int i = 1; i < 4; i++) y.x += p[i].x, y.y += p[i].y;
+        }
+    return y;
 }
 
-/* A product's stripes to words of f32. */
-template <int P, int SUB> __device__ inline void reduce_plain(struct reduce &r, uint32_t cur,
-                                                              uint64_t *to, int ld, uint32_t tag)
+/* A product's stripes, P quads with sub pieces each, to words of f32. */
+__device__ inline void reduce_plain(struct reduce &r, uint32_t cur, int P, int sub, uint64_t *to,
+                                    int ld, uint32_t tag)
 {
     const int nu = (int)F(1), row0 = (int)F(10), g = r.c.lane >> 2, q = r.c.lane & 3;
     const uint32_t flags = F(9);
+    const bool more = flags & KS_SECOND_HALF;
+#pragma unroll 1
     for (int u = r.first(); u < nu; u += KS_REDUCERS) {
-        float y[2];
-        float *carry = r.c.s->carry[u & (KS_CARRY - 1)][r.c.lane];
-        const bool more = flags & KS_SECOND_HALF;
-        if (more) y[0] = carry[0], y[1] = carry[1];
-#pragma unroll
-        for (int j = 0; j < P; j++)
-#pragma unroll
-            for (int k = 0; k < SUB; k++)
-                add_piece(r, j, r.pieces[j] + u * SUB + k, !more && j == 0 && k == 0, y);
+        float2 *carry = (float2 *)r.c.s->carry[u & (KS_CARRY - 1)][r.c.lane], y = make_float2(0, 0);
+        if (more) y = *carry;
+        y = add_pieces(r.pieces, 0, P, u * sub, sub, y, !more);
         if (flags & KS_FIRST_HALF)
-            carry[0] = y[0], carry[1] = y[1];
+            *carry = y;
         else if (g < r.c.a->T)
-            store_words(to + (int64_t)g * ld + row0 + u * 8 + 2 * q, y[0], y[1], tag);
+            store_words(to + (int64_t)g * ld + row0 + u * 8 + 2 * q, y.x, y.y, tag);
     }
-#pragma unroll
-    for (int j = 0; j < P; j++) r.pieces[j] += nu * SUB;
-    r.units += nu;
+    r.pass(P, nu * sub, nu);
     if (flags & (KS_FIRST_HALF | KS_SECOND_HALF)) reducers_meet();
 }
 
-/* Unit u of a gated product: a pair of bf16 for each row */
-__device__ inline uint32_t gated(struct reduce &r, int u)
-{
-    float gate[2], up[2];
-#pragma unroll
-    for (int j = 0; j < KS_QUADS; j++) add_piece(r, j, r.pieces[j] + 2 * u, j == 0, gate);
-#pragma unroll
-    for (int j = 0; j < KS_QUADS; j++) add_piece(r, j, r.pieces[j] + 2 * u + 1, j == 0, up);
-    return kk__pack2(kk__act(KK_GELU_TANH, gate[0]) * up[0], kk__act(KK_GELU_TANH, gate[1]) * up[1]);
-}
-
-__device__ inline void reduce_glu(struct reduce &r, uint32_t cur, uint32_t tag)
-{
-    const struct ks_args &a = *r.c.a;
-    const int nu = (int)F(1), u0 = (int)F(2), g = r.c.lane >> 2, q = r.c.lane & 3;
-    for (int u = r.first(); u < nu; u += KS_REDUCERS) {
-        const uint32_t y = gated(r, u);
-        if (g < a.T) store_word(a.f + g * (KS_F / 2) + (u0 + u) * 4 + q, y, tag);
-    }
-#pragma unroll
-    for (int j = 0; j < KS_QUADS; j++) r.pieces[j] += 2 * nu;
-    r.units += nu;
-}
-
-__device__ inline void reduce_experts(struct reduce &r, uint32_t cur, uint32_t tag)
+/* nu units of gated products: a pair of bf16 for each row */
+__device__ inline void reduce_gated(struct reduce &r, uint32_t cur, bool experts, uint32_t tag)
 {
     const struct ks_args &a = *r.c.a;
     struct smem &s = *r.c.s;
+    const uint32_t rank = F(11);
     const int g = r.c.lane >> 2, q = r.c.lane & 3;
-    int first, n;
-    bar_wait(&s.routed, (int)F(3) & 1, 9, 0);
-    expert_share(s.n_union, F(11), first, n);
-    for (int u = r.first(); u < n; u += KS_REDUCERS) {
-        const uint32_t y = gated(r, u);
-        const int e = (first + u) / KS_XSTRIPES, stripe = (first + u) % KS_XSTRIPES;
-        if (g < a.T && (s.rows_of[e] >> g & 1))
-            store_word(a.fx + (int64_t)(e * KS_COLS + g) * (KS_XF / 2) + stripe * 4 + q, y, tag);
+    int first = (int)F(2), nu = (int)F(1);
+    if (experts) {
+        bar_wait(&s.routed, (int)F(3) & 1, 9, 0);
+        expert_share(s.n_union, rank, first, nu);
     }
-#pragma unroll
-    for (int j = 0; j < KS_QUADS; j++) r.pieces[j] += 2 * n;
-    r.units += n;
+#pragma unroll 1
+    for (int u = r.first(); u < nu; u += KS_REDUCERS) {
+        float2 y[2];
+#pragma unroll 1
+        for (int k = 0; k < 2; k++) {
+            y[0] = y[1];
+            y[1] = add_pieces(r.pieces, 0, KS_QUADS, 2 * u + k, 1, y[1], true);
+        }
+        const uint32_t out = kk__pack2(kk__act(KK_GELU_TANH, y[0].x) * y[1].x,
+                                       kk__act(KK_GELU_TANH, y[0].y) * y[1].y);
+        uint64_t *to = a.f + g * (KS_F / 2) + (first + u) * 4 + q;
+        bool on = g < a.T;
+        if (experts) {
+            const int e = (first + u) / KS_XSTRIPES, stripe = (first + u) % KS_XSTRIPES;
+            on = on && (s.rows_of[e] >> g & 1);
+            to = a.fx + (int64_t)(e * KS_COLS + g) * (KS_XF / 2) + stripe * 4 + q;
+        }
+        if (on) store_word(to, out, tag);
+    }
+    r.pass(KS_QUADS, 2 * nu, nu);
 }
 
 __device__ inline void reduce_expert_down(struct reduce &r, uint32_t cur, uint32_t tag)
@@ -1663,30 +1668,27 @@ __device__ inline void reduce_expert_down(struct reduce &r, uint32_t cur, uint32
     struct smem &s = *r.c.s;
     const int nu = (int)F(1), row0 = (int)F(10), U = s.n_union;
     const int g = r.c.lane >> 2, q = r.c.lane & 3;
+#pragma unroll 1
     for (int e = 0; e < U; e += KS_QUADS) {
         const int P = min(KS_QUADS, U - e);
+#pragma unroll 1
         for (int u = r.first(); u < nu; u += KS_REDUCERS) {
-            float *carry = s.carry[u & (KS_CARRY - 1)][r.c.lane];
-            float y[2] = {0, 0};
-            if (e) y[0] = carry[0], y[1] = carry[1];
-#pragma unroll
-            for (int j = 0; j < KS_QUADS; j++) {
-                float d[2];
-                if (j >= P) continue;
-                add_piece(r, j, r.pieces[j] + u, true, d);
-                if (!(s.rows_of[e + j] >> g & 1)) continue;
+            float2 *carry = (float2 *)s.carry[u & (KS_CARRY - 1)][r.c.lane];
+            float2 y = make_float2(0, 0);
+            if (e) y = *carry;
+#pragma unroll 1
+            for (int j = 0; j < P; j++) {
+                const float2 d = add_pieces(r.pieces, j, j + 1, u, 1, y, true);
                 const float w = s.weight[e + j][g];
-                y[0] = __fmaf_rn(w, d[0], y[0]), y[1] = __fmaf_rn(w, d[1], y[1]);
+                const bool on = s.rows_of[e + j] >> g & 1;
+                if (on) y.x = __fmaf_rn(w, d.x, y.x), y.y = __fmaf_rn(w, d.y, y.y);
             }
             if (e + KS_QUADS < U)
-                carry[0] = y[0], carry[1] = y[1];
+                *carry = y;
             else if (g < a.T)
-                store_words(a.xdown + g * KS_C + row0 + u * 8 + 2 * q, y[0], y[1], tag);
+                store_words(a.xdown + g * KS_C + row0 + u * 8 + 2 * q, y.x, y.y, tag);
         }
-#pragma unroll
-        for (int j = 0; j < KS_QUADS; j++)
-            if (j < P) r.pieces[j] += nu;
-        r.units += nu;
+        r.pass(P, nu, nu);
         reducers_meet();
     }
 }
@@ -1706,10 +1708,10 @@ __device__ inline void reduce_head(struct reduce &r, uint32_t cur, uint32_t tag)
     const struct ks_args &a = *r.c.a;
     const int nu = (int)F(1), u0 = (int)F(2), g = r.c.lane >> 2, q = r.c.lane & 3;
     struct best top = {-INFINITY, INT32_MAX};
+#pragma unroll 1
     for (int u = r.first(); u < nu; u += KS_REDUCERS) {
-        float y[2];
-#pragma unroll
-        for (int j = 0; j < KS_QUADS; j++) add_piece(r, j, r.pieces[j] + u, j == 0, y);
+        const float2 sum = add_pieces(r.pieces, 0, KS_QUADS, u & 0xff, 1, make_float2(0, 0), true);
+        float y[2] = {sum.x, sum.y};
         const int at = (u0 + u) * 8 + 2 * q;
 #pragma unroll
         for (int e = 0; e < 2; e++) {
@@ -1727,8 +1729,6 @@ __device__ inline void reduce_head(struct reduce &r, uint32_t cur, uint32_t tag)
     if (q == 0 && g < a.T)
         store_words(a.best + ((blockIdx.x * KS_REDUCERS + r.c.warp) * KS_COLS + g) * 2, top.v,
                     __int_as_float(top.i), tag);
-#pragma unroll
-    for (int j = 0; j < KS_QUADS; j++) r.pieces[j] += nu;
     if (blockIdx.x || r.c.warp || !a.choice) return;
     for (int t = 0; t < a.T; t++) {
         if (a.logit_of[t] < 0) continue;
@@ -1791,7 +1791,7 @@ __device__ inline void merge_task(const struct context &c, int t, int h, int d, 
                kk__pack2(O0 / L, O1 / L), tag);
 }
 
-template <int D> __device__ inline void merge(uint32_t tag)
+template <int D> __device__ __noinline__ void merge(uint32_t tag)
 {
     const struct context c = who(KS_CONSUMERS);
     const int sms = (int)gridDim.x, per_row = KS_H * D / 64, n = c.a->T * per_row;
@@ -1806,39 +1806,33 @@ template <int D> __device__ inline void merge(uint32_t tag)
 __device__ __noinline__ void reducer(const uint32_t *pp)
 {
     const struct ks_args &a = block().args;
-    int pieces[KS_QUADS] = {0, 0, 0, 0}, units = 0, seg = 0;
+    struct reduce r = {who(KS_CONSUMERS), 0, 0};
     uint32_t cur = __ldg(pp), nxt;
+    int seg = 0;
     for (;; cur = nxt) {
-        struct reduce r = {who(KS_CONSUMERS), {}, fresh(units)};
-#pragma unroll
-        for (int j = 0; j < KS_QUADS; j++) r.pieces[j] = fresh(pieces[j]);
         const uint32_t op = F(0), layer = F(3), flags = F(9), tag = a.epoch + layer;
         trace(op, seg++);
         if (op == KS_END) return;
         pp += 32;
         nxt = __ldg(pp);
-        switch (op) {
-        case KS_LINEAR_QKV:
-            reduce_plain<4, 1>(r, cur, a.qkv, flags & KS_FULL ? KS_QKV : 8192, tag);
-            break;
-        case KS_O: reduce_plain<4, 2>(r, cur, a.o, KS_C, tag); break;
-        case KS_ROUTER: reduce_plain<4, 1>(r, cur, a.router, KS_E, tag); break;
-        case KS_DOWN: reduce_plain<3, 1>(r, cur, a.down, KS_C, tag); break;
-        case KS_ATTN:
+        if (op == KS_ATTN) {
             if (flags & KS_FULL)
                 merge<512>(tag);
             else
                 merge<256>(tag);
-            break;
-        case KS_GLU: reduce_glu(r, cur, tag); break;
-        case KS_XGLU: reduce_experts(r, cur, tag); break;
-        case KS_XDOWN: reduce_expert_down(r, cur, tag); break;
-        case KS_HEAD: reduce_head(r, cur, tag); break;
-        default: break;
+        } else if (op == KS_GLU || op == KS_XGLU) {
+            reduce_gated(r, cur, op == KS_XGLU, tag);
+        } else if (op == KS_XDOWN) {
+            reduce_expert_down(r, cur, tag);
+        } else if (op == KS_HEAD) {
+            reduce_head(r, cur, tag);
+        } else if (op != KS_EMBED && op != KS_RESID1 && op != KS_RESID2) {
+            uint64_t *to = op == KS_LINEAR_QKV ? a.qkv : op == KS_O ? a.o
+                           : op == KS_ROUTER ? a.router : a.down;
+            const int ld = op == KS_LINEAR_QKV ? (flags & KS_FULL ? KS_QKV : 8192)
+                           : op == KS_ROUTER ? KS_E : KS_C;
+            reduce_plain(r, cur, op == KS_DOWN ? 3 : 4, op == KS_O ? 2 : 1, to, ld, tag);
         }
-        units = fresh(r.units);
-#pragma unroll
-        for (int j = 0; j < KS_QUADS; j++) pieces[j] = fresh(r.pieces[j]);
     }
 }
 
