@@ -135,8 +135,8 @@ static struct kk_weight mat(int n, int64_t rows, int64_t cols)
     w.dtype = KK_BF16, w.n_mats = n, w.rows = rows, w.cols = cols;
     w.mat_bytes = (size_t)rows * (size_t)cols * 2;
     CK(cudaMalloc(&w.data, w.mat_bytes * (size_t)n));
-    fill_bf16<<<2048, 256>>>((bf16 *)w.data, w.mat_bytes / 2 * (size_t)n,
-                             sqrtf(3.f / (float)cols), seed++);
+    fill_bf16<<<2048, 256>>>((bf16 *)w.data, w.mat_bytes / 2 * (size_t)n, sqrtf(3.f / (float)cols),
+                             seed++);
     return w;
 }
 
@@ -357,8 +357,7 @@ __global__ static void r_attn(const float *q, int D, int G, int R, int vo, const
                     bf16 v[2];
                     for (int c = 0; c < 2; c++) {
                         const int j = base + kg * 16 + 2 * ql + 8 * i + c;
-                        v[c] = j <= at ? row_at(sq, j, rb)[(vo ? 0 : G * D) +
-                                                                             g * D + 8 * n + gl]
+                        v[c] = j <= at ? row_at(sq, j, rb)[(vo ? 0 : G * D) + g * D + 8 * n + gl]
                                        : __float2bfloat16_rn(0);
                     }
                     b[i] = *(uint32_t *)v;
@@ -384,8 +383,8 @@ __global__ static void r_act(const float *gate, const float *up, int ld, int F, 
     const size_t r = blockIdx.y;
     const int i = blockIdx.x * 64 + threadIdx.x;
     if (i < F)
-        y[r * F + i] = __float2bfloat16_rn(kk__act(KK_GELU_TANH, gate[r * ld + i]) *
-                                           up[r * ld + i]);
+        y[r * F + i] =
+            __float2bfloat16_rn(kk__act(KK_GELU_TANH, gate[r * ld + i]) * up[r * ld + i]);
 }
 /* one thread a row: experts in ascending order, with their weights */
 __global__ static void r_route(const float *logits, const float *scale, int *idx, float *w)
@@ -609,13 +608,16 @@ static void plain_step(struct model *m, struct plain *p)
 {
     const int T = m->o.rows;
     const size_t t = (size_t)T;
-    p->h = scratch<float>(t * KS_C), p->q = scratch<float>(t * 8192), p->k = scratch<float>(t * 2048);
-    p->v = scratch<float>(t * 2048), p->a = scratch<float>(t * KS_C), p->ao = scratch<float>(t * KS_C), p->b = scratch<float>(t * KS_C);
+    p->h = scratch<float>(t * KS_C), p->q = scratch<float>(t * 8192),
+    p->k = scratch<float>(t * 2048);
+    p->v = scratch<float>(t * 2048), p->a = scratch<float>(t * KS_C),
+    p->ao = scratch<float>(t * KS_C), p->b = scratch<float>(t * KS_C);
     p->gate = scratch<float>(t * KS_C), p->up = scratch<float>(t * KS_F);
     p->rl = scratch<float>(t * KS_E), p->w = scratch<float>(t * KS_A);
     p->xg = scratch<float>(t * KS_A * 2 * KS_XF), p->xd = scratch<float>(t * KS_A * KS_C);
     p->logits = scratch<float>(t * m->o.vocab), p->taps = scratch<float>(t * m->o.layers * KS_C);
-    p->x = scratch<bf16>(t * KS_C), p->x2 = scratch<bf16>(t * KS_C), p->x3 = scratch<bf16>(t * KS_C);
+    p->x = scratch<bf16>(t * KS_C), p->x2 = scratch<bf16>(t * KS_C),
+    p->x3 = scratch<bf16>(t * KS_C);
     p->o = scratch<bf16>(t * 8192), p->f = scratch<bf16>(t * KS_F);
     p->fx = scratch<bf16>(t * KS_A * KS_XF), p->idx = scratch<int>(t * KS_A);
     r_embed<<<(unsigned)T, 256>>>(m->ids, (const char *)m->embed.data, m->stack.embed_scale, p->h);
@@ -680,7 +682,7 @@ static void check(struct model *m, const float *logits, const int32_t *choice, c
     wrong = 0;
     if (N == 1) {
         const struct ks_args *a = kk__cuda_stack_args(the_stack);
-        same("o", payload(a->o, T, KS_C, KS_C), get(p.ao, t * KS_C)); 
+        same("o", payload(a->o, T, KS_C, KS_C), get(p.ao, t * KS_C));
         const int width = m->y[0].sliding ? 4096 : 8192;
         same("attention", payload(a->attn, T, width / 2, width / 2), raw(p.o, t * width));
         same("router", payload(a->router, T, KS_E, KS_E), get(p.rl, t * KS_E));
@@ -745,8 +747,8 @@ static double step_bytes(const struct model *m, double experts)
 /* Mean time of the roles in each kind of segment, and of two layers of an SM in full. */
 static void trace_step(struct model *m, const struct kk_stack_step *st)
 {
-    static const char *const op[] = {"embed", "qkv", "attn", "o",    "resid1", "router", "glu",
-                                     "xglu",  "down", "xdown", "resid2", "head", "end"};
+    static const char *const op[] = {"embed", "qkv",  "attn",  "o",      "resid1", "router", "glu",
+                                     "xglu",  "down", "xdown", "resid2", "head",   "end"};
     struct ks_args *a = kk__cuda_stack_args(the_stack);
     const size_t marks = (size_t)device_sms * 4 * a->max_seg;
     const size_t n = marks + (size_t)device_sms * KS_LAYERS * 32;
@@ -765,7 +767,8 @@ static void trace_step(struct model *m, const struct kk_stack_step *st)
             for (int k = 0; k < 16; k++) sum[k] += mine[k], most[k] = std::max(most[k], mine[k]);
         }
         printf("role %d us (mean/most):", role);
-        for (int k = 0; k < KS_END; k++) printf(" %s %.0f/%.0f", op[k], sum[k] / device_sms, most[k]);
+        for (int k = 0; k < KS_END; k++)
+            printf(" %s %.0f/%.0f", op[k], sum[k] / device_sms, most[k]);
         printf("\n");
     }
     for (int b : {100})
@@ -774,8 +777,7 @@ static void trace_step(struct model *m, const struct kk_stack_step *st)
             const uint64_t t0 = v[(size_t)b * 4 * a->max_seg] >> 8;
             printf("SM %d role %d:", b, role);
             for (int i = 0, l = 0; (x[i] & 255) != KS_END && l < 6; i++) {
-                if (l >= 5)
-                    printf(" %s@%.1f", op[x[i] & 255], (double)((x[i] >> 8) - t0) / 1980);
+                if (l >= 5) printf(" %s@%.1f", op[x[i] & 255], (double)((x[i] >> 8) - t0) / 1980);
                 l += (x[i] & 255) == KS_RESID2;
             }
             printf("\n");
@@ -799,7 +801,7 @@ static int option(int argc, char **argv, const char *name, int value)
 {
     for (int i = 1; i < argc; i++)
         if (!strncmp(argv[i], name, strlen(name)) && argv[i][strlen(name)] == '=')
-            return atoi(argv[i] + strlen(name) + 1);
+            return (int)strtol(argv[i] + strlen(name) + 1, NULL, 10);
     return value;
 }
 

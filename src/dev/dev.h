@@ -274,10 +274,8 @@ struct kk_convert_args {
     void *dst;
 };
 
-/* ---- a whole decoder stack as one op (optional) -------------------------------------------------
- * What the ops above compute one by one for the rows of a step, embedding to logits, with the same
- * bits; model/forward.c is its twin. Pointers in these structs are borrowed for the stack's life.
- */
+/* A whole step, embedding to logits, as one op (optional): the bits of the ops above, one by one
+ * (model/forward.c). Pointers are borrowed for the stack's life. */
 struct kk_stack_layer {
     int sliding, value_only, D, G, R;
     const struct kk_weight *wq, *wk, *wv, *wo, *gate, *up, *down; /* wv NULL: value_only */
@@ -289,8 +287,7 @@ struct kk_stack_layer {
 };
 
 struct kk_stack {
-    int n_layers, C, H, E, A, F, expert_F;
-    int64_t V;
+    int n_layers, C, H, E, A, F, expert_F, V;
     enum kk_activation act;
     float eps, attn_scale, embed_scale, softcap;
     const struct kk_weight *embed, *head;
@@ -298,12 +295,10 @@ struct kk_stack {
     const struct kk_stack_layer *layer; /* [n_layers] */
 };
 
-/* Layer l's rows of the step and the stored ones: device pointers (struct kk_kv_view) */
-struct kk_stack_kv {
+struct kk_stack_kv { /* of a layer: struct kk_kv_view */
     const struct kk_kv_seq *seqs;
     void *rows;
 };
-
 /* A step: B sequences of rows[b] rows from position pos[b] on, each the position of its first
  * uncommitted row. What is indexed by kind: [0] full layers, [1] sliding ones. */
 struct kk_stack_step {
@@ -390,9 +385,8 @@ struct kk_ops {
     void (*convert)(struct kk_dev *, const struct kk_convert_args *);
 };
 
-/* A whole step as one op. bytes: what open will allocate, 0 where the device has no such stack for
- * this geometry (weights and vectors are not looked at); then open leaves *out NULL. step: 0 when it is done, 1 when the ops of struct kk_ops must do it (too many rows, too long a
- * history, pieces). */
+/* bytes: what open will allocate; 0: no such stack for this geometry, and open leaves *out NULL.
+ * step: 1 when it must be done by struct kk_ops (many rows, a long history, pieces). */
 struct kk_stack_ops {
     size_t (*bytes)(const struct kk_dev *, const struct kk_stack *);
     int (*open)(struct kk_dev *, const struct kk_stack *, struct kk_account *, void **out,
@@ -408,7 +402,7 @@ enum kk_block_act { KK_ACT_Q8, KK_ACT_F32 };
 struct kk_dev {
     const struct kk_ops *ops;
     const struct kk_stack_ops *stack; /* NULL: none */
-    char name[96];  /* "cpu avx512, 2 threads" */
+    char name[96];                    /* "cpu avx512, 2 threads" */
     char isa[16];   /* what a snapshot records: "scalar", "avx2", "avx512", "cuda" */
     int n_threads;  /* 0 on a GPU */
     int unified;    /* device memory is host memory: either side may follow the other's pointers */

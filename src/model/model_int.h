@@ -132,14 +132,6 @@ struct kk_buffers {
     float *logits;              /* [n_logits, V] */
 };
 
-/* The device's whole step, where it has one (stack.c). */
-struct kk_model_stack {
-    void *handle; /* NULL: none */
-    struct kk_stack_layer *layer;
-    struct kk_stack_kv *kv;
-    int chosen; /* rows of logits whose largest the last forward left in buf.choice */
-};
-
 struct kk_model {
     struct kk_model_config config;
     struct kk_model_limits limits;
@@ -151,7 +143,12 @@ struct kk_model {
     struct kk_layer_weights *layer; /* [n_layers] */
     struct kk_rope_table rope[2];   /* of full layers, of sliding layers */
     struct kk_buffers buf;
-    struct kk_model_stack stack;
+    struct kk_model_stack { /* stack.c */
+        void *handle;       /* NULL: none */
+        struct kk_stack_layer *layer;
+        struct kk_stack_kv *kv;
+        int chosen; /* rows of logits whose largest the last forward left in buf.choice */
+    } stack;
     struct kk_ftheta *restorer; /* borrowed; NULL: no policy here rebuilds rows */
 };
 
@@ -245,7 +242,7 @@ void kk__attention(const struct kk_step *s, int l);
 void kk__mlp(const struct kk_step *s, int l);
 /* h += buf.a, with post: h += rms(buf.a) * post; then buf.x = rms(h) * next, unless that is NULL */
 void kk__residual(const struct kk_step *s, const float *post, const float *next);
-/* stack.c: what it will allocate; make it, where there is one; a forward, 1 when it was done. */
+/* stack.c: what it will allocate; make it, where there is one; a forward, 1: done. */
 int kk__stack_bytes(struct kk_model *m, size_t *out, struct kk_err *err);
 int kk__stack_open(struct kk_model *m, struct kk_err *err);
 void kk__stack_close(struct kk_model *m);

@@ -9,24 +9,24 @@
 #include "dev/cuda/cuda_int.h"
 
 enum {
-    KS_C = 2816,      /* model width: 16 chains of 11 tiles, and a slot of f32 */
-    KS_H = 16,        /* query heads */
-    KS_F = 2112,      /* dense feed-forward width: 12 chains of 11 */
-    KS_XF = 704,      /* of an expert: 4 chains of 11 */
-    KS_E = 128,       /* experts */
-    KS_A = 8,         /* of them active */
-    KS_COLS = 8,      /* most rows of a step */
-    KS_UNION = 64,    /* most distinct experts of a layer: KS_COLS * KS_A */
-    KS_LAYERS = 64,   /* most layers */
-    KS_QKV = 9216,    /* most outputs of q, k and v together */
-    KS_SLOT = 11264,  /* bytes of a ring slot: 44 tiles */
-    KS_SLOTS = 15,    /* of the ring */
-    KS_QUADS = 4,     /* of consumer warps */
+    KS_C = 2816,     /* model width: 16 chains of 11 tiles, and a slot of f32 */
+    KS_H = 16,       /* query heads */
+    KS_F = 2112,     /* dense feed-forward width: 12 chains of 11 */
+    KS_XF = 704,     /* of an expert: 4 chains of 11 */
+    KS_E = 128,      /* experts */
+    KS_A = 8,        /* of them active */
+    KS_COLS = 8,     /* most rows of a step */
+    KS_UNION = 64,   /* most distinct experts of a layer: KS_COLS * KS_A */
+    KS_LAYERS = 64,  /* most layers */
+    KS_QKV = 9216,   /* most outputs of q, k and v together */
+    KS_SLOT = 11264, /* bytes of a ring slot: 44 tiles */
+    KS_SLOTS = 15,   /* of the ring */
+    KS_QUADS = 4,    /* of consumer warps */
     KS_CONSUMERS = 16,
     KS_REDUCERS = 2,
     KS_THREADS = (KS_CONSUMERS + KS_REDUCERS + 1) * 32,
-    KS_PIECES = 4,    /* slots for partial sums, per quad */
-    KS_CARRY = 8,     /* units of an SM whose sums are carried from set to set, at most */
+    KS_PIECES = 4, /* slots for partial sums, per quad */
+    KS_CARRY = 8,  /* units of an SM whose sums are carried from set to set, at most */
     KS_XSTRIPES = KS_XF / KK_TILE_ROWS,
 };
 
@@ -92,8 +92,8 @@ struct ks_args {
     struct ks_kv kv[KS_LAYERS];
     /* words: {payload, tag} in 8 bytes, valid when the tag is the layer's */
     uint64_t *qkv, *part_o, *part_ml, *attn, *o, *router, *f, *fx, *down, *xdown, *x[4], *best;
-    float *logits;           /* [n_logits, vocab], or NULL */
-    int32_t *choice;         /* [n_logits], or NULL */
+    float *logits;   /* [n_logits, vocab], or NULL */
+    int32_t *choice; /* [n_logits], or NULL */
     int n_logits, vocab;
     int8_t logit_of[KS_COLS]; /* row of logits, or -1 */
     float *tap_dst[2];

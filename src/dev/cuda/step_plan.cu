@@ -1,7 +1,5 @@
 /* The persistent decode step, host side: which geometry it takes, an SM's program, and what a step
  * is told. docs/adr/0024. */
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "dev/cuda/step_int.h"
@@ -35,8 +33,7 @@ static bool fits(const struct kk_cuda *c, const struct kk_stack *s)
 {
     if (s->C != KS_C || s->H != KS_H || s->E != KS_E || s->A != KS_A || s->act != KK_GELU_TANH)
         return false;
-    if (s->F != KS_F || s->expert_F != KS_XF || s->V % KK_TILE_ROWS || s->V > INT32_MAX)
-        return false;
+    if (s->F != KS_F || s->expert_F != KS_XF || s->V % KK_TILE_ROWS || s->V < 8) return false;
     if (s->n_layers < 1 || s->n_layers >= KS_LAYERS || c->sms < 128 || c->sms > MAX_SMS)
         return false;
     for (int l = 0; l < s->n_layers; l++)
@@ -54,7 +51,7 @@ struct program {
 
 static void add(struct program *p, int sm, const struct ks_seg *s)
 {
-    if (p->n[sm] >= p->max) abort();
+    KK_BUG_ON(p->n[sm] >= p->max);
     p->seg[(size_t)sm * p->max + p->n[sm]++] = *s;
 }
 
@@ -266,42 +263,52 @@ size_t kk__cuda_stack_bytes(const struct kk_dev *dev, const struct kk_stack *k)
            (size_t)c->sms * longest_program(k) * sizeof(struct ks_seg);
 }
 
+/* The device's part of a stack: words, and the program behind them. */
+static int place_stack(struct kk_dev *dev, struct ks_stack *s, const struct program *p,
+                       const struct kk_stack *k, struct kk_err *err)
+{
+    struct ks_args *a = &s->args;
+    const size_t prog = (size_t)p->sms * p->max * sizeof *p->seg;
+    const size_t words = place_words(a, NULL, p->sms);
+    s->bytes = words + prog;
+    int rc = kk_dev_alloc(dev, s->account, s->bytes, (void **)&s->memory, err);
+    if (rc) return rc;
+    place_words(a, s->memory, p->sms);
+    a->prog = (const struct ks_seg *)(s->memory + words);
+    dev->ops->upload(dev, s->memory + words, p->seg, prog);
+    a->max_seg = p->max;
+    a->n_layers = s->n_layers = k->n_layers;
+    a->eps = k->eps, a->attn_scale = k->attn_scale, a->softcap = k->softcap;
+    a->vocab = (int)k->V;
+    s->sms = p->sms;
+    s->diag = a->diag = (int *)dev->ops->host_alloc(dev, DIAG_BYTES);
+    if (!s->diag) return kk_fail(err, KK_ENOMEM, "out of host memory for a decode step");
+    memset(s->diag, 0, DIAG_BYTES);
+    return 0;
+}
+
 int kk__cuda_stack_open(struct kk_dev *dev, const struct kk_stack *k, struct kk_account *account,
                         void **out, struct kk_err *err)
 {
     struct kk_cuda *c = kk__cuda(dev);
-    struct ks_stack *s = NULL;
-    struct program p;
-    memset(&p, 0, sizeof p);
+    struct program p = {};
     *out = NULL;
     if (!fits(c, k)) return 0;
     p.sms = c->sms;
     p.max = longest_program(k);
-    p.seg = (struct ks_seg *)calloc((size_t)p.sms * p.max, sizeof *p.seg);
-    s = (struct ks_stack *)calloc(1, sizeof *s);
-    if (!p.seg || !s) abort();
-    plan(&p, k);
-
-    struct ks_args *a = &s->args;
-    const size_t prog = (size_t)p.sms * p.max * sizeof *p.seg, words = place_words(a, NULL, p.sms);
-    s->bytes = words + prog;
-    s->account = account;
-    int rc = kk_dev_alloc(dev, account, s->bytes, (void **)&s->memory, err);
+    p.seg = (struct ks_seg *)kk_calloc((size_t)p.sms * p.max, sizeof *p.seg);
+    struct ks_stack *s = (struct ks_stack *)kk_calloc(1, sizeof *s);
+    int rc = p.seg && s ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for a decode step");
     if (!rc) {
-        place_words(a, s->memory, p.sms);
-        a->prog = (const struct ks_seg *)(s->memory + words);
-        dev->ops->upload(dev, s->memory + words, p.seg, prog);
-        a->max_seg = p.max;
-        a->n_layers = s->n_layers = k->n_layers;
-        a->eps = k->eps, a->attn_scale = k->attn_scale, a->softcap = k->softcap;
-        a->vocab = (int)k->head->rows;
-        s->sms = p.sms;
-        s->diag = a->diag = (int *)dev->ops->host_alloc(dev, DIAG_BYTES);
-        if (s->diag) memset(s->diag, 0, DIAG_BYTES);
-        *out = s;
+        plan(&p, k);
+        s->account = account;
+        rc = place_stack(dev, s, &p, k, err);
     }
-    free(p.seg);
-    if (rc) free(s);
+    kk_free(p.seg);
+    if (rc)
+        kk__cuda_stack_close(dev, s);
+    else
+        *out = s;
     return rc;
 }
 
@@ -310,8 +317,8 @@ void kk__cuda_stack_close(struct kk_dev *dev, void *stack)
     struct ks_stack *s = (struct ks_stack *)stack;
     if (!s) return;
     if (s->diag) dev->ops->host_free(dev, s->diag, DIAG_BYTES);
-    kk_dev_free(dev, s->account, s->memory, s->bytes);
-    free(s);
+    if (s->memory) kk_dev_free(dev, s->account, s->memory, s->bytes);
+    kk_free(s);
 }
 
 /* ---- a step ---- */
@@ -386,8 +393,9 @@ int kk__cuda_stack_step(struct kk_dev *dev, void *stack, const struct kk_stack_s
     for (int i = 0; i < st->n_logits; i++) a->logit_of[st->logit_rows[i]] = (int8_t)i;
     step_taps(a, st);
     if (++s->step == UINT32_MAX / KS_LAYERS) { /* tags begin again: none of old may be left */
-        kk__cuda_latch(c, cudaMemsetAsync(s->memory, 0, (size_t)((char *)a->prog - s->memory),
-                                          c->stream), "stack_step");
+        kk__cuda_latch(
+            c, cudaMemsetAsync(s->memory, 0, (size_t)((char *)a->prog - s->memory), c->stream),
+            "stack_step");
         s->step = 1;
     }
     a->epoch = s->step * KS_LAYERS;

@@ -97,8 +97,8 @@ static void assert_rows(const struct run *r, const float *got, const float *all,
     for (size_t i = 0; i < (size_t)n * r->V; i++)
         if (memcmp(&got[i], &want[i], sizeof(float)))
             fail_msg("session %d, row %lld of %d from %lld, logit %zu: %.9g by the stack, %.9g",
-                     session, (long long)(i / r->V), n, (long long)first, i % r->V,
-                     (double)got[i], (double)want[i]);
+                     session, (long long)(i / r->V), n, (long long)first, i % r->V, (double)got[i],
+                     (double)want[i]);
 }
 
 static void test_steps(void **state)
