@@ -33,7 +33,7 @@ models:
 deps:
 	@tools/deps.sh build check
 
-bench: $B/bench/gemm $B/bench/attn $B/bench/quant $B/bench/journal $B/bench/tier $B/bench/sessions
+bench: $B/bench/gemm $B/bench/attn $B/bench/quant $B/bench/journal $B/bench/tier $B/bench/sessions $B/bench/load
 
 format:
 	clang-format -i $$(git ls-files "*.c" "*.h" "*.cu")
@@ -56,7 +56,7 @@ help:
 	@echo 'make bundle          build/bundle: a folder that runs on a Linux machine with only a C library'
 	@echo 'make dist            build/kakeya-VERSION.tar.gz of the commit, reproducible'
 	@echo 'make deb             build/*.deb; make check-deb tries them in a bare Debian (root)'
-	@echo 'make bench           build/release/bench/{gemm,attn,quant,journal}: kernels against floors, durable tokens/s'
+	@echo 'make bench           build/release/bench/{gemm,attn,quant,journal,load}: kernels against floors, durable tokens/s'
 	@echo 'make deps            install the packages that are missing'
 	@echo 'make format          clang-format every C file'
 	@echo 'make clean           remove build/'

@@ -2,6 +2,7 @@
  * batches, chunks of a prompt.
  *
  *   bench/cuda_attn [--device 0] [--json FILE] [--only decode|batch|prefill]
+ *                   [--one sliding|full,SEQUENCES,ROWS,CONTEXT]
  *
  * A point is a graph of ops over as many copies of the rows as exceed what the L2 cache holds, so
  * that they come from memory; its time is the median of replays, divided by the ops. The floor: the
@@ -217,6 +218,7 @@ int main(int argc, char **argv)
 {
     static const int contexts[] = {1000, 3238, 6438, 62038};
     const char *only = option(argc, argv, "--only", NULL), *to = option(argc, argv, "--json", NULL);
+    const char *one = option(argc, argv, "--one", NULL);
     const int index = (int)strtol(option(argc, argv, "--device", "0"), NULL, 10);
     struct kk_dev *dev;
     struct kk_err err = {};
@@ -230,6 +232,11 @@ int main(int argc, char **argv)
     c = kk__cuda(dev);
     if (to) json = fopen(to, "w");
     printf("%s\n", dev->name);
+    if (one) {
+        struct point p = {*one == 's' ? &sliding : &full, 0, 0, 0};
+        if (sscanf(strchr(one, ','), ",%d,%d,%d", &p.B, &p.rows, &p.context) == 3) measure(&p);
+        return 0;
+    }
     for (int rows = 1; rows <= 16; rows *= 4)
         for (int i = 0; i < 4 && wanted(only, "decode"); i++) {
             const struct point s = {&sliding, 1, rows, contexts[i]};

@@ -4,8 +4,10 @@
  *              [--json FILE] [--quick yes]
  *
  * share: of the floor, the larger of bytes / read bandwidth and operations / multiply-add rate.
- * Each run takes the next copy of the weights, so that none is in a cache unless it is in use.
- * OpenBLAS (f32, loaded if this machine has it) multiplies the same numbers. Medians. */
+ * "pairs": bf16 weights with the input rounded to bf16 (--act bf16), whose rate is taken to be
+ * twice that of f32. Each run takes the next copy of the weights, so that none is in a cache unless
+ * it is in use. OpenBLAS (f32, loaded if this machine has it) multiplies the same numbers. Medians.
+ */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -103,28 +105,33 @@ struct run {
     int rows[MAX_LIST], n_rows;
 };
 
-static void one(const struct run *r, struct point *p, enum kk_dtype t, const char *by, double s)
+static void one(const struct run *r, struct point *p, enum kk_dtype t, int pairs, const char *by,
+                double s)
 {
     double bytes = (double)p->s.N * p->s.K * (double)kk_dtype_bytes(t);
     double flops = 2.0 * p->rows * p->s.N * p->s.K;
-    double share = floor_seconds(&r->floor, bytes, flops) / s;
+    double share = floor_seconds(&r->floor, bytes, pairs ? flops / 2 : flops) / s;
     printf("  %9.1f us %5.1f GB/s %6.1f GF/s %4.0f %%", s * 1e6, bytes / s * 1e-9, flops / s * 1e-9,
            share * 100);
     json_array_append_new(json_object_get(r->report, "runs"),
-                          json_pack("{ss ss si si si si ss sf sf}", "by", by, "matrix", p->s.what,
-                                    "N", p->s.N, "K", p->s.K, "rows", p->rows, "threads",
-                                    r->dev->n_threads, "weights", kk_dtype_name(t), "us", s * 1e6,
-                                    "share_of_floor", share));
+                          json_pack("{ss ss si si si si ss ss sf sf}", "by", by, "matrix",
+                                    p->s.what, "N", p->s.N, "K", p->s.K, "rows", p->rows, "threads",
+                                    r->dev->n_threads, "weights", kk_dtype_name(t), "input",
+                                    pairs ? "bf16" : "f32", "us", s * 1e6, "share_of_floor",
+                                    share));
 }
 
 /* The weights of one shape and type, several times over. */
-static void load(struct point *p, enum kk_dtype t, const void *src, struct kk_account *acc)
+static void load(struct point *p, enum kk_dtype t, int pairs, const void *src,
+                 struct kk_account *acc)
 {
     const struct kk_weight_src from = {
         .dtype = t, .n_mats = 1, .rows = p->s.N, .cols = p->s.K, .data = src};
     struct kk_err err = {0};
-    for (int i = 0; i < p->copies; i++)
+    for (int i = 0; i < p->copies; i++) {
         bench_check(p->dev->ops->weight_load(p->dev, &from, acc, &p->w[i], &err), &err);
+        p->w[i].bf16_in = pairs;
+    }
 }
 
 static void unload(struct point *p)
@@ -140,8 +147,8 @@ static int copies_of(const struct shape *s, size_t element)
 
 static void bench_shape(struct run *r, const struct shape *s)
 {
-    enum { TYPES = 2, BY = 3 };
-    static const enum kk_dtype types[TYPES] = {KK_BF16, KK_F32};
+    enum { TYPES = 3, BY = 4 };
+    static const enum kk_dtype types[TYPES] = {KK_BF16, KK_F32, KK_BF16};
     struct kk_account acc = {.name = "bench"};
     struct point p = {.dev = r->dev, .s = *s};
     size_t n = (size_t)s->N * (size_t)s->K, most = (size_t)r->rows[r->n_rows - 1];
@@ -155,7 +162,7 @@ static void bench_shape(struct run *r, const struct shape *s)
     for (size_t i = 0; i < most * (size_t)s->K; i++) p.x[i] = bench_value(i * 7);
     for (int t = 0; t < TYPES; t++) {
         p.copies = copies_of(s, kk_dtype_bytes(types[t]));
-        load(&p, types[t], types[t] == KK_F32 ? (void *)f32 : bf16, &acc);
+        load(&p, types[t], t == 2, types[t] == KK_F32 ? (void *)f32 : bf16, &acc);
         for (int i = 0; i < r->n_rows; i++) {
             p.rows = r->rows[i];
             seconds[i][t] = bench_time(run_ours, &p, r->budget);
@@ -165,15 +172,16 @@ static void bench_shape(struct run *r, const struct shape *s)
     p.plain = f32;
     for (int i = 0; sgemm && i < r->n_rows; i++) {
         p.rows = r->rows[i];
-        seconds[i][2] = bench_time(run_openblas, &p, r->budget);
+        seconds[i][3] = bench_time(run_openblas, &p, r->budget);
     }
     for (int i = 0; i < r->n_rows; i++) {
         p.rows = r->rows[i];
         printf("%-9s %6d x %-5d %4d", i ? "" : s->what, s->N, s->K, p.rows);
-        one(r, &p, KK_BF16, "kakeya", seconds[i][0]);
-        one(r, &p, KK_F32, "kakeya", seconds[i][1]);
-        if (sgemm) one(r, &p, KK_F32, "openblas", seconds[i][2]);
-        if (sgemm) printf(" %5.2f", seconds[i][2] / seconds[i][1]);
+        one(r, &p, KK_BF16, 0, "kakeya", seconds[i][0]);
+        one(r, &p, KK_F32, 0, "kakeya", seconds[i][1]);
+        one(r, &p, KK_BF16, 1, "kakeya", seconds[i][2]);
+        if (sgemm) one(r, &p, KK_F32, 0, "openblas", seconds[i][3]);
+        if (sgemm) printf(" %5.2f", seconds[i][3] / seconds[i][1]);
         printf("\n");
     }
     fflush(stdout);
@@ -184,11 +192,16 @@ static void bench_threads(struct run *r, int threads, const struct shape *s, int
 {
     struct kk_err err = {0};
     bench_check(kk_dev_open_cpu("auto", threads, &r->dev, &err), &err);
+    struct kk_limits limits = {.max_rows = r->rows[r->n_rows - 1], .max_head_dim = 64};
+    struct kk_account scratch = {.name = "scratch"};
+    for (int i = 0; i < n; i++)
+        if (s[i].K > limits.max_bf16_cols) limits.max_bf16_cols = s[i].K;
+    bench_check(r->dev->ops->reserve(r->dev, &limits, &scratch, &err), &err);
     r->floor = floor_measure(threads);
     bench_floor_into(r->report, r->dev->name, &r->floor);
     if (sgemm) set_threads(threads);
-    printf("%-9s %6s x %-5s %4s  %-40s  %-40s  %s\n", "matrix", "N", "K", "rows",
-           "bf16, share of the floor", "f32, share of the floor",
+    printf("%-9s %6s x %-5s %4s  %-40s  %-40s  %-40s  %s\n", "matrix", "N", "K", "rows",
+           "bf16, share of the floor", "f32, share of the floor", "pairs, share of the floor",
            sgemm ? "OpenBLAS f32, share of the floor, ours against it" : "(no OpenBLAS here)");
     for (int i = 0; i < n; i++) {
         int had = r->n_rows; /* the head is never asked for a whole prompt */

@@ -43,7 +43,8 @@ struct kk_engine_options {
                             CPU), "cpu", "cuda", "cuda:1" */
     const char *cpu_isa; /* "auto", "scalar", "avx2", "avx512" */
     const char *act;     /* input of products with quantised weights: "q8" (8 bits with a scale for
-                        every 32 numbers), "f32" (several times slower), "auto" (q8) */
+                        every 32 numbers), "f32" (several times slower), "auto" (q8); "bf16": auto,
+                        and the input of bf16 weights rounded to bf16 (other tokens) */
     int threads;         /* 0: all cores this process may use */
     const char *kv;      /* "full", "native", "s5", "restored", "sinkwin" */
     int kv_sinks, kv_window; /* of s5, restored and sinkwin */
@@ -73,8 +74,9 @@ struct kk_plan {
     int64_t kv_staging_bytes; /* KV step scratch and staging ring, one per process */
     int64_t session_kv_bytes; /* device bytes of a session of `ctx` tokens */
     int64_t sessions, ctx;
-    int64_t total_bytes; /* all of it for `sessions` sessions */
-    int64_t free_bytes;  /* device memory that is free now; 0: not known */
+    int64_t made_for_ctx; /* the context that the model was made for */
+    int64_t total_bytes;  /* all of it for `sessions` sessions */
+    int64_t free_bytes;   /* device memory that is free now; 0: not known */
 };
 int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t sessions,
                  struct kk_plan *out, struct kk_err *err);
@@ -90,8 +92,9 @@ struct kk_engine_info {
     const char *kv, *kv_type;
     int n_layers, vocabulary, hidden;
     int64_t n_params, n_active_params, ctx;
-    int64_t bos;         /* -1: none */
-    const uint32_t *eos; /* borrowed */
+    int64_t made_for_ctx; /* ctx may be larger: what is written there may be worse */
+    int64_t bos;          /* -1: none */
+    const uint32_t *eos;  /* borrowed */
     int n_eos;
     int64_t weight_bytes, scratch_bytes, kv_staging_bytes; /* from the allocator */
     int64_t step_weight_bytes; /* weight bytes one decode step of one session reads */
@@ -184,7 +187,7 @@ int kk_session_check(const struct kk_session *s, struct kk_err *err);
 typedef int kk_logits_cb(void *arg, int64_t position, const float *logits);
 
 /* Append n ids and hand out the logits of every one of them (position = index in the history). The
- * session then has no pending token: it can only be closed or described. */
+ * session then has no pending token: it can only be asked for more logits, described or closed. */
 int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_logits_cb *on_row,
                       void *arg, struct kk_err *err);
 

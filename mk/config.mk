@@ -53,6 +53,7 @@ KKFLAGS      += -DKK_X86
 ISA_k_avx2   := -mavx2 -mfma -mf16c
 ISA_q_avx2   := $(ISA_k_avx2)
 ISA_k_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
+ISA_k_avx512_bf16 := $(ISA_k_avx512) -mavx512bf16
 ISA_q_avx512 := $(ISA_k_avx512)
 ISA_q_vnni   := $(ISA_k_avx512) -mavx512vnni
 else

@@ -57,10 +57,14 @@ bundle: $B/kakeya-bundle
 	tools/bundle.sh $(BUNDLE) $<
 	@for f in $(MODEL_FILES); do install -D -m 644 models/$$f $(BUNDLE)/models/$$f || exit 1; done
 
-CUDA_TESTS := $(filter $B/tests/unit/dev/test_cuda_%,$(TESTS)) $(if $(CUDA),$B/bench/cuda_ops)
+ON_GPU     := properties snapshot runtime forks round memory
+CUDA_TESTS := $(filter $B/tests/unit/dev/test_cuda_%,$(TESTS)) $(ON_GPU:%=$B/tests/unit/engine/test_%) \
+              $(if $(CUDA),$B/bench/cuda_ops)
 bundle-tests: bundle $(CUDA_TESTS)
 	tools/bundle.sh $(BUNDLE) $(CUDA_TESTS)
 	install -m 755 tests/cuda/run.sh $(BUNDLE)/run.sh
+	install -D -m 644 -t $(BUNDLE)/tests/data tests/data/*.json
+	sed -i 's/"global_head_dim": 24/"global_head_dim": 32/' $(BUNDLE)/tests/data/mini.json # whole 16s
 
 # The tree as it was committed. The same commit gives the same bytes.
 DIST := build/kakeya-$(VERSION).tar.gz

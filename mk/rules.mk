@@ -30,7 +30,7 @@ $(PROTO_OBJ): %.o: %.c $B/flags
 $(SERVE_OBJ): | $(PROTO_H)
 
 # Bench programs: one file each over the library's insides.
-$B/bench/gemm $B/bench/attn $B/bench/cuda_ops: $B/bench/floor.o
+$B/bench/gemm $B/bench/attn $B/bench/load $B/bench/cuda_ops: $B/bench/floor.o
 $B/bench/%: $B/bench/%.o $B/libkakeya.a
 	$(CC) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIBS)
 
@@ -56,7 +56,7 @@ $B/flags: FORCE
 	@command -v pkg-config >/dev/null && pkg-config --exists $(PKGS) $(CLI_PKGS) || \
 	    { echo "make: one of $(PKGS) $(CLI_PKGS) not found through pkg-config: 'make deps' installs them" >&2; exit 1; }
 	@printf '%s\n' '$(if $(CUDA),$(NVCC) $(NVFLAGS))' '$(CC) $(KKFLAGS) $(CFLAGS) $(GUARD_FLAGS) $(LDFLAGS) $(CLI_LIBS) $(LIBS)' \
-	    '$(foreach f,k_avx2 k_avx512 q_avx2 q_avx512 q_vnni,$f: $(ISA_$f))' >$@.new
+	    '$(foreach f,k_avx2 k_avx512 k_avx512_bf16 q_avx2 q_avx512 q_vnni,$f: $(ISA_$f))' >$@.new
 	@cmp -s $@.new $@ && rm -f $@.new || mv -f $@.new $@
 
 # Version, commit and flags, for the files that include "kk_build.h" (reports say what made them).

@@ -16,7 +16,7 @@ enum { CONFIG_FILE_MAX = 1 << 20, HELP_COLUMN = 30, HELP_WIDTH = 96 };
     (KK_CMD_NIAH | KK_CMD_DECODE | KK_CMD_SPEC | KK_CMD_SCORECARD | KK_CMD_AGENTS | KK_CMD_BATCH)
 #define SAMPLES   (KK_CMD_RUN | KK_CMD_CHAT)
 #define SERVES    (KK_CMD_SERVE | KK_CMD_AGENTS)
-#define RUNS      (SAMPLES | KK_CMD_LOGITS | KK_CMD_SERVE | BENCHES)
+#define RUNS      (SAMPLES | KK_CMD_LOGITS | KK_CMD_SERVE | KK_CMD_PPL | BENCHES)
 #define SIZES     (RUNS | KK_CMD_PLAN)
 #define TEXT      (KK_CMD_RUN | KK_CMD_TOKENIZE)
 #define GENERATES (SAMPLES | KK_CMD_SERVE | BENCHES)
@@ -45,9 +45,10 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_CPU_ISA] = {"cpu-isa", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto",
         "auto|scalar|avx2|avx512", MODEL,
         "instruction set; auto: the best this machine has"},
-    [KK_OPT_ACT] = {"act", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|q8|f32", MODEL,
-        "what quantised weights are multiplied with: 8 bits and a scale for every 32 numbers "
-        "(auto), or f32 as it is, several times slower"},
+    [KK_OPT_ACT] = {"act", 0, KK_OPT_ENUM, 0, SIZES, 0, 0, "auto", "auto|q8|f32|bf16", MODEL,
+        "what weights are multiplied with. Quantised ones: 8 bits and a scale for every 32 numbers "
+        "(auto, q8), or f32 as it is, several times slower. bf16 ones: f32, or rounded to bf16 "
+        "(bf16: other tokens, faster with AVX512_BF16)"},
     [KK_OPT_PREFILL_CHUNK] = {"prefill-chunk", 0, KK_OPT_INT, 0, SIZES, 1, 65536, "512", "N", MODEL,
         "tokens of a prompt that go through the model at once"},
 
@@ -72,8 +73,9 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         "blocks of the ring that paged rows come back through"},
     [KK_OPT_F_THETA] = {"f-theta", 0, KK_OPT_STRING, 0, SIZES, 0, 0, NULL, "DIR", CACHE,
         "the learned map of --kv restored; exact: exact rows in its place (a check)"},
-    [KK_OPT_CTX] = {"ctx", 0, KK_OPT_INT, 0, SIZES & ~KK_CMD_DECODE, 0, BIG, "0", "N", CACHE,
-        "most tokens of a session; 0: what the model was made for"},
+    [KK_OPT_CTX] = {"ctx", 0, KK_OPT_INT, 0, SIZES & ~(KK_CMD_DECODE | KK_CMD_PPL), 0, BIG, "0",
+        "N", CACHE,
+        "most tokens of a session; 0: what the model was made for (beyond it is warned of)"},
 
     [KK_OPT_DRAFT] = {"draft", 0, KK_OPT_STRING, 0, GENERATES, 0, 0, "none",
         "DIR|ngram|none", DRAFT,
@@ -86,7 +88,7 @@ static const struct kk_option table[KK_OPT_COUNT] = {
 
     [KK_OPT_PROMPT] = {"prompt", 'p', KK_OPT_STRING, 0, TEXT, 0, 0, NULL, "TEXT", INPUT,
         "the text"},
-    [KK_OPT_FILE] = {"file", 'f', KK_OPT_STRING, 0, TEXT, 0, 0, NULL, "FILE", INPUT,
+    [KK_OPT_FILE] = {"file", 'f', KK_OPT_STRING, 0, TEXT | KK_CMD_PPL, 0, 0, NULL, "FILE", INPUT,
         "a file with the text; -: standard input"},
     [KK_OPT_DECODE] = {"decode", 0, KK_OPT_STRING, 1, KK_CMD_TOKENIZE, 0, 0, NULL, "IDS", INPUT,
         "print the text of these ids (\"5,17,3\" or \"[5, 17, 3]\") instead"},
@@ -190,6 +192,12 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_REPS] = {"reps", 0, KK_OPT_INT, 0, KK_CMD_DECODE | KK_CMD_SPEC, 1, 1000, "5",
         "N", BENCH,
         "repetitions; the median counts"},
+    [KK_OPT_WINDOW] = {"ctx", 0, KK_OPT_INT, 1, KK_CMD_PPL, 2, 1e9, "512", "N", BENCH,
+        "tokens of a window; those of its second half are scored"},
+    [KK_OPT_WINDOWS] = {"windows", 0, KK_OPT_INT, 0, KK_CMD_PPL, 0, 1e9, "0", "N", BENCH,
+        "most windows of the text; 0: all"},
+    [KK_OPT_AGAINST] = {"against", 0, KK_OPT_STRING, 0, KK_CMD_PPL, 0, 0, NULL, "NAME=VALUE,..",
+        BENCH, "compare with the same model under other options, such as kv-type=f32,act=f32: KL"},
 
     [KK_OPT_LEVELS] = {"levels", 0, KK_OPT_LIST, 0, KK_CMD_AGENTS, 1, 65536,
         "1,2,4,8,16,32,64,128,256", "N,..", BENCH,
@@ -200,6 +208,8 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         BENCH, "tokens that each agent appends"},
     [KK_OPT_GEN] = {"gen", 0, KK_OPT_INT, 0, KK_CMD_AGENTS, 1, 1e9, "4", "N", BENCH,
         "tokens that each agent then asks for"},
+    [KK_OPT_MIXED] = {"mixed", 0, KK_OPT_BOOL, 0, KK_CMD_AGENTS, 0, 0, "no", NULL, BENCH,
+        "every other agent reads while the others write: the gaps between tokens of those"},
     [KK_OPT_CONNECT] = {"connect", 0, KK_OPT_STRING, 0, KK_CMD_AGENTS, 0, 0, NULL, "HOST:PORT",
         BENCH, "measure a server that runs already, rather than start one"},
     [KK_OPT_TLS_CA] = {"tls-ca", 0, KK_OPT_STRING, 0, KK_CMD_AGENTS, 0, 0, NULL, "FILE", BENCH,
@@ -490,6 +500,13 @@ out:
 void kk_config_release(struct kk_config *c)
 {
     kk_buf_release(&c->file);
+}
+
+int kk_config_change(struct kk_config *c, const char *command, const char *name, const char *text,
+                     struct kk_err *err)
+{
+    int elsewhere, id = find(c, name, strlen(name), &elsewhere);
+    return id < 0 ? unknown(c, command, name, elsewhere, err) : set(c, id, text, KK_FROM_FLAG, err);
 }
 
 int kk_config_has(const struct kk_config *c, enum kk_option_id id)

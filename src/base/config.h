@@ -36,7 +36,8 @@ enum kk_command {
     KK_CMD_SERVE = 1024,
     KK_CMD_AGENTS = 2048,
     KK_CMD_BATCH = 4096,
-    KK_CMD_ALL = 8191
+    KK_CMD_PPL = 8192,
+    KK_CMD_ALL = 16383
 };
 
 enum kk_option_type {
@@ -113,10 +114,14 @@ enum kk_option_id {
     KK_OPT_REPLAY,
     KK_OPT_DEPTHS,
     KK_OPT_REPS,
+    KK_OPT_WINDOW,
+    KK_OPT_WINDOWS,
+    KK_OPT_AGAINST,
     KK_OPT_LEVELS,
     KK_OPT_BATCH_LEVELS,
     KK_OPT_CONTEXT_LEN,
     KK_OPT_GEN,
+    KK_OPT_MIXED,
     KK_OPT_CONNECT,
     KK_OPT_TLS_CA,
     KK_OPT_TOKEN_FILE,
@@ -187,6 +192,10 @@ struct kk_config {
 int kk_config_load(struct kk_config *c, enum kk_command command, const char *name, int argc,
                    char *const *argv, struct kk_err *err);
 void kk_config_release(struct kk_config *c);
+
+/* One more value, over those of all places; text is borrowed. KK_EUSAGE as for a flag. */
+int kk_config_change(struct kk_config *c, const char *command, const char *name, const char *text,
+                     struct kk_err *err);
 
 /* 1 if any place gave a value (a default counts). */
 int kk_config_has(const struct kk_config *c, enum kk_option_id id);

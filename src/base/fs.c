@@ -44,6 +44,11 @@ void kk_fs_unmap(struct kk_map *m)
     *m = (struct kk_map){0};
 }
 
+void kk_fs_map_rest(const struct kk_map *m)
+{
+    if (m->data) madvise((void *)(size_t)m->data, m->len, MADV_DONTNEED);
+}
+
 int kk_fs_read(const char *path, struct kk_buf *buf, struct kk_err *err)
 {
     int use_stdin = strcmp(path, "-") == 0, rc = 0;

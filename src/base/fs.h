@@ -15,6 +15,8 @@ struct kk_map {
 /* Map a regular file read-only. Owned by the caller until kk_fs_unmap. KK_ENOENT, KK_EIO. */
 int kk_fs_map(const char *path, struct kk_map *out, struct kk_err *err);
 void kk_fs_unmap(struct kk_map *m);
+/* The pages that were read go back to the system; reading them again brings them in again. */
+void kk_fs_map_rest(const struct kk_map *m);
 
 /* Append a whole file to buf (its max is the limit). "-" reads standard input. */
 int kk_fs_read(const char *path, struct kk_buf *buf, struct kk_err *err);

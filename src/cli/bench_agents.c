@@ -1,6 +1,8 @@
 /* kakeya bench agents: n agents at once, each over a connection of its own: create a session and
  * append its context in pieces; when all have, generate, all together; when all have, ask what the
- * session takes; close. The server is a child of this process (its memory is its own), or one that
+ * session takes; close. With --mixed the agents of odd number come when the others have read, and
+ * read while those generate: a gap between two tokens is then as long as the server lets reads make
+ * it. The server is a child of this process (its memory is its own), or one that
  * runs already.
  *
  * Bytes are the server's own counters, of the sessions while all are held. A prompt is a random
@@ -31,7 +33,7 @@ struct agent {
     struct bench *b;
     struct kk_client *client;
     struct kk_client_call *call;
-    int number, created, generated, status; /* status: of the call that failed, or 0 */
+    int number, created, generated, goes, status; /* status: of the call that failed, or 0 */
     enum stage stage;
     char id[KK_SESSION_ID_MAX];
     uint64_t asked_ns, last_ns; /* this call; the latest token */
@@ -53,6 +55,7 @@ struct bench {
     struct agent *agents;
     pthread_mutex_t lock;
     pthread_cond_t change;
+    int mixed;
     int waiting;                          /* agents that are still under way to HELD, or to OVER */
     uint64_t first_ask_ns, last_token_ns; /* of a Generate; of all agents */
 };
@@ -174,16 +177,24 @@ static int on_event(void *arg, const struct kk_event *ev)
     return KK_SINK_OK;
 }
 
-/* All agents that stand at HELD go to `stage`; returns when they have come back. */
-static void all(struct bench *b, int n, enum stage stage)
+/* Agents of even and of odd number that stand at HELD, or begin, go each to a stage (HELD: they
+ * stay); returns when they have come back. */
+static void go(struct bench *b, int n, enum stage even, enum stage odd)
 {
     int going = 0;
-    for (int i = 0; i < n; i++) going += stage == CREATE || b->agents[i].stage == HELD;
+    for (int i = 0; i < n; i++) {
+        struct agent *a = &b->agents[i];
+        enum stage to = i % 2 ? odd : even;
+        if (to == HELD || a->stage != (to == CREATE ? CREATE : HELD)) continue;
+        a->goes = 1;
+        going++;
+    }
     b->waiting = going;
     for (int i = 0; i < n && going; i++) {
         struct agent *a = &b->agents[i];
-        if (stage != CREATE && a->stage != HELD) continue;
-        a->stage = stage;
+        if (!a->goes) continue;
+        a->goes = 0;
+        a->stage = i % 2 ? odd : even;
         ask(a);
     }
     pthread_mutex_lock(&b->lock);
@@ -224,16 +235,38 @@ static json_t *of_agents(const struct bench *b, int n, size_t field, double *x)
     return percentiles(x, k);
 }
 
-static json_t *gaps(const struct bench *b, int n)
+/* Of every step-th agent */
+static json_t *gaps(const struct bench *b, int n, int step)
 {
     size_t most = (size_t)n * (size_t)b->gen, k = 0;
     double *x = kk_array(most, sizeof *x);
     if (!x) return json_null();
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i += step)
         for (int g = 0; g < b->agents[i].n_gaps; g++) x[k++] = b->agents[i].gaps[g];
     json_t *r = percentiles(x, k);
     kk_free(x);
     return r;
+}
+
+static double number(const json_t *o, const char *key)
+{
+    return json_number_value(json_object_get(o, key));
+}
+
+/* What the agents that wrote while others read have met. */
+static json_t *while_reading(const struct bench *b, int n)
+{
+    json_t *g = gaps(b, n, 2);
+    double median = number(g, "p50"), read_s = 0;
+    int64_t appended = 0;
+    for (int i = 1; i < n; i += 2) {
+        appended += b->agents[i].appended;
+        if (b->agents[i].append_s > read_s) read_s = b->agents[i].append_s;
+    }
+    return json_pack("{s:i, s:i, s:o, s:o, s:f}", "writers", (n + 1) / 2, "readers", n / 2,
+                     "inter_token_s", g, "worst_over_median",
+                     median > 0 ? json_real(number(g, "max") / median) : json_null(),
+                     "append_tokens_per_s", kk_cli_rate((double)appended, read_s));
 }
 
 static json_t *errors(const struct bench *b, int n)
@@ -301,7 +334,8 @@ static json_t *level_report(const struct bench *b, int n, double read_s, double 
     json_object_set_new(r, "ttft_s", of_agents(b, n, offsetof(struct agent, first_s), x));
     json_object_set_new(r, "generate_latency_s",
                         of_agents(b, n, offsetof(struct agent, generate_s), x));
-    json_object_set_new(r, "inter_token_s", gaps(b, n));
+    json_object_set_new(r, "inter_token_s", gaps(b, n, 1));
+    if (b->mixed) json_object_set_new(r, "while_reading", while_reading(b, n));
     json_object_set_new(r, "tokens", json_integer(tokens));
     json_object_set_new(r, "tokens_per_s", json_real(kk_cli_rate((double)tokens, span)));
     json_object_set_new(r, "append_tokens_per_s", json_real(kk_cli_rate((double)appended, read_s)));
@@ -348,13 +382,14 @@ static int run_level(struct bench *b, int n, json_t **out, struct kk_err *err)
     if (!rc) {
         b->first_ask_ns = b->last_token_ns = 0;
         uint64_t t0 = kk_now_ns();
-        all(b, n, CREATE);
+        go(b, n, CREATE, b->mixed ? HELD : CREATE);
+        if (b->mixed) go(b, n, GENERATE, CREATE);
         double read_s = kk_seconds_since(t0);
-        all(b, n, GENERATE);
+        go(b, n, b->mixed ? HELD : GENERATE, GENERATE);
         double wall_s = kk_seconds_since(t0), rss_mb = kk_child_memory_mb(&b->server, "VmRSS");
-        all(b, n, INFO);
+        go(b, n, INFO, INFO);
         *out = level_report(b, n, read_s, wall_s, rss_mb);
-        all(b, n, CLOSE);
+        go(b, n, CLOSE, CLOSE);
     }
     release_agents(b, n);
     kk_progress_clear(&b->cli->progress);
@@ -411,11 +446,6 @@ static int find_server(struct bench *b, int most, struct kk_err *err)
     return 0;
 }
 
-static double number(const json_t *o, const char *key)
-{
-    return json_number_value(json_object_get(o, key));
-}
-
 static void print_head(const struct bench *b)
 {
     printf("%s: context %lld, %lld tokens generated%s%s\n\n", b->to.address, (long long)b->context,
@@ -436,6 +466,12 @@ static void print_level(const json_t *r)
            number(first, "p99"), number(gap, "p50") * 1e3, number(gap, "max") * 1e3,
            number(r, "tokens_per_s"), kk_cli_bytes((int64_t)number(r, "per_session_kv_bytes")),
            kk_cli_bytes((int64_t)number(r, "kv_host_bytes")), number(r, "server_rss_mb"));
+    r = json_object_get(r, "while_reading");
+    gap = json_object_get(r, "inter_token_s");
+    if (r)
+        printf("        while %.0f read: gap p50 %.2f ms, p99 %.2f, max %.2f: %.1f x the median\n",
+               number(r, "readers"), number(gap, "p50") * 1e3, number(gap, "p99") * 1e3,
+               number(gap, "max") * 1e3, number(r, "worst_over_median"));
     fflush(stdout);
 }
 
@@ -451,6 +487,7 @@ static json_t *config(const struct bench *b)
     json_object_set_new(r, "verifier_id", json_pack("s?", kk_config_text(c, KK_OPT_MODEL)));
     json_object_set_new(r, "label", json_pack("s?", kk_config_text(c, KK_OPT_LABEL)));
     json_object_set_new(r, "connect", json_pack("s?", kk_config_text(c, KK_OPT_CONNECT)));
+    json_object_set_new(r, "mixed", json_boolean(b->mixed));
     json_object_set_new(r, "seed", json_integer((json_int_t)b->seed));
     if (b->server.ready) json_object_set(r, "server", b->server.ready);
     return r;
@@ -520,6 +557,7 @@ int kk_cli_bench_agents(struct kk_cli *cli, struct kk_err *err)
     struct bench b = {.cli = cli,
                       .context = kk_config_int(&cli->cfg, KK_OPT_CONTEXT_LEN),
                       .gen = kk_config_int(&cli->cfg, KK_OPT_GEN),
+                      .mixed = kk_config_int(&cli->cfg, KK_OPT_MIXED) != 0,
                       .seed = kk_cli_seed(cli)};
     const struct kk_value *levels = &cli->cfg.value[KK_OPT_LEVELS];
     json_t *report = json_object(), *results = json_array(), *list = json_array();

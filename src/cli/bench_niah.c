@@ -103,6 +103,7 @@ static int run_rung(struct bench *b, struct rung *r, struct kk_err *err)
     int64_t samples = kk_config_int(c, KK_OPT_SAMPLES);
     int rc = kk_niah_start(&g, &opts, err);
     for (int64_t i = 0; !rc && i < samples; i++) rc = run_sample(b, &g, r, err);
+    KK_BUG_ON(!rc && !r->samples); /* --samples is at least 1 */
     return rc;
 }
 

@@ -12,11 +12,13 @@
 #include "base/rng.h"
 #include "cli/answer.h"
 #include "cli/common.h"
+#include "cli/distribution.h"
 #include "cli/gate.h"
 #include "cli/niah.h"
 #include "cli/picture.h"
 
 enum {
+    KEYS = 8,
     ANSWER_TOKENS = 24,
     RANDOM_ANSWER_TOKENS = KK_ANSWER_MAX,
     KL_TAIL = 256,
@@ -34,8 +36,8 @@ struct card {
     struct kk_cli *cli;
     struct kk_engine_options base;
     int n_docs;
-    struct document *doc;
-    struct kk_answer *plain; /* [n_docs]: of the arm's plain run */
+    struct document *doc, *keyed; /* [n_docs]: the reference's, and those with keyed facts */
+    struct kk_answer *plain;      /* [n_docs]: of the arm's plain run */
     int V, done, total;
     int random; /* documents are random ids: nothing to recall */
     double replay;
@@ -45,7 +47,7 @@ struct card {
 struct arm {
     const char *name;
     struct kk_engine_options o;
-    int samples, hits, identical;
+    int samples, hits, keyed_samples, keyed_hits, identical;
     struct kk_session_info bytes;
     int64_t staging, rebuilt, blocks, drafted, fused_tokens, ar_tokens, compared, drafter_bytes;
     double ar_s, fused_s, kl;
@@ -81,15 +83,16 @@ static int make_random(struct card *c, int64_t tokens, struct kk_err *err)
     return rc;
 }
 
-static int make_documents(struct card *c, int lines, struct kk_err *err)
+static int make_documents(struct card *c, struct document *doc, int lines, int keys,
+                          struct kk_err *err)
 {
     struct kk_niah g;
-    struct kk_niah_opts opts = {kk_cli_seed(c->cli), lines, lines, 0};
+    struct kk_niah_opts opts = {kk_cli_seed(c->cli), lines, lines, keys};
     struct kk_buf text;
     int rc = kk_niah_start(&g, &opts, err);
     kk_buf_init(&text, KK_CLI_TEXT_MAX);
     for (int i = 0; !rc && i < c->n_docs; i++) {
-        struct document *d = &c->doc[i];
+        struct document *d = &doc[i];
         d->ids.n = 0;
         rc = kk_niah_next(&g, &text, &d->sample, err);
         if (!rc && c->cli->info.bos >= 0) rc = kk_ids_push(&d->ids, (uint32_t)c->cli->info.bos);
@@ -102,14 +105,14 @@ static int make_documents(struct card *c, int lines, struct kk_err *err)
 
 /* ---- measuring ------------------------------------------------------------------------------ */
 
-static int count_hit(struct card *c, struct arm *a, int i, const uint32_t *answer, size_t n,
-                     struct kk_err *err)
+static int count_hit(struct card *c, const struct document *d, const uint32_t *answer, size_t n,
+                     int *hits, struct kk_err *err)
 {
     struct kk_buf text;
     if (c->random) return 0;
     kk_buf_init(&text, 1 << 20);
     int rc = kk_tok_decode(c->cli->tok, answer, n, 1, &text, err);
-    if (!rc) a->hits += kk_niah_hit(&c->doc[i].sample, text.data ? text.data : "");
+    if (!rc) *hits += kk_niah_hit(&d->sample, text.data ? text.data : "");
     kk_buf_release(&text);
     return rc;
 }
@@ -134,7 +137,7 @@ static int answer(struct card *c, struct kk_engine *e, struct arm *a, int i, int
         a->ar_s += plain->made.seconds;
         a->ar_tokens += plain->made.tokens;
         a->samples++;
-        return count_hit(c, a, i, plain->id, (size_t)plain->n, err);
+        return count_hit(c, &c->doc[i], plain->id, (size_t)plain->n, &a->hits, err);
     }
     if (drafted.info.drafter_device_bytes > a->drafter_bytes)
         a->drafter_bytes = drafted.info.drafter_device_bytes;
@@ -147,6 +150,20 @@ static int answer(struct card *c, struct kk_engine *e, struct arm *a, int i, int
     return 0;
 }
 
+/* A document with keyed facts: recall alone. */
+static int keyed_answer(struct card *c, struct kk_engine *e, struct arm *a, int i,
+                        struct kk_err *err)
+{
+    const struct document *d = &c->keyed[i];
+    const struct kk_question q = {.prompt = &d->ids, .tokens = ANSWER_TOKENS};
+    struct kk_answer plain;
+    kk_progress_show(&c->cli->progress, a->name, (uint64_t)c->done++, (uint64_t)c->total,
+                     KK_PROGRESS_ITEMS);
+    int rc = kk_cli_answer(e, &q, &plain, err);
+    a->keyed_samples++;
+    return rc ? rc : count_hit(c, d, plain.id, (size_t)plain.n, &a->keyed_hits, err);
+}
+
 /* ---- KL to native --------------------------------------------------------------------------- */
 
 struct kl_run {
@@ -156,15 +173,6 @@ struct kl_run {
     int store; /* native itself: keep, then compare with what was kept */
 };
 
-static void log_softmax(const float *x, int n, float *y)
-{
-    double top = x[0], sum = 0;
-    for (int i = 1; i < n; i++)
-        if ((double)x[i] > top) top = (double)x[i];
-    for (int i = 0; i < n; i++) sum += exp((double)x[i] - top);
-    for (int i = 0; i < n; i++) y[i] = (float)((double)x[i] - top - log(sum));
-}
-
 static int on_logits(void *arg, int64_t position, const float *logits)
 {
     struct kl_run *k = arg;
@@ -172,13 +180,10 @@ static int on_logits(void *arg, int64_t position, const float *logits)
     const int V = k->c->V;
     if (i % KL_STEP || i / KL_STEP >= KL_POINTS) return 0;
     float *native = k->c->doc[0].native + i / KL_STEP * V;
-    if (k->store) log_softmax(logits, V, native);
+    if (k->store) kk_cli_log_softmax(logits, V, native);
     float *mine = k->c->doc[0].native + (int64_t)KL_POINTS * V; /* one row of scratch */
-    log_softmax(logits, V, mine);
-    double kl = 0;
-    for (int v = 0; v < V; v++)
-        kl += exp((double)native[v]) * ((double)native[v] - (double)mine[v]);
-    k->a->kl += kl;
+    kk_cli_log_softmax(logits, V, mine);
+    k->a->kl += kk_cli_kl(native, mine, V);
     k->a->kl_points++;
     return 0;
 }
@@ -214,6 +219,8 @@ static int run_engine(struct card *c, struct arm *a, int fused, struct kk_err *e
     if (!fused) o.draft = "none";
     int rc = kk_engine_open(&o, &e, err);
     for (int i = 0; !rc && i < c->n_docs; i++) rc = answer(c, e, a, i, fused, err);
+    for (int i = 0; !rc && !fused && !c->random && i < c->n_docs; i++)
+        rc = keyed_answer(c, e, a, i, err);
     if (!rc && !fused) rc = measure_kl(c, e, a, err);
     if (!rc) {
         kk_engine_describe(e, &info);
@@ -244,6 +251,12 @@ static const char *arm_options(const struct card *c, struct arm *a)
     return NULL;
 }
 
+/* Nothing is recalled from random ids. */
+static json_t *rate_of(const struct card *c, int hits, int samples)
+{
+    return c->random ? json_null() : json_real((double)hits / samples);
+}
+
 static json_t *arm_json(const struct card *c, const struct arm *a)
 {
     int fused = strcmp(c->base.draft, "none") != 0;
@@ -255,8 +268,8 @@ static json_t *arm_json(const struct card *c, const struct arm *a)
                           (json_int_t)a->bytes.resident_bytes, "ar_tok_s",
                           kk_cli_rate((double)a->ar_tokens, a->ar_s), "kl_native",
                           a->kl_points ? a->kl / a->kl_points : 0, "bytes_from", "allocator");
-    json_object_set_new(o, "recall",
-                        c->random ? json_null() : json_real((double)a->hits / a->samples));
+    json_object_set_new(o, "recall", rate_of(c, a->hits, a->samples));
+    json_object_set_new(o, "recall_keyed", rate_of(c, a->keyed_hits, a->keyed_samples));
     json_object_set_new(o, "kl_positions", json_integer(a->kl_points));
     json_object_set_new(o, "samples", json_integer(a->samples));
     json_object_set_new(o, "rows_rebuilt", json_integer(a->rebuilt));
@@ -277,13 +290,16 @@ static json_t *arm_json(const struct card *c, const struct arm *a)
 
 static void print_arm(const struct card *c, const struct arm *a, int fused)
 {
-    char recall[16] = "-";
-    if (!c->random) snprintf(recall, sizeof recall, "%.3f", (double)a->hits / a->samples);
-    printf("%-9s %11s %11s %11s %11s %8lld %7s %10.2g %9.0f", a->name,
+    char recall[16] = "-", keyed[16] = "-";
+    if (!c->random) {
+        snprintf(recall, sizeof recall, "%.3f", (double)a->hits / a->samples);
+        snprintf(keyed, sizeof keyed, "%.3f", (double)a->keyed_hits / a->keyed_samples);
+    }
+    printf("%-9s %11s %11s %11s %11s %8lld %7s %7s %10.2g %9.0f", a->name,
            kk_cli_bytes(a->bytes.kv_device_bytes), kk_cli_bytes(a->drafter_bytes),
            kk_cli_bytes(a->staging), kk_cli_bytes(a->bytes.kv_host_bytes),
-           (long long)a->bytes.resident_rows, recall, a->kl_points ? a->kl / a->kl_points : 0,
-           kk_cli_rate((double)a->ar_tokens, a->ar_s));
+           (long long)a->bytes.resident_rows, recall, keyed,
+           a->kl_points ? a->kl / a->kl_points : 0, kk_cli_rate((double)a->ar_tokens, a->ar_s));
     if (fused)
         printf(" %9.0f %9.2f %9s", kk_cli_rate((double)a->fused_tokens, a->fused_s),
                (double)a->fused_tokens / (double)a->blocks, a->identical ? "yes" : "NO");
@@ -298,7 +314,7 @@ static int skip_arm(struct card *c, const char *name, const char *why, json_t *a
     json_object_set_new(arms, name, json_null());
     json_object_set_new(reasons, name, json_string(why));
     if (kk_cli_wants_text(c->cli)) printf("%-9s not run: %s\n", name, why);
-    c->done += c->n_docs * (1 + (strcmp(c->base.draft, "none") != 0));
+    c->done += c->n_docs * (2 + (strcmp(c->base.draft, "none") != 0));
     return 0;
 }
 
@@ -335,7 +351,7 @@ static int one_shot_answer(struct card *c, struct kk_engine *e, struct arm *a, i
     if (!rc) rc = kk_session_generate(s, &greedy, ANSWER_TOKENS, NULL, NULL, NULL, err);
     if (!rc) {
         const uint32_t *history = kk_session_history(s, &n);
-        rc = count_hit(c, a, i, history + ids->n, n - ids->n, err);
+        rc = count_hit(c, &c->doc[i], history + ids->n, n - ids->n, &a->hits, err);
         a->samples++;
     }
     kk_session_close(s);
@@ -382,8 +398,8 @@ static int run_one_shot(struct card *c, json_t *rung, json_t *reasons, struct kk
                                   "kl_positions", a.kl_points, "samples", a.samples,
                                   "rows_replaced", (json_int_t)a.rebuilt));
     if (kk_cli_wants_text(c->cli))
-        printf("%-9s %47s %8s %7.3f %10.2g   the reference's map, once over the prompt\n", a.name,
-               "", "", recall, kl);
+        printf("%-9s %47s %8s %7.3f %7s %10.2g   the reference's map, once over the prompt\n",
+               a.name, "", "", recall, "", kl);
     return 0;
 }
 
@@ -393,12 +409,13 @@ static int run_one_shot(struct card *c, json_t *rung, json_t *reasons, struct kk
 static int run_rung(struct card *c, int lines, json_t *rungs, struct kk_err *err)
 {
     json_t *arms = json_object(), *reasons = json_object(), *r = json_object();
-    int rc = c->random ? make_random(c, lines, err) : make_documents(c, lines, err);
+    int rc = c->random ? make_random(c, lines, err) : make_documents(c, c->doc, lines, 0, err);
+    if (!rc && !c->random) rc = make_documents(c, c->keyed, lines, KEYS, err);
     if (!rc && kk_cli_wants_text(c->cli)) {
         if (!c->random) printf("\n%d lines", lines);
-        printf("%s%zu tokens\n%-9s %11s %11s %11s %11s %8s %7s %10s %9s %9s %9s %9s\n",
+        printf("%s%zu tokens\n%-9s %11s %11s %11s %11s %8s %7s %7s %10s %9s %9s %9s %9s\n",
                c->random ? "\n" : ", ", c->doc[0].ids.n, "arm", "KV device", "drafter", "staging",
-               "KV host", "rows", "recall", "KL native", "tok/s", "fused", "per block",
+               "KV host", "rows", "recall", "keyed", "KL native", "tok/s", "fused", "per block",
                "identical");
     }
     if (!rc) rc = run_arm(c, "native", arms, reasons, err);
@@ -442,12 +459,14 @@ static int open_card(struct card *c, struct kk_err *err)
     c->V = c->cli->info.vocabulary;
     c->n_docs = (int)kk_config_int(&c->cli->cfg, KK_OPT_SAMPLES);
     c->doc = kk_calloc((size_t)c->n_docs, sizeof *c->doc);
+    c->keyed = kk_calloc((size_t)c->n_docs, sizeof *c->keyed);
     c->plain = kk_calloc((size_t)c->n_docs, sizeof *c->plain);
-    if (!c->doc || !c->plain) return kk_fail(err, KK_ENOMEM, "out of memory for documents");
+    if (!c->doc || !c->keyed || !c->plain)
+        return kk_fail(err, KK_ENOMEM, "out of memory for documents");
     c->doc[0].native = kk_array((size_t)(KL_POINTS + 1) * (size_t)c->V, sizeof(float));
     if (!c->doc[0].native) return kk_fail(err, KK_ENOMEM, "out of memory for documents");
     int fused = strcmp(c->base.draft, "none") != 0;
-    c->total = c->n_docs * 7 * (1 + fused) * rungs_of(c)->n;
+    c->total = c->n_docs * 7 * (1 + !c->random + fused) * rungs_of(c)->n;
     return 0;
 }
 
@@ -457,7 +476,9 @@ static void close_card(struct card *c)
         kk_ids_release(&c->doc[i].ids);
         kk_free(c->doc[i].native);
     }
+    for (int i = 0; c->keyed && i < c->n_docs; i++) kk_ids_release(&c->keyed[i].ids);
     kk_free(c->doc);
+    kk_free(c->keyed);
     kk_free(c->plain);
 }
 

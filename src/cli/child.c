@@ -5,13 +5,12 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/mem.h"
-
-extern char **environ;
 
 enum { ARGS_MAX = 64 };
 
@@ -107,7 +106,7 @@ double kk_child_memory_mb(const struct kk_child *s, const char *field)
     snprintf(path, sizeof path, "/proc/%d/status", (int)s->pid);
     FILE *f = fopen(path, "re");
     while (f && !kb && fgets(line, sizeof line, f))
-        if (!strncmp(line, field, n) && line[n] == ':') sscanf(line + n + 1, "%lld", &kb);
+        if (!strncmp(line, field, n) && line[n] == ':') kb = strtoll(line + n + 1, NULL, 10);
     if (f) fclose(f);
     return (double)kb * 1024e-6;
 }

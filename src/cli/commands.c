@@ -20,6 +20,8 @@ static const struct kk_cli_command commands[] = {
      "many sessions a step against one after the other"},
     {"bench decode", KK_CMD_DECODE, kk_cli_bench_decode, "-m MODEL [--ctx 0,3072,6144]",
      "tokens a second, reading and writing, by context"},
+    {"bench ppl", KK_CMD_PPL, kk_cli_bench_ppl, "-m MODEL -f FILE [--against NAME=VALUE,..]",
+     "perplexity of a text, and the distance between two settings"},
     {"bench spec", KK_CMD_SPEC, kk_cli_bench_spec, "-m MODEL --draft DIR|ngram [--replay A]",
      "drafting against plain decoding on five kinds of text"},
     {"bench scorecard", KK_CMD_SCORECARD, kk_cli_bench_scorecard,

@@ -61,7 +61,7 @@ int kk_cli_options(struct kk_cli *cli, struct kk_engine_options *o, struct kk_er
         o->f_theta = kk_config_text(c, KK_OPT_F_THETA);
     }
     if (kk_config_has(c, KK_OPT_MAX_BATCH)) o->max_batch = (int)kk_config_int(c, KK_OPT_MAX_BATCH);
-    o->ctx = kk_config_int(c, KK_OPT_CTX);
+    o->ctx = kk_config_int(c, c->command == KK_CMD_PPL ? KK_OPT_WINDOW : KK_OPT_CTX);
     if (kk_config_has(c, KK_OPT_DRAFT)) {
         o->draft = kk_config_text(c, KK_OPT_DRAFT);
         o->draft_width = (int)kk_config_int(c, KK_OPT_DRAFT_WIDTH);
@@ -72,14 +72,25 @@ int kk_cli_options(struct kk_cli *cli, struct kk_engine_options *o, struct kk_er
     return 0;
 }
 
+void kk_cli_warn_ctx(int64_t ctx, int64_t made_for)
+{
+    if (ctx > made_for)
+        fprintf(stderr,
+                "kakeya: warning: a context of %lld tokens, and the model was made for %lld: what "
+                "it writes beyond may be worse\n",
+                (long long)ctx, (long long)made_for);
+}
+
 int kk_cli_open_engine(struct kk_cli *cli, struct kk_err *err)
 {
     struct kk_engine_options o;
     int rc = kk_cli_options(cli, &o, err);
     if (!rc) rc = kk_engine_open(&o, &cli->engine, err);
     kk_progress_clear(&cli->progress);
-    if (!rc) kk_engine_describe(cli->engine, &cli->info);
-    return rc;
+    if (rc) return rc;
+    kk_engine_describe(cli->engine, &cli->info);
+    kk_cli_warn_ctx(cli->info.ctx, cli->info.made_for_ctx);
+    return 0;
 }
 
 int kk_cli_tok_of(const struct kk_model_file *mf, struct kk_tok **out, struct kk_err *err)

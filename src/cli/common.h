@@ -30,7 +30,7 @@ struct kk_cli {
 typedef int kk_cli_fn(struct kk_cli *cli, struct kk_err *err);
 kk_cli_fn kk_cli_run, kk_cli_chat, kk_cli_inspect, kk_cli_tokenize, kk_cli_logits, kk_cli_plan,
     kk_cli_bench_niah, kk_cli_bench_decode, kk_cli_bench_spec, kk_cli_bench_scorecard, kk_cli_serve,
-    kk_cli_bench_agents, kk_cli_bench_batch;
+    kk_cli_bench_agents, kk_cli_bench_batch, kk_cli_bench_ppl;
 
 /* Close what is open. */
 void kk_cli_release(struct kk_cli *cli);
@@ -46,6 +46,8 @@ int kk_cli_no_words(const struct kk_cli *cli, struct kk_err *err);
 int kk_cli_options(struct kk_cli *cli, struct kk_engine_options *o, struct kk_err *err);
 /* Fill cli->engine and cli->info. */
 int kk_cli_open_engine(struct kk_cli *cli, struct kk_err *err);
+/* One line on standard error if a context is longer than the model was made for. */
+void kk_cli_warn_ctx(int64_t ctx, int64_t made_for);
 /* Fill cli->tok from the model's directory or GGUF file. */
 int kk_cli_open_tok(struct kk_cli *cli, struct kk_err *err);
 /* The tokenizer in an open GGUF. KK_ENOENT: there is none. */

@@ -23,13 +23,17 @@ static int check_numbers(const json_t *a, int random, struct kk_err *err)
     static const char *const keys[] = {"kv_device_bytes",  "drafter_device_bytes",
                                        "kv_staging_bytes", "kv_host_bytes",
                                        "resident_rows",    "ar_tok_s"};
-    const json_t *recall = json_object_get(a, "recall");
+    static const char *const recalls[] = {"recall", "recall_keyed"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!json_is_number(json_object_get(a, keys[i])) || number(a, keys[i]) < 0)
             REFUSE("'%s' is missing or negative", keys[i]);
-    if (random ? !json_is_null(recall) : !json_is_number(recall) || number(a, "recall") < 0)
-        REFUSE(random ? "random ids cannot be recalled" : "'recall' is missing or negative");
-    if (number(a, "recall") > 1) REFUSE("recall is over 1");
+    for (size_t i = 0; i < sizeof recalls / sizeof *recalls; i++) {
+        const json_t *r = json_object_get(a, recalls[i]);
+        if (random && !json_is_null(r)) REFUSE("random ids cannot be recalled");
+        if (!random && (!json_is_number(r) || json_number_value(r) < 0))
+            REFUSE("'%s' is missing or negative", recalls[i]);
+        if (json_number_value(r) > 1) REFUSE("%s is over 1", recalls[i]);
+    }
     if (count(a, "samples") < 1) REFUSE("no samples were run");
     return 0;
 }

@@ -42,6 +42,7 @@ static int npy_open(struct npy *o, const char *path, size_t rows, size_t cols, s
         *o->temporary = 0;
         return npy_fail(o, number, err);
     }
+    /* NOLINTNEXTLINE(bugprone-not-null-terminated-result): bytes; the text after them ends */
     memcpy(h, "\x93NUMPY\x01\x00\x76\x00", 10); /* 0x76: what follows, to 128 */
     int n = 10 + snprintf(h + 10, sizeof h - 10,
                           "{'descr': '<f4', 'fortran_order': False, 'shape': (%zu, %zu), }", rows,

@@ -36,6 +36,7 @@ int kk_cli_plan(struct kk_cli *cli, struct kk_err *err)
         rc = kk_plan_make(&o, kk_config_int(&cli->cfg, KK_OPT_CTX),
                           kk_config_int(&cli->cfg, KK_OPT_SESSIONS), &p, err);
     if (rc) return rc;
+    kk_cli_warn_ctx(p.ctx, p.made_for_ctx);
     if (kk_cli_wants_text(cli)) print_plan(&p);
     json_t *r = json_object();
     json_object_set_new(r, "ctx", json_integer(p.ctx));

@@ -55,6 +55,7 @@ struct kk_limits kk_limits_widest(struct kk_limits a, const struct kk_limits *b)
     widen(&a.max_expert_width, b->max_expert_width);
     widen(&a.max_experts, b->max_experts);
     widen(&a.max_block_cols, b->max_block_cols);
+    widen(&a.max_bf16_cols, b->max_bf16_cols);
     return a;
 }
 

@@ -50,6 +50,7 @@ struct kk_weight {
     int64_t rows, cols; /* of one matrix: outputs, inputs (y = W x) */
     void *data;         /* device memory, layout private to the device */
     size_t mat_bytes;   /* stride between matrices in data */
+    int bf16_in;        /* set by the loader: its products read their input rounded to bf16 */
     struct kk_account *account;
 };
 
@@ -62,7 +63,8 @@ struct kk_weight_src {
     const void *data; /* mapped source, or NULL: then read() makes elements [first, first + n) */
     const void *ctx;
     void (*read)(const void *ctx, uint64_t first, uint64_t n, void *dst); /* thread-safe */
-    const struct kk_synth *synth; /* not NULL: what read() makes, which a device may make itself */
+    const struct kk_synth *synth;  /* not NULL: what read() makes, which a device may make itself */
+    void (*rest)(const void *ctx); /* or NULL: now and then, what was read is not needed again */
 };
 
 /* ---- the rows a query may see ------------------------------------------------------------- */
@@ -299,21 +301,20 @@ struct kk_stack_kv { /* of a layer: struct kk_kv_view */
     const struct kk_kv_seq *seqs;
     void *rows;
 };
-/* A step: B sequences of rows[b] rows from position pos[b] on, each the position of its first
- * uncommitted row. What is indexed by kind: [0] full layers, [1] sliding ones. */
+
+/* A step: B sequences of rows[b] rows from pos[b], the first uncommitted position, on. By kind: [0]
+ * full layers, [1] sliding ones. The arrays are the host's, but for ids[T], logits[n_logits, V] and
+ * choice[n_logits] (argmax; either NULL: not wanted). Taps: h after layers[i] to dst[T, n, C]. */
 struct kk_stack_step {
-    int T, B;
-    const int32_t *ids;        /* device [T] */
-    const int32_t *pos, *rows; /* host [B] */
+    int T, B, n_logits;
     enum kk_dtype kv_dtype;
+    const int32_t *ids, *pos, *rows, *logit_rows;
     struct kk_mask mask[2];
     const float *rope[2];
-    const struct kk_stack_kv *kv; /* host [n_layers] */
-    int n_logits;
-    const int32_t *logit_rows; /* host [n_logits], distinct */
-    float *logits;             /* device [n_logits, V], NULL: not wanted */
-    int32_t *choice;           /* device [n_logits]: argmax; NULL: not wanted */
-    struct {                   /* the residual stream after layers[i]: dst[T, n, C] */
+    const struct kk_stack_kv *kv;
+    float *logits;
+    int32_t *choice;
+    struct {
         int n;
         const int *layers;
         float *dst;
@@ -329,6 +330,7 @@ struct kk_limits {
     int max_expert_width; /* F of an expert */
     int max_experts;      /* E; 0: at most 1024 */
     int max_block_cols;   /* inputs of the widest matrix of a block type; 0: none */
+    int max_bf16_cols;    /* of the widest with bf16_in; 0: none */
 };
 
 struct kk_dev;
@@ -409,8 +411,9 @@ struct kk_dev {
     int attn_split; /* S */
     enum kk_dtype act;
     enum kk_block_act block_act; /* KK_ACT_Q8 after open; to be changed before reserve */
-    int q8_rows;                 /* 1: rows of keys and values may be KK_Q8_0 */
-    struct kk_account tables;    /* memory of the device itself: scratch and constant tables */
+    int bf16_act; /* 0 after open: models are to load bf16 matrices with bf16_in (docs/adr/0015) */
+    int q8_rows;  /* 1: rows of keys and values may be KK_Q8_0 */
+    struct kk_account tables; /* memory of the device itself: scratch and constant tables */
 };
 
 /* isa: "auto" (best the machine has), "scalar", "avx2", "avx512". threads: 0 = all cores this

@@ -1,5 +1,5 @@
 /* Opening an engine, and the one function that runs a step. */
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/hash.h"
@@ -10,7 +10,8 @@ enum {
     LOGITS_BUFFER_BYTES = 32 << 20,
     MIN_LOGIT_ROWS = 16,
     MAX_LOGIT_ROWS = 128,
-    BATCH_HOLD_ROWS = 64
+    BATCH_HOLD_ROWS = 64,
+    CTX_MOST = 1 << 24
 };
 
 struct kk_engine_options kk_engine_defaults(void)
@@ -55,9 +56,11 @@ static int choose_block_act(const struct kk_engine_options *o, struct kk_dev *de
 {
     if (!strcmp(o->act, "f32")) {
         dev->block_act = KK_ACT_F32;
+    } else if (!strcmp(o->act, "bf16")) {
+        dev->bf16_act = 1;
     } else if (strcmp(o->act, "q8") && strcmp(o->act, "auto")) {
-        return kk_fail(err, KK_EINVAL, "unknown type '%s' of activations (known: auto, q8, f32)",
-                       o->act);
+        return kk_fail(err, KK_EINVAL,
+                       "unknown type '%s' of activations (known: auto, q8, f32, bf16)", o->act);
     }
     return 0;
 }
@@ -66,15 +69,20 @@ static int choose_block_act(const struct kk_engine_options *o, struct kk_dev *de
 static int open_device(const struct kk_engine_options *o, struct kk_dev **out, struct kk_err *err)
 {
     const char *name = o->device ? o->device : "auto";
-    int is_auto = !strcmp(name, "auto"), index = 0, end = 0;
+    int is_auto = !strcmp(name, "auto");
+    long index = 0;
+    char *end = "";
     if (!strcmp(name, "cpu")) return kk_dev_open_cpu(o->cpu_isa, o->threads, out, err);
-    if (!is_auto && strcmp(name, "cuda") &&
-        (sscanf(name, "cuda:%3d%n", &index, &end) != 1 || name[end] || index < 0))
+    const int numbered = !strncmp(name, "cuda:", 5) && name[5] >= '0' && name[5] <= '9';
+    if (numbered) index = strtol(name + 5, &end, 10);
+    if ((!is_auto && strcmp(name, "cuda") && !numbered) || *end || index > 999)
         return kk_fail(err, KK_EINVAL, "unknown device '%s' (known: auto, cpu, cuda, cuda:N)",
                        name);
-    if (is_auto && !kk_dev_open_cuda(0, out, NULL)) return 0;
-    return is_auto ? kk_dev_open_cpu(o->cpu_isa, o->threads, out, err)
-                   : kk_dev_open_cuda(index, out, err);
+    struct kk_err why;
+    int rc = kk_dev_open_cuda((int)index, out, &why);
+    if (is_auto && (rc == KK_EUNAVAILABLE || rc == KK_EUNSUPPORTED))
+        return kk_dev_open_cpu(o->cpu_isa, o->threads, out, err);
+    return rc ? kk_fail(err, rc, "%s", why.msg) : 0;
 }
 
 static int choose_kv_type(const struct kk_engine_options *o, const struct setup *s,
@@ -125,7 +133,7 @@ static int choose_limits(const struct kk_engine_options *o, struct setup *s, str
         return kk_fail(err, KK_EINVAL, "prefill chunk %d: must be 1 to 65536", o->prefill_chunk);
     if (o->max_batch < 1 || o->max_batch > 4096)
         return kk_fail(err, KK_EINVAL, "batch of %d: must be 1 to 4096", o->max_batch);
-    if (o->ctx < 0 || o->ctx > s->info.max_positions)
+    if (o->ctx < 0 || (o->ctx > CTX_MOST && o->ctx > s->info.max_positions))
         return kk_fail(err, KK_EINVAL, "context of %lld tokens: the model was made for %lld",
                        (long long)o->ctx, (long long)s->info.max_positions);
     s->ctx = o->ctx ? o->ctx : s->info.max_positions;
@@ -192,10 +200,10 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
     struct kk_kv_rule *rule = kk_calloc((size_t)s.layout.n_layers, sizeof *rule);
     if (!ctx) ctx = s.ctx;
     if (!rule) rc = kk_fail(err, KK_ENOMEM, "out of memory for a plan");
-    if (!rc && (ctx < 1 || ctx > s.info.max_positions || sessions < 1))
+    if (!rc && (ctx < 1 || ctx > s.ctx || sessions < 1))
         rc = kk_fail(err, KK_EINVAL,
                      "plan for %lld sessions of %lld tokens: the model was made for %lld",
-                     (long long)sessions, (long long)ctx, (long long)s.info.max_positions);
+                     (long long)sessions, (long long)ctx, (long long)s.ctx);
     if (!rc) rc = kk_kv_rules(&s.layout, &s.kv, rule, err);
     if (!rc) rc = kk_model_plan(s.mf, s.dev, &s.limits, &mp, err);
     if (!rc) {
@@ -206,6 +214,7 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
             .session_kv_bytes = (int64_t)kk_kv_plan_bytes(&s.layout, &s.kv, rule, ctx - 1),
             .sessions = sessions,
             .ctx = ctx,
+            .made_for_ctx = s.info.max_positions,
             .free_bytes = (int64_t)s.dev->ops->free_bytes(s.dev),
         };
         out->total_bytes = out->weight_bytes + out->scratch_bytes + out->kv_staging_bytes +
@@ -249,9 +258,11 @@ static uint64_t rows_fingerprint(const struct kk_engine *e, const struct setup *
 {
     const int32_t n[] = {s->kv.sinks, s->kv.window, (int32_t)s->kv.latent_bytes,
                          (int32_t)s->layout.dtype};
+    const int32_t act[] = {(int32_t)s->dev->block_act, s->dev->bf16_act};
     struct kk_hash h;
     kk_hash_init(&h, e->ftheta ? kk_ftheta_fingerprint(e->ftheta) : 0);
     kk_hash_add(&h, s->kv.policy, strlen(s->kv.policy));
+    kk_hash_add(&h, act, sizeof act);
     if (strcmp(s->kv.policy, "full") && strcmp(s->kv.policy, "native"))
         kk_hash_add(&h, n, sizeof n);
     else
@@ -276,12 +287,11 @@ int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, st
     e->kv_limits = s.kv_limits;
     e->max_logit_rows = s.limits.max_logit_rows;
     e->ctx = s.ctx;
+    e->fingerprint.model = kk_model_file_fingerprint(s.mf); /* reads here and there */
+    kk_model_file_rest(s.mf);
     rc = kk_model_open(s.mf, e->dev, &s.limits, &progress, &e->model, err);
     if (!rc) rc = kk__restore_setup(e, err);
-    if (!rc) {
-        e->fingerprint.model = kk_model_file_fingerprint(s.mf);
-        e->fingerprint.rows = rows_fingerprint(e, &s);
-    }
+    if (!rc) e->fingerprint.rows = rows_fingerprint(e, &s);
     if (!rc) rc = kk_kv_pool_open(e->dev, &e->layout, &s.kv, &s.kv_limits, &e->pool, err);
     if (!rc) rc = alloc_step_arrays(e, err);
     if (!rc) rc = kk__draft_setup(e, err);
@@ -335,6 +345,7 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
         .n_params = i->n_params,
         .n_active_params = i->n_active_params,
         .ctx = e->ctx,
+        .made_for_ctx = i->max_positions,
         .bos = i->bos,
         .eos = i->eos,
         .n_eos = i->n_eos,

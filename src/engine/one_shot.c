@@ -34,7 +34,7 @@ static int read_step(struct kk_session *s, size_t from, kk_logits_cb *on_row, vo
     if (rc) return rc;
     kk_kv_commit(e->pool, NULL);
     rc = kk__settle(s, 0, item.n, err);
-    if (rc || at < from) return rc;
+    if (rc || at < from || !on_row) return rc;
     e->dev->ops->download(e->dev, e->logits, kk_model_logits(e->model),
                           (size_t)item.n * V * sizeof(float));
     for (int32_t i = 0; i < item.n; i++)

@@ -14,8 +14,9 @@
 #include "engine/runtime_int.h"
 
 enum { LEAST_NEWS = 32 }; /* tokens worth another snapshot while idle */
-#define IDLE_S  1.0       /* how long a session is idle before it is written to disk */
-#define RETRY_S 30.0      /* after a write that failed */
+#define IDLE_S   1.0      /* how long a session is idle before it is written to disk */
+#define RETRY_S  30.0     /* after a write that failed */
+#define RELIEF_S 0.1      /* between two snapshots that make room for the journal */
 
 struct stale_file {
     struct stale_file *next;
@@ -255,6 +256,11 @@ static int spill(struct kk_runtime *rt, struct resident *n, struct kk_err *err)
         return 0;
     }
     int rc = write_file(rt, n, n->parked, n->parked_bytes, err);
+    if (rc == KK_EIO) { /* no room on the disk: read again when it is needed */
+        rt->stats.snapshots_failed++;
+        forget_parked(rt, n);
+        return 0;
+    }
     if (rc) return rc;
     rt->parked_bytes -= (int64_t)n->parked_bytes;
     rt->stats.sessions_host--;
@@ -298,10 +304,12 @@ static int page_out(struct kk_runtime *rt, struct resident *n, struct kk_err *er
         return 0;
     }
     rc = rt->spool ? write_file(rt, n, m.p, m.n, err) : kk_fail(err, full.code, "%s", full.msg);
-    if (rc)
-        kk_free(m.p);
-    else
-        drop_rows(rt, n);
+    if (rc) kk_free(m.p);
+    if (rc == KK_EIO) { /* as above */
+        rt->stats.snapshots_failed++;
+        rc = 0;
+    }
+    if (!rc) drop_rows(rt, n);
     return rc;
 }
 
@@ -422,32 +430,61 @@ void kk__resident_adopt(struct kk_runtime *rt, struct resident *n)
 
 /* ---- snapshots of what stays -------------------------------------------------------------- */
 
-/* Write n to a file if it has news enough; its rows stay where they are. */
-static void snapshot(struct kk_runtime *rt, struct resident *n, int64_t least)
+/* Write n to a file if it has news enough; its rows stay where they are. KK_EIO: a full disk. */
+static int snapshot(struct kk_runtime *rt, struct resident *n, int64_t least)
 {
     struct memory m;
-    if (n->writing[0] || tokens_of(n) < n->file_tokens + least || tokens_of(n) < 2) return;
+    if (n->writing[0] || tokens_of(n) < n->file_tokens + least || tokens_of(n) < 2) return 0;
     if (n->parked) {
         m = (struct memory){kk_malloc(n->parked_bytes), 0, n->parked_bytes};
-        if (!m.p) return;
+        if (!m.p) return 0;
         memcpy(m.p, n->parked, m.n);
     } else if (!n->s || is_behind(n) || encode(n, &m, NULL)) {
-        return;
+        return 0;
     }
-    if (write_file(rt, n, m.p, m.n, NULL)) kk_free(m.p);
+    int rc = write_file(rt, n, m.p, m.n, NULL);
+    if (rc) kk_free(m.p);
+    rt->stats.snapshots_failed += rc == KK_EIO;
+    return rc;
+}
+
+/* The journal cannot be written and the disk is full: history comes before speed, so the snapshot
+ * of whoever is idle longest goes, without waiting for the journal to hear of it. Returns when to
+ * look again. */
+static uint64_t relieve(struct kk_runtime *rt, uint64_t now)
+{
+    if (now < rt->next_relief) return rt->next_relief;
+    rt->next_relief = now + (uint64_t)(RELIEF_S * 1e9);
+    if (!kk_spool_is_short(rt->spool)) return rt->next_relief;
+    remove_stale(rt, INT64_MAX);
+    struct resident *n = rt->idle.first;
+    while (n && !n->file[0]) n = n->next;
+    for (struct resident *a = rt->active.first; !n && a; a = a->next)
+        if (a->file[0]) n = a;
+    if (!n) return rt->next_relief;
+    kk_spool_remove(rt->spool, n->file, NULL);
+    kk_journal_drop_snapshot(rt->journal, n->entry,
+                             NULL); /* else a restart finds that it is gone */
+    rt->stats.snapshots_lost++;
+    n->file[0] = 0;
+    n->file_tokens = 0;
+    return rt->next_relief;
 }
 
 uint64_t kk__paging_idle(struct kk_runtime *rt)
 {
     const uint64_t after = (uint64_t)(IDLE_S * 1e9), now = kk_now_ns();
     uint64_t again = 0;
-    if (!rt->spool || now < rt->next_snapshots) return rt->next_snapshots;
+    if (!rt->spool) return 0;
+    if (atomic_load(&rt->state_broken)) return relieve(rt, now);
+    if (now < rt->next_snapshots) return rt->next_snapshots;
     for (struct resident *n = rt->idle.first; n; n = n->next) {
         if (n->last_active_ns + after > now) {
             again = n->last_active_ns + after;
             break;
         }
-        snapshot(rt, n, LEAST_NEWS);
+        if (snapshot(rt, n, LEAST_NEWS) == KK_EIO)
+            return rt->next_snapshots = now + (uint64_t)(RETRY_S * 1e9);
     }
     rt->next_snapshots = now + after / 4;
     return again && again < rt->next_snapshots ? rt->next_snapshots : again;

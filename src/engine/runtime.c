@@ -167,15 +167,17 @@ static void deliver(struct kk_call *c, const struct kk_event *ev)
     if (c->r.sink(c->r.arg, ev) != KK_SINK_FULL) atomic_store(&c->full, 0);
 }
 
-static void deliver_tokens(struct kk_call *c, int64_t durable)
+/* How many went out. */
+static int deliver_tokens(struct kk_call *c, int64_t durable)
 {
     int n = 0;
     while (n < c->n_out && c->out_seq[n] <= durable) n++;
-    if (!n) return;
+    if (!n) return 0;
     deliver(c, &(struct kk_event){.kind = KK_EVENT_TOKENS, .ids = c->out, .n = (size_t)n});
     c->n_out -= n;
     memmove(c->out, c->out + n, (size_t)c->n_out * sizeof *c->out);
     memmove(c->out_seq, c->out_seq + n, (size_t)c->n_out * sizeof *c->out_seq);
+    return n;
 }
 
 static void deliver_done(struct kk_call *c)
@@ -193,20 +195,23 @@ static void deliver_done(struct kk_call *c)
 }
 
 /* What is durable goes out. A call that failed or was cancelled says so at once: its tokens are in
- * the history, not in the stream. */
-static void flush(struct kk_runtime *rt)
+ * the history, not in the stream. How many tokens went out: a call that had no room for more has
+ * some again. */
+static int flush(struct kk_runtime *rt)
 {
     int64_t durable = rt->journal ? kk_journal_durable(rt->journal) : INT64_MAX;
+    int sent = 0;
     for (struct kk_call *c = rt->out_first, *next; c; c = next) {
         next = c->out_next;
         if (c->ending && c->n_out && atomic_load(&c->cancelled)) c->done.code = KK_ECANCELLED;
         int failed = c->ending && c->done.code;
-        if (!failed && c->n_out && !atomic_load(&c->full)) deliver_tokens(c, durable);
+        if (!failed && c->n_out && !atomic_load(&c->full)) sent += deliver_tokens(c, durable);
         if (c->ending && (failed || (!c->n_out && c->done_seq <= durable)))
             deliver_done(c);
         else if (!c->ending && !c->n_out)
             no_output(c);
     }
+    return sent;
 }
 
 void kk__call_end(struct kk_call *c, int code, const char *fmt, ...)
@@ -336,7 +341,7 @@ static void *run(void *arg)
         if (stopping) break;
         worked = kk__schedule(rt);
         if (rt->journal) kk_journal_flush(rt->journal);
-        flush(rt);
+        worked |= flush(rt) > 0;
     }
     while (rt->active.first)
         kk__call_end(rt->active.first->head, KK_EUNAVAILABLE, "the server is shutting down");
@@ -375,6 +380,7 @@ static void on_broken(void *arg, const char *msg)
     struct kk_runtime *rt = arg;
     atomic_store(&rt->state_broken, 1);
     fprintf(stderr, "kakeya: state: %s; no token is sent until this is mended\n", msg);
+    poke(rt);
 }
 
 static int open_journal(struct kk_runtime *rt, struct kk_err *err)

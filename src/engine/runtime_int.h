@@ -109,7 +109,7 @@ struct kk_runtime {
     struct kk_journal *journal;
     struct kk_spool *spool;
     struct stale_file *stale;
-    uint64_t n_files, next_snapshots;
+    uint64_t n_files, next_snapshots, next_relief;
 };
 
 /* runtime.c */

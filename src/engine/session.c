@@ -66,14 +66,6 @@ int kk__history_reserve(struct kk_session *s, size_t n, struct kk_err *err)
     return 0;
 }
 
-int kk__append_check(const struct kk_session *s, const uint32_t *ids, size_t n, struct kk_err *err)
-{
-    if (s->closed_for_steps || s->one_shot)
-        return kk_fail(err, KK_EINVAL,
-                       "the session was used for a measurement and takes no more tokens");
-    return kk__ids_check(s->e, s->n, ids, n, err);
-}
-
 int kk__ids_check(const struct kk_engine *e, size_t had, const uint32_t *ids, size_t n,
                   struct kk_err *err)
 {
@@ -87,6 +79,14 @@ int kk__ids_check(const struct kk_engine *e, size_t had, const uint32_t *ids, si
                        "%zu tokens do not fit: the context is %lld and %zu are used", n,
                        (long long)e->ctx, had);
     return 0;
+}
+
+int kk__append_check(const struct kk_session *s, const uint32_t *ids, size_t n, struct kk_err *err)
+{
+    if (s->closed_for_steps || s->one_shot)
+        return kk_fail(err, KK_EINVAL,
+                       "the session was used for a measurement and takes no more tokens");
+    return kk__ids_check(s->e, s->n, ids, n, err);
 }
 
 /* Feed history rows up to `end` in chunks. */
@@ -158,7 +158,7 @@ int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_lo
 {
     struct kk_engine *e = s->e;
     size_t V = (size_t)kk_model_info(e->model)->V;
-    int rc = kk__append_check(s, ids, n, err);
+    int rc = kk__ids_check(s->e, s->n, ids, n, err);
     if (!rc) rc = kk__history_reserve(s, n, err);
     if (!rc && s->n) rc = prefill(s, s->n, err); /* the pending token first */
     if (rc) return rc;

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/fs.h"
@@ -113,6 +114,19 @@ static struct job *find(const struct kk_spool *sp, const char *name, int removal
     return NULL;
 }
 
+/* Bytes that the disk has left beside the spare ones; below 0: it has less than those. */
+static int64_t room_on_disk(const struct kk_spool *sp)
+{
+    struct statvfs v;
+    if (sp->o.spare_bytes < 0 || statvfs(sp->dir, &v)) return INT64_MAX;
+    return (int64_t)(v.f_bavail * v.f_frsize) - sp->o.spare_bytes;
+}
+
+int kk_spool_is_short(const struct kk_spool *sp)
+{
+    return room_on_disk(sp) < 0;
+}
+
 /* Is there room for this write? Caller holds the lock. */
 static int admit(struct kk_spool *sp, const struct job *job, struct kk_err *err)
 {
@@ -124,6 +138,12 @@ static int admit(struct kk_spool *sp, const struct job *job, struct kk_err *err)
                        "snapshots take %" PRId64 " of %" PRId64 " bytes: %" PRId64
                        " more do not fit",
                        s->promised_bytes, sp->o.disk_bytes, job->bytes);
+    int64_t waiting = s->promised_bytes - s->disk_bytes, room = room_on_disk(sp);
+    if (room < (waiting > 0 ? waiting : 0) + job->bytes)
+        return kk_fail(err, KK_EIO,
+                       "the disk has room for %" PRId64 " bytes of snapshots: %" PRId64
+                       " wait, %" PRId64 " more do not fit",
+                       room < 0 ? 0 : room, waiting, job->bytes);
     if (job->len > sp->o.queue_bytes || s->queue_bytes > sp->o.queue_bytes - job->len)
         return kk_fail(err, KK_EEXHAUSTED,
                        "snapshots of %zu of %zu bytes wait to be written: %zu more do not fit",
@@ -376,6 +396,7 @@ int kk_spool_open(const struct kk_spool_options *o, struct kk_spool **out, struc
     if (!sp) return kk_fail(err, KK_ENOMEM, "spool: no memory");
     sp->o = *o;
     if (!sp->o.queue_bytes) sp->o.queue_bytes = KK_SPOOL_QUEUE;
+    if (!sp->o.spare_bytes) sp->o.spare_bytes = KK_SPOOL_SPARE;
     sp->last = &sp->first;
     pthread_mutex_init(&sp->lock, NULL);
     pthread_cond_init(&sp->wake, NULL);

@@ -27,6 +27,8 @@
 
 #define KK_SPOOL_NAME  100               /* most bytes of a name: letters, digits, '-', '_', '.' */
 #define KK_SPOOL_QUEUE ((size_t)1 << 30) /* default bound of the queue, in bytes */
+/* Bytes of the disk that snapshots leave free: they are for speed, the journal's are not. */
+#define KK_SPOOL_SPARE ((int64_t)32 << 20)
 
 /* What became of a write. Borrowed for the length of the call. */
 struct kk_spool_done {
@@ -41,6 +43,7 @@ struct kk_spool_options {
     const char *dir;    /* must be there, and this process's alone (kk_journal_open sees to both) */
     int64_t disk_bytes; /* most bytes of files, queued ones included; 0: no bound */
     size_t queue_bytes; /* most bytes waiting to be written; 0: KK_SPOOL_QUEUE */
+    int64_t spare_bytes; /* of the disk, left free; 0: KK_SPOOL_SPARE, < 0: none */
     /* At open, for each file found: 0: it is removed. NULL: all are kept. */
     int (*keep)(void *arg, const char *name);
     void (*on_done)(void *arg, const struct kk_spool_done *d); /* may be NULL */
@@ -58,7 +61,8 @@ void kk_spool_drain(struct kk_spool *sp);
 
 /* Queue a file; never blocks. data comes from kk_malloc, is the spool's on success and untouched on
  * failure. A ticket (growing, > 0), or KK_EINVAL (name), KK_EBUSY (the name is taken),
- * KK_EEXHAUSTED (the disk's or the queue's bound: the message has the numbers), KK_ENOMEM. */
+ * KK_EEXHAUSTED (disk_bytes or the queue's bound: the message has the numbers), KK_EIO (only the
+ * spare bytes of the disk are left), KK_ENOMEM. */
 int64_t kk_spool_write(struct kk_spool *sp, const char *name, void *data, size_t len,
                        struct kk_err *err);
 
@@ -80,6 +84,9 @@ uint64_t kk_spool_length(const struct kk_spool_reader *r);
 int kk_spool_range(struct kk_spool_reader *r, uint64_t at, void *p, size_t n, struct kk_err *err);
 /* The contents as a stream, from the start on. Valid while the reader is. */
 struct kk_io kk_spool_source(struct kk_spool_reader *r);
+
+/* 1: the disk has less than the spare bytes left. */
+int kk_spool_is_short(const struct kk_spool *sp);
 
 struct kk_spool_stats {
     int64_t disk_bytes, disk_files;    /* on disk now */

@@ -222,6 +222,11 @@ static int open_dir(struct kk_model_file *mf, const char *dir, struct kk_err *er
                    "'%s' has neither model.safetensors nor model.safetensors.index.json", dir);
 }
 
+void kk_model_file_rest(const struct kk_model_file *mf)
+{
+    for (size_t i = 0; i < mf->n_shards; i++) kk_fs_map_rest(&mf->shard[i].map);
+}
+
 int kk_model_file_open_parts(const char *dir, const char *config, const char *weights,
                              struct kk_model_file **out, struct kk_err *err)
 {

@@ -64,6 +64,9 @@ int kk_model_file_open_parts(const char *dir, const char *config, const char *we
                              struct kk_model_file **out, struct kk_err *err);
 void kk_model_file_close(struct kk_model_file *mf);
 
+/* Give back the pages of the files that were read so far (they are read again where needed). */
+void kk_model_file_rest(const struct kk_model_file *mf);
+
 /* The model's config.json object (with a nested text_config already chosen: the object returned is
  * the text model's own). Borrowed until close. */
 const json_t *kk_model_file_config(const struct kk_model_file *mf);

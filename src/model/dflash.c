@@ -238,17 +238,18 @@ static void buffer_specs(struct kk_dflash *d, struct kk_buffer_spec s[static N_B
     memcpy(s, all, sizeof all);
 }
 
-static int alloc_buffers(struct kk_dflash *d, int max_block_cols, struct kk_err *err)
+static int alloc_buffers(struct kk_dflash *d, const struct kk_model *shell, struct kk_err *err)
 {
     struct kk_buffer_spec s[N_BUFFERS];
     const struct kk_limits lim = {.max_rows = d->limits.max_rows,
                                   .max_model_width = d->C,
                                   .max_head_dim = d->D,
-                                  .max_block_cols = max_block_cols};
+                                  .max_block_cols = shell->max_block_cols,
+                                  .max_bf16_cols = shell->max_bf16_cols};
     buffer_specs(d, s);
     int rc = d->dev->ops->reserve(d->dev, &lim, &d->dev->tables, err);
     if (!rc) rc = kk__buffers_alloc(d->dev, &d->scratch, s, N_BUFFERS, err);
-    if (!rc) rc = kk__rope_ensure(d->dev, &d->scratch, &d->rope, d->limits.positions, err);
+    if (!rc) rc = kk__rope_room(d->dev, &d->scratch, &d->rope, d->limits.positions, err);
     return rc;
 }
 
@@ -263,10 +264,11 @@ int kk_dflash_open(const struct kk_model_file *mf, struct kk_model *verifier,
     d->limits = *limits;
     d->weights.name = "drafter weights";
     d->scratch.name = "drafter scratch";
-    struct kk_loader ld = {.mf = mf, .m = &shell, .account = &d->weights};
+    struct kk_loader ld = {
+        .mf = mf, .m = &shell, .account = &d->weights, .bf16_in = d->dev->bf16_act};
     int rc = parse(d, mf, err);
     if (!rc) rc = bind(&ld, d, err);
-    if (!rc) rc = alloc_buffers(d, shell.max_block_cols, err);
+    if (!rc) rc = alloc_buffers(d, &shell, err);
     if (rc) {
         kk_wrap(err, rc, "drafter");
         kk_dflash_close(d);

@@ -135,6 +135,7 @@ static int bind_experts(struct kk_loader *ld, int l, struct kk_err *err)
     LOAD(kk__bind_vector(ld, l, "router.scale", C, root, &w->router_scale, err));
     LOAD(kk__bind_vector(ld, l, "router.per_expert_scale", E, 1, &w->expert_scale, err));
     LOAD(kk__bind_matrix(ld, l, "router.proj.weight", 1, E, C, &w->router, err));
+    w->router.bf16_in = 0; /* which experts: near ties are not rounding's to decide */
     LOAD(kk__bind_matrix(ld, l, "experts.gate_up_proj", i->E, 2 * F, C, &w->gate_up, err));
     return kk__bind_matrix(ld, l, "experts.down_proj", i->E, C, F, &w->expert_down, err);
 }

@@ -6,9 +6,21 @@
 #include "base/quant.h"
 #include "model/model_int.h"
 
+struct source {
+    struct kk_tensor t;
+    const struct kk_model_file *mf;
+};
+
 static void read_tensor(const void *ctx, uint64_t first, uint64_t n, void *dst)
 {
-    kk_tensor_read(ctx, first, n, dst);
+    const struct source *s = ctx;
+    kk_tensor_read(&s->t, first, n, dst);
+}
+
+static void rest_file(const void *ctx)
+{
+    const struct source *s = ctx;
+    kk_model_file_rest(s->mf);
 }
 
 static struct kk_account *account_of(struct kk_loader *ld)
@@ -27,29 +39,34 @@ int kk__load_matrix(struct kk_loader *ld, const char *name, int n_mats, int64_t 
                     struct kk_weight *w, struct kk_err *err)
 {
     const uint64_t shape3[3] = {(uint64_t)n_mats, (uint64_t)rows, (uint64_t)cols};
-    struct kk_tensor t;
+    struct source s = {.mf = ld->mf};
+    const struct kk_tensor *t = &s.t;
     int rank = strstr(name, ".experts.") ? 3 : 2;
-    int rc = kk_model_file_get(ld->mf, name, rank, shape3 + (3 - rank), &t, err);
+    int rc = kk_model_file_get(ld->mf, name, rank, shape3 + (3 - rank), &s.t, err);
     if (rc) return rc;
     struct kk_synth rule;
-    struct kk_weight_src src = {.dtype = t.dtype,
+    struct kk_weight_src src = {.dtype = t->dtype,
                                 .n_mats = n_mats,
                                 .rows = rows,
                                 .cols = cols,
-                                .data = t.data,
-                                .ctx = &t,
+                                .data = t->data,
+                                .ctx = &s,
                                 .read = read_tensor,
-                                .synth = kk_tensor_synth(&t, &rule) ? &rule : NULL};
-    if (kk_dtype_is_block(t.dtype) && cols > ld->m->max_block_cols)
+                                .synth = kk_tensor_synth(t, &rule) ? &rule : NULL,
+                                .rest = rest_file};
+    if (kk_dtype_is_block(t->dtype) && cols > ld->m->max_block_cols)
         ld->m->max_block_cols = (int)cols;
+    const int bf16_in = ld->bf16_in && t->dtype == KK_BF16;
+    if (bf16_in && cols > ld->m->max_bf16_cols) ld->m->max_bf16_cols = (int)cols;
     if (ld->plan) {
         ld->planned += ld->m->dev->ops->weight_bytes(ld->m->dev, &src);
-        ld->total += t.bytes;
+        ld->total += t->bytes;
         return 0;
     }
     rc = ld->m->dev->ops->weight_load(ld->m->dev, &src, account_of(ld), w, err);
     if (rc) return kk_wrap(err, rc, "tensor '%s'", name);
-    progress(ld, &t);
+    w->bf16_in = bf16_in;
+    progress(ld, t);
     return 0;
 }
 

@@ -6,6 +6,7 @@
 
 #include "base/mem.h"
 #include "model/model_int.h"
+#include "model/stack_int.h"
 
 /* ---- buffers ------------------------------------------------------------------------------ */
 
@@ -57,7 +58,8 @@ static struct kk_limits device_limits(const struct kk_model *m)
                           .max_model_width = i->C,
                           .max_active = i->A,
                           .max_expert_width = i->expert_F,
-                          .max_block_cols = m->max_block_cols};
+                          .max_block_cols = m->max_block_cols,
+                          .max_bf16_cols = m->max_bf16_cols};
     for (int k = 0; k < i->n_layers; k++)
         if (m->config.layer[k].D > d.max_head_dim) d.max_head_dim = m->config.layer[k].D;
     return d;
@@ -126,8 +128,13 @@ static int round_embed_scale(struct kk_model *m, const struct kk_model_file *mf,
     if (rc) return rc;
     float *s = &m->config.embed_scale;
     if (t.dtype == KK_BF16) *s = kk_bf16_to_f32(kk_f32_to_bf16(*s));
-    m->config.info.dtype = t.dtype;
     return 0;
+}
+
+static int make_room(struct kk_model *m, int64_t n, struct kk_err *err)
+{
+    int rc = kk__rope_room(m->dev, &m->scratch, &m->rope[0], n, err);
+    return rc ? rc : kk__rope_room(m->dev, &m->scratch, &m->rope[1], n, err);
 }
 
 static int ensure_positions(struct kk_model *m, int64_t n, struct kk_err *err)
@@ -152,7 +159,7 @@ int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
     size_t stack;
     int rc = new_model(mf, dev, limits, &m, err);
     if (rc) return rc;
-    struct kk_loader ld = {.mf = mf, .m = m};
+    struct kk_loader ld = {.mf = mf, .m = m, .bf16_in = dev->bf16_act};
     rc = plan_weights(&ld, err);
     if (!rc) rc = kk__stack_bytes(m, &stack, err);
     if (!rc) *out = (struct kk_model_plan){ld.planned, plan_buffers(m) + stack};
@@ -181,16 +188,17 @@ int kk_model_open(const struct kk_model_file *mf, struct kk_dev *dev,
     struct kk_model *m = NULL;
     int rc = new_model(mf, dev, limits, &m, err);
     if (rc) return rc;
-    struct kk_loader ld = {.mf = mf, .m = m, .progress = progress};
+    struct kk_loader ld = {.mf = mf, .m = m, .progress = progress, .bf16_in = dev->bf16_act};
     rc = round_embed_scale(m, mf, err);
     if (!rc) rc = plan_weights(&ld, err);
     if (!rc) rc = check_room(m, ld.planned, err);
     if (!rc) {
         rc = kk__bind_model(&ld, err);
+        m->config.info.dtype = m->embed.dtype; /* as the device keeps it */
         if (rc == KK_ENOMEM) kk_wrap(err, rc, "loading needs %zu bytes", ld.planned);
     }
     if (!rc) rc = alloc_buffers(m, err);
-    if (!rc) rc = ensure_positions(m, limits->positions, err);
+    if (!rc) rc = make_room(m, limits->positions, err);
     if (!rc) rc = kk__stack_open(m, err);
     if (rc) {
         kk_model_close(m);
@@ -325,7 +333,6 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
                        (size_t)fwd->n_logits * sizeof(int32_t));
     kk_mem_guard_enter("forward");
     d->ops->step_begin(d);
-    m->stack.chosen = 0;
     if (!kk__stack_step(m, pool, fwd)) kk__forward(m, pool, fwd);
     rc = d->ops->step_end(d, err);
     kk_mem_guard_leave();
@@ -335,7 +342,7 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
 int kk_model_argmax(struct kk_model *m, int n, int32_t *out, struct kk_err *err)
 {
     struct kk_dev *d = m->dev;
-    if (m->stack.chosen >= n) {
+    if (m->stack && m->stack->chosen >= n) {
         d->ops->download(d, out, m->buf.choice, (size_t)n * sizeof(int32_t));
         return 0;
     }

@@ -43,13 +43,18 @@ struct kk_rope {
     double low, high, original;
 };
 
-/* cos and sin of every position up to `positions`; grows by doubling. */
+/* cos and sin of every position below `filled`; made as histories reach them. There is room for
+ * `positions`, which grows by doubling. */
 struct kk_rope_table {
     struct kk_rope rope;
-    int64_t positions;
-    float *cs; /* device [positions, R, 2] */
+    int64_t positions, filled;
+    float *cs;   /* device [positions, R, 2] */
+    float *host; /* rows on their way */
 };
 size_t kk__rope_bytes(const struct kk_rope_table *t, int64_t positions); /* of a fresh table */
+/* Room for so many positions; then, also filled. */
+int kk__rope_room(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t,
+                  int64_t positions, struct kk_err *err);
 int kk__rope_ensure(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t,
                     int64_t positions, struct kk_err *err);
 void kk__rope_free(struct kk_dev *dev, struct kk_account *acc, struct kk_rope_table *t);
@@ -137,19 +142,15 @@ struct kk_model {
     struct kk_model_limits limits;
     struct kk_dev *dev;
     int max_block_cols; /* inputs of the widest matrix of a block type, 0: none; the loader's */
+    int max_bf16_cols;  /* the same of those with bf16_in */
     struct kk_account weights, scratch;
     struct kk_weight embed, head; /* head.data NULL when tied */
     float *final_norm;
     struct kk_layer_weights *layer; /* [n_layers] */
     struct kk_rope_table rope[2];   /* of full layers, of sliding layers */
     struct kk_buffers buf;
-    struct kk_model_stack { /* stack.c */
-        void *handle;       /* NULL: none */
-        struct kk_stack_layer *layer;
-        struct kk_stack_kv *kv;
-        int chosen; /* rows of logits whose largest the last forward left in buf.choice */
-    } stack;
-    struct kk_ftheta *restorer; /* borrowed; NULL: no policy here rebuilds rows */
+    struct kk_model_stack *stack; /* stack_int.h */
+    struct kk_ftheta *restorer;   /* borrowed; NULL: no policy here rebuilds rows */
 };
 
 /* Binds every weight of the architecture; with `plan` set nothing is loaded and bytes add up there.
@@ -159,6 +160,7 @@ struct kk_loader {
     struct kk_model *m;
     struct kk_account *account; /* NULL: the model's weights */
     const struct kk_progress_fn *progress;
+    int bf16_in; /* bf16 matrices read their input rounded to bf16 */
     int plan;
     size_t planned;
     uint64_t done, total; /* bytes, for the progress bar */
@@ -210,7 +212,7 @@ const char *kk__tensor_prefix(const struct kk_model_file *mf);
 
 int kk__bind_matrix(struct kk_loader *ld, int l, const char *what, int n_mats, int64_t rows,
                     int64_t cols, struct kk_weight *w, struct kk_err *err);
-int kk__bind_vector(struct kk_loader *ld, int l, const char *what, int64_t n, float scale,
+int kk__bind_vector(struct kk_loader *ld, int l, const char *what, int64_t count, float scale,
                     float **out, struct kk_err *err);
 int kk__bind_scalar(struct kk_loader *ld, int l, const char *what, float *out, struct kk_err *err);
 /* WHAT.weight, [C] */
@@ -242,12 +244,6 @@ void kk__attention(const struct kk_step *s, int l);
 void kk__mlp(const struct kk_step *s, int l);
 /* h += buf.a, with post: h += rms(buf.a) * post; then buf.x = rms(h) * next, unless that is NULL */
 void kk__residual(const struct kk_step *s, const float *post, const float *next);
-/* stack.c: what it will allocate; make it, where there is one; a forward, 1: done. */
-int kk__stack_bytes(struct kk_model *m, size_t *out, struct kk_err *err);
-int kk__stack_open(struct kk_model *m, struct kk_err *err);
-void kk__stack_close(struct kk_model *m);
-int kk__stack_step(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_forward *fwd);
-
 /* Embedding, layers, taps, logits. */
 void kk__forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_forward *fwd);
 

@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "model/model_int.h"
+#include "model/stack_int.h"
 
 enum { MOST_SEQS = 16 };
 
@@ -45,7 +45,7 @@ static void describe_layer(const struct kk_model *m, int l, struct kk_stack_laye
 static struct kk_stack describe(struct kk_model *m)
 {
     const struct kk_model_config *c = &m->config;
-    for (int l = 0; l < c->info.n_layers; l++) describe_layer(m, l, &m->stack.layer[l]);
+    for (int l = 0; l < c->info.n_layers; l++) describe_layer(m, l, &m->stack->layer[l]);
     return (struct kk_stack){
         .n_layers = c->info.n_layers,
         .C = c->info.C,
@@ -63,7 +63,7 @@ static struct kk_stack describe(struct kk_model *m)
         .embed = &m->embed,
         .head = c->tied ? &m->embed : &m->head,
         .final_norm = m->final_norm,
-        .layer = m->stack.layer,
+        .layer = m->stack->layer,
     };
 }
 
@@ -76,9 +76,11 @@ static int is_known(const struct kk_model *m)
 static int alloc_tables(struct kk_model *m, struct kk_err *err)
 {
     const size_t N = (size_t)m->config.info.n_layers;
-    if (!m->stack.layer) m->stack.layer = kk_calloc(N, sizeof *m->stack.layer);
-    if (!m->stack.kv) m->stack.kv = kk_calloc(N, sizeof *m->stack.kv);
-    if (m->stack.layer && m->stack.kv) return 0;
+    if (m->stack) return 0;
+    m->stack = kk_calloc(1, sizeof *m->stack);
+    if (m->stack) m->stack->layer = kk_calloc(N, sizeof *m->stack->layer);
+    if (m->stack) m->stack->kv = kk_calloc(N, sizeof *m->stack->kv);
+    if (m->stack && m->stack->layer && m->stack->kv) return 0;
     return kk_fail(err, KK_ENOMEM, "out of memory for a model");
 }
 
@@ -99,15 +101,17 @@ int kk__stack_open(struct kk_model *m, struct kk_err *err)
     int rc = alloc_tables(m, err);
     if (rc) return rc;
     const struct kk_stack k = describe(m);
-    return m->dev->stack->open(m->dev, &k, &m->scratch, &m->stack.handle, err);
+    return m->dev->stack->open(m->dev, &k, &m->scratch, &m->stack->handle, err);
 }
 
 void kk__stack_close(struct kk_model *m)
 {
-    if (m->stack.handle) m->dev->stack->close(m->dev, m->stack.handle);
-    kk_free(m->stack.layer);
-    kk_free(m->stack.kv);
-    m->stack = (struct kk_model_stack){0};
+    if (!m->stack) return;
+    if (m->stack->handle) m->dev->stack->close(m->dev, m->stack->handle);
+    kk_free(m->stack->layer);
+    kk_free(m->stack->kv);
+    kk_free(m->stack);
+    m->stack = NULL;
 }
 
 /* Each layer's rows, and the masks of both kinds; 0 where the step is not of this form. */
@@ -121,9 +125,9 @@ static int views(struct kk_model *m, const struct kk_kv_pool *pool, struct kk_st
         if (seen[kind] && memcmp(&v.mask, &s->mask[kind], sizeof v.mask)) return 0;
         seen[kind] = 1;
         s->mask[kind] = v.mask;
-        m->stack.kv[l] = (struct kk_stack_kv){v.seqs, v.rows};
+        m->stack->kv[l] = (struct kk_stack_kv){v.seqs, v.rows};
     }
-    s->kv = m->stack.kv;
+    s->kv = m->stack->kv;
     return 1;
 }
 
@@ -131,7 +135,8 @@ int kk__stack_step(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_
 {
     int32_t pos[MOST_SEQS], rows[MOST_SEQS];
     const int B = kk_kv_step_B(pool), T = kk_kv_step_T(pool);
-    if (!m->stack.handle || B > MOST_SEQS || !kk_kv_step_holds(pool)) return 0;
+    if (m->stack) m->stack->chosen = 0;
+    if (!m->stack || !m->stack->handle || B > MOST_SEQS || !kk_kv_step_holds(pool)) return 0;
     for (int b = 0, t = 0; b < B; t += rows[b++]) {
         pos[b] = kk_kv_step_pos_host(pool)[t];
         rows[b] = kk_kv_step_rows(pool, b);
@@ -152,7 +157,7 @@ int kk__stack_step(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_
         s.taps[k].layers = fwd->taps[k].layers;
         s.taps[k].dst = fwd->taps[k].dst;
     }
-    if (!views(m, pool, &s) || m->dev->stack->step(m->dev, m->stack.handle, &s)) return 0;
-    m->stack.chosen = fwd->n_logits;
+    if (!views(m, pool, &s) || m->dev->stack->step(m->dev, m->stack->handle, &s)) return 0;
+    m->stack->chosen = fwd->n_logits;
     return 1;
 }

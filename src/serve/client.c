@@ -89,18 +89,22 @@ void kk_client_loop_close(struct kk_client_loop *l)
 
 /* ---- connections --------------------------------------------------------------------------- */
 
-static grpc_channel_credentials *credentials(const struct kk_client_options *o, struct kk_err *err)
+static int credentials(const struct kk_client_options *o, grpc_channel_credentials **out,
+                       struct kk_err *err)
 {
-    grpc_channel_credentials *creds = NULL;
     struct kk_buf ca;
-    if (!o->tls_ca) return grpc_insecure_credentials_create();
+    if (!o->tls_ca) {
+        *out = grpc_insecure_credentials_create();
+        return 0;
+    }
     kk_buf_init(&ca, 1 << 20);
-    if (!kk_fs_read(o->tls_ca, &ca, err)) {
-        creds = grpc_ssl_credentials_create(ca.data ? ca.data : "", NULL, NULL, NULL);
-        if (!creds) kk_fail(err, KK_EINVAL, "%s: TLS refuses it", o->tls_ca);
+    int rc = kk_fs_read(o->tls_ca, &ca, err);
+    if (!rc) {
+        *out = grpc_ssl_credentials_create(ca.data ? ca.data : "", NULL, NULL, NULL);
+        if (!*out) rc = kk_fail(err, KK_EINVAL, "%s: TLS refuses it", o->tls_ca);
     }
     kk_buf_release(&ca);
-    return creds;
+    return rc;
 }
 
 /* Each client is a connection of its own: the core would share one between equal channels. */
@@ -121,9 +125,8 @@ static grpc_channel *make_channel(const struct kk_client_options *o,
 int kk_client_open(struct kk_client_loop *l, const struct kk_client_options *o,
                    struct kk_client **out, struct kk_err *err)
 {
-    struct kk_err none;
     struct kk_client *c = kk_calloc(1, sizeof *c);
-    if (!err) err = &none;
+    grpc_channel_credentials *creds = NULL;
     if (!c) return kk_fail(err, KK_ENOMEM, "out of memory for a connection");
     c->loop = l;
     if (o->token) {
@@ -132,9 +135,8 @@ int kk_client_open(struct kk_client_loop *l, const struct kk_client_options *o,
         if (c->authorization) snprintf(c->authorization, n, "Bearer %s", o->token);
     }
     int rc = o->token && !c->authorization ? kk_fail(err, KK_ENOMEM, "out of memory") : 0;
-    grpc_channel_credentials *creds = rc ? NULL : credentials(o, err);
-    if (!rc && !creds) rc = err->code;
-    if (creds) {
+    if (!rc) rc = credentials(o, &creds, err);
+    if (!rc) {
         c->channel = make_channel(o, creds);
         grpc_channel_credentials_release(creds);
     }

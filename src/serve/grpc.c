@@ -14,8 +14,10 @@
 
 struct kk_server_options kk_server_defaults(void)
 {
-    return (struct kk_server_options){
-        .address = "127.0.0.1:50051", .max_message = (size_t)4 << 20, .request_s = 30};
+    return (struct kk_server_options){.address = "127.0.0.1:50051",
+                                      .max_message = (size_t)4 << 20,
+                                      .request_s = 30,
+                                      .handshake_s = 10};
 }
 
 /* ---- what the transport logs --------------------------------------------------------------- */
@@ -169,7 +171,7 @@ static grpc_server *make_server(const struct kk_server_options *o)
         {GRPC_ARG_ALLOW_REUSEPORT, 0}, /* a second server on the port is an error */
         {GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)o->max_message},
         {GRPC_ARG_MAX_CONCURRENT_STREAMS, 4096},
-        {GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 10000},
+        {GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, (int)(o->handshake_s * 1000)},
         {GRPC_ARG_KEEPALIVE_TIME_MS, 30000},
         {GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000}, /* also how long a client may not read */
         {GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1},
@@ -194,27 +196,29 @@ static int read_pem(const char *path, struct kk_buf *out, struct kk_err *err)
     return kk_fail(err, KK_EINVAL, "%s: not a PEM file", path);
 }
 
-/* NULL: err says why. */
-static grpc_server_credentials *credentials(const struct kk_server_options *o, struct kk_err *err)
+static int credentials(const struct kk_server_options *o, grpc_server_credentials **out,
+                       struct kk_err *err)
 {
-    grpc_server_credentials *creds = NULL;
     struct kk_buf cert, key;
-    if (!o->tls_cert != !o->tls_key) {
-        kk_fail(err, KK_EINVAL, "TLS needs both a certificate and its key");
-        return NULL;
+    if (!o->tls_cert != !o->tls_key)
+        return kk_fail(err, KK_EINVAL, "TLS needs both a certificate and its key");
+    if (!o->tls_cert) {
+        *out = grpc_insecure_server_credentials_create();
+        return 0;
     }
-    if (!o->tls_cert) return grpc_insecure_server_credentials_create();
     kk_buf_init(&cert, 1 << 20);
     kk_buf_init(&key, 1 << 20);
-    if (!read_pem(o->tls_cert, &cert, err) && !read_pem(o->tls_key, &key, err)) {
+    int rc = read_pem(o->tls_cert, &cert, err);
+    if (!rc) rc = read_pem(o->tls_key, &key, err);
+    if (!rc) {
         grpc_ssl_pem_key_cert_pair pair = {key.data, cert.data};
-        creds = grpc_ssl_server_credentials_create_ex(
+        *out = grpc_ssl_server_credentials_create_ex(
             NULL, &pair, 1, GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE, NULL);
-        if (!creds) kk_fail(err, KK_EINVAL, "%s: TLS refuses it", o->tls_cert);
+        if (!*out) rc = kk_fail(err, KK_EINVAL, "%s: TLS refuses it", o->tls_cert);
     }
     kk_buf_release(&cert);
     kk_buf_release(&key);
-    return creds;
+    return rc;
 }
 
 /* The core would take a name for a port, and 70000 for 4464. */
@@ -229,8 +233,9 @@ static int host_port(const char *address)
 static int listen_on(struct kk_server *s, const struct kk_server_options *o, struct kk_err *err)
 {
     if (!host_port(o->address)) return kk_fail(err, KK_EINVAL, "'%s' is no HOST:PORT", o->address);
-    grpc_server_credentials *creds = credentials(o, err);
-    if (!creds) return err ? err->code : KK_EINVAL;
+    grpc_server_credentials *creds = NULL;
+    int rc = credentials(o, &creds, err);
+    if (rc) return rc;
     s->port = grpc_server_add_http2_port(s->server, o->address, creds);
     grpc_server_credentials_release(creds);
     if (s->port > 0) return 0;

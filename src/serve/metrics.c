@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -249,11 +250,12 @@ static void vllm(struct page *p, const struct kk_runtime_stats *s, const struct 
 
 static void process(struct page *p)
 {
-    long long pages = 0, skip;
+    char line[128], *resident;
     FILE *f = fopen("/proc/self/statm", "re");
-    if (f && fscanf(f, "%lld %lld", &skip, &pages) == 2)
+    if (f && fgets(line, sizeof line, f) && (resident = strchr(line, ' ')))
         number(p, "process_resident_memory_bytes", "gauge",
-               (double)pages * (double)sysconf(_SC_PAGESIZE), "Resident memory.");
+               (double)strtoll(resident, NULL, 10) * (double)sysconf(_SC_PAGESIZE),
+               "Resident memory.");
     if (f) fclose(f);
     DIR *d = opendir("/proc/self/fd");
     if (!d) return;

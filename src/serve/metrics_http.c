@@ -166,11 +166,14 @@ static int bind_to(struct kk_metrics_http *m, const char *address, struct kk_err
         evconnlistener_free(m->listener);
         return kk_fail(err, KK_ENOMEM, "out of memory for the page of metrics");
     }
-    struct sockaddr_storage bound;
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+    } bound = {.v6 = {0}};
     socklen_t len = sizeof bound;
-    if (!getsockname(evconnlistener_get_fd(m->listener), (struct sockaddr *)&bound, &len))
-        m->port = ntohs(bound.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&bound)->sin6_port
-                                                    : ((struct sockaddr_in *)&bound)->sin_port);
+    if (!getsockname(evconnlistener_get_fd(m->listener), &bound.any, &len))
+        m->port = ntohs(bound.any.sa_family == AF_INET6 ? bound.v6.sin6_port : bound.v4.sin_port);
     return 0;
 }
 

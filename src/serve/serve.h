@@ -25,9 +25,10 @@ struct kk_server_options {
     const char *token_file;         /* bearer tokens, one a line; NULL: everybody may call */
     size_t max_message;             /* bytes of a request */
     double request_s;               /* a call whose request takes longer is cut off */
-    void (*log)(const char *line);  /* what the transport has to say; NULL: nothing */
+    double handshake_s; /* a connection that is not a client by then (TLS, HTTP/2) is closed */
+    void (*log)(const char *line); /* what the transport has to say; NULL: nothing */
 };
-/* 127.0.0.1:50051, no TLS, no tokens, 4 MiB, 30 s, no log. */
+/* 127.0.0.1:50051, no TLS, no tokens, 4 MiB, 30 s, 10 s, no log. */
 struct kk_server_options kk_server_defaults(void);
 
 /* Everything that can be wrong with the options is found here, before a model is loaded:

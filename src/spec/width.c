@@ -91,7 +91,10 @@ double kk_cost_of(const struct kk_step_costs *c, int width)
 double kk_expected_tokens(double p, int width)
 {
     double sum = 0, power = 1;
-    for (int i = 0; i < width; i++, power *= p) sum += power;
+    for (int i = 0; i < width; i++) {
+        sum += power;
+        power *= p;
+    }
     return sum;
 }
 

@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "tok/tok_int.h"
+#include "tok/merge_int.h"
 
 #define SHORT_PIECE 32
 

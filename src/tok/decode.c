@@ -1,6 +1,6 @@
-/* What each token becomes when decoded, worked out once at load: its text through the decoder's
- * per-token steps, as bytes (not always whole characters: byte-level and byte-fallback tokens).
- * Twice, since Metaspace treats the first token of a text in its own way. */
+/* What a token becomes when decoded: its text through the decoder's per-token steps, as bytes (not
+ * always whole characters: byte-level and byte-fallback tokens). Metaspace treats the first token
+ * of a text in its own way. Nothing is kept: most tokens of a vocabulary are never seen. */
 #include <string.h>
 
 #include "tok/tok_int.h"
@@ -32,7 +32,7 @@ static int hex(u8 c)
 static int byte_fallback(const u8 *s, size_t len, struct kk_buf *out)
 {
     if (len == 6 && !memcmp(s, "<0x", 3) && s[5] == '>' && hex(s[3]) >= 0 && hex(s[4]) >= 0)
-        return kk_buf_putc(out, (char)(hex(s[3]) << 4 | hex(s[4])));
+        return kk_buf_putc(out, (char)(hex(s[3]) * 16 + hex(s[4])));
     return kk_buf_append(out, s, len);
 }
 
@@ -62,9 +62,10 @@ static int apply(const struct tok_dec *d, int first, const u8 *s, size_t len, st
     return KK_EINVARIANT;
 }
 
-static int decode_one(struct kk_tok *t, const struct tok_ent *e, int first, struct kk_buf b[2],
-                      struct tok_span *out, struct kk_err *err)
+int kk__decode_token(const struct kk_tok *t, uint32_t id, int first, struct kk_buf b[2],
+                     const u8 **out, size_t *n, struct kk_err *err)
 {
+    const struct tok_ent *e = &t->ent[id];
     const u8 *s = (const u8 *)t->blob.data + e->shown.off;
     size_t len = e->shown.len;
     int rc = 0;
@@ -75,24 +76,7 @@ static int decode_one(struct kk_tok *t, const struct tok_ent *e, int first, stru
         s = o->data ? (const u8 *)o->data : (const u8 *)"";
         len = o->len;
     }
-    *out = (struct tok_span){(uint32_t)t->decoded.len, (uint32_t)len};
-    if (!rc) rc = kk_buf_append(&t->decoded, s, len);
+    *out = s;
+    *n = len;
     return kk__buf_err(rc, err);
-}
-
-int kk__decode_tables(struct kk_tok *t, struct kk_err *err)
-{
-    struct kk_buf b[2];
-    int rc = 0, twice = 0;
-    for (int i = 0; i < 2; i++) kk_buf_init(&b[i], 1 << 20);
-    for (int i = 0; i < t->n_dec; i++) twice |= t->dec[i].kind == DEC_METASPACE;
-    for (uint32_t id = 0; id < t->size && !rc; id++) {
-        struct tok_ent *e = &t->ent[id];
-        if (!e->flags) continue;
-        rc = decode_one(t, e, 0, b, &e->dec[0], err);
-        e->dec[1] = e->dec[0];
-        if (!rc && twice) rc = decode_one(t, e, 1, b, &e->dec[1], err);
-    }
-    for (int i = 0; i < 2; i++) kk_buf_release(&b[i]);
-    return rc;
 }

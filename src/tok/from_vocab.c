@@ -332,7 +332,6 @@ int kk_tok_from_vocab(const struct kk_vocab *v, struct kk_tok **out, struct kk_e
     if (!rc) rc = load_tokens(t, v, &k, err);
     if (!rc) rc = k.family == SCORES ? load_scores(t, v, err) : load_merges(t, v, err);
     if (!rc) rc = load_added(t, v, &k, err);
-    if (!rc) rc = kk__decode_tables(t, err);
     if (!rc && v->chat_template) {
         t->chat_template = kk_strdup(v->chat_template);
         if (!t->chat_template) rc = kk_fail(err, KK_ENOMEM, "out of memory");

@@ -305,7 +305,6 @@ static int load_all(struct kk_tok *t, const json_t *root, struct kk_err *err)
     if (!rc) rc = kk__load_dec(t, json_object_get(root, "decoder"), err);
     if (!rc) rc = load_model(t, json_object_get(root, "model"), added, err);
     if (!rc) rc = load_added(t, added, err);
-    if (!rc) rc = kk__decode_tables(t, err);
     return rc;
 }
 
@@ -318,7 +317,6 @@ struct kk_tok *kk__tok_new(struct kk_err *err)
     }
     t->unk = KK_TOK_NONE;
     kk_buf_init(&t->blob, KK_TOK_MAX_TEXT);
-    kk_buf_init(&t->decoded, KK_TOK_MAX_TEXT);
     return t;
 }
 
@@ -352,7 +350,6 @@ void kk_tok_close(struct kk_tok *t)
         kk_free(t->dec[i].text);
     }
     kk_buf_release(&t->blob);
-    kk_buf_release(&t->decoded);
     kk_free(t->ent);
     kk_free(t->slot);
     kk_free(t->merge);

@@ -1,5 +1,5 @@
-/* Decoding: tokens become bytes (tables made at load, decode.c), bytes become characters here. A
- * decode is a stream of all its ids, so the two cannot differ. */
+/* Decoding: tokens become bytes (decode.c), bytes become characters here. A decode is a stream of
+ * all its ids, so the two cannot differ. */
 #include <string.h>
 
 #include "tok/tok_int.h"
@@ -77,12 +77,17 @@ int kk_tok_stream_push(struct kk_tok_stream *s, uint32_t id, struct kk_buf *out,
                        (unsigned)id, (unsigned)t->size);
     const struct tok_ent *e = &t->ent[id];
     if (!e->flags || (s->skip_special && (e->flags & ENT_SPECIAL))) return 0;
-    struct tok_span d = e->dec[!s->started];
-    int rc = 0;
-    if (t->dec_spaces && s->started) rc = put_bytes(s, (const u8 *)" ", 1, out);
-    s->started = 1;
-    if (!rc && d.len) rc = put_bytes(s, (const u8 *)t->decoded.data + d.off, d.len, out);
-    return kk__buf_err(rc, err);
+    struct kk_buf b[2];
+    const u8 *p;
+    size_t len;
+    for (int i = 0; i < 2; i++) kk_buf_init(&b[i], KK_TOK_MAX_TEXT);
+    int rc = kk__decode_token(t, id, !s->started, b, &p, &len, err);
+    if (!rc && t->dec_spaces && s->started)
+        rc = kk__buf_err(put_bytes(s, (const u8 *)" ", 1, out), err);
+    if (!rc && len) rc = kk__buf_err(put_bytes(s, p, len, out), err);
+    if (!rc) s->started = 1;
+    for (int i = 0; i < 2; i++) kk_buf_release(&b[i]);
+    return rc;
 }
 
 int kk_tok_stream_flush(struct kk_tok_stream *s, struct kk_buf *out)

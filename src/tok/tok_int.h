@@ -114,10 +114,9 @@ struct tok_span {
     uint32_t off, len;
 };
 struct tok_ent {
-    struct tok_span text;   /* in blob, NUL-terminated */
-    struct tok_span shown;  /* in blob: what a decode starts from; text, or as normalized */
-    struct tok_span dec[2]; /* in decoded: as a later token, as the first token */
-    uint32_t flags;         /* 0: a hole */
+    struct tok_span text;  /* in blob, NUL-terminated */
+    struct tok_span shown; /* in blob: what a decode starts from; text, or as normalized */
+    uint32_t flags;        /* 0: a hole */
 };
 
 struct tok_merge {
@@ -128,12 +127,12 @@ struct tok_merge {
 struct kk_tok {
     struct tok_ent *ent; /* [size] */
     uint32_t size;
-    struct kk_buf blob, decoded;
+    struct kk_buf blob;
     uint32_t *slot;              /* text -> id, open addressing */
     uint32_t slot_mask, max_len; /* max_len: bytes of the longest token text */
 
     struct tok_merge *merge;
-    uint32_t merge_mask;
+    uint32_t merge_slots; /* two thirds of them full */
     uint64_t *joint; /* bits by hash: some merge may join these two symbols (false positives) */
     uint32_t joint_mask;
     int no_cuts;           /* joint does not say it all */
@@ -169,27 +168,6 @@ int kk__vocab_tables(struct kk_tok *t, struct kk_err *err); /* char_id, byte_id,
 int kk__merge_init(struct kk_tok *t, size_t n, struct kk_err *err);
 void kk__merge_add(struct kk_tok *t, uint32_t a, uint32_t b, uint32_t rank, uint32_t id);
 
-static inline uint32_t kk__merge_slot(uint64_t key, uint32_t mask)
-{
-    return (uint32_t)((key * 0x9e3779b97f4a7c15u) >> 32) & mask;
-}
-
-/* 0: no merge can ever reach over the boundary between the symbols a and b. */
-static inline int kk__may_join(const struct kk_tok *t, uint32_t a, uint32_t b)
-{
-    uint32_t i = kk__merge_slot((uint64_t)a << 32 | b, t->joint_mask);
-    return t->joint[i >> 6] >> (i & 63) & 1;
-}
-
-static inline const struct tok_merge *kk__merge_find(const struct kk_tok *t, uint32_t a, uint32_t b)
-{
-    uint64_t key = (uint64_t)a << 32 | b;
-    for (uint32_t i = kk__merge_slot(key, t->merge_mask);; i = (i + 1) & t->merge_mask) {
-        if (t->merge[i].key == key) return &t->merge[i];
-        if (t->merge[i].key == UINT64_MAX) return NULL;
-    }
-}
-
 /* ---- load.c, from_vocab.c, pipeline.c ------------------------------------------------------ */
 
 struct kk_tok *kk__tok_new(struct kk_err *err); /* empty; NULL without memory */
@@ -199,8 +177,9 @@ int kk__merge_texts(struct kk_tok *t, const char *const side[2], const size_t le
 
 typedef int load_fn(struct kk_tok *t, const json_t *v, struct kk_err *err);
 load_fn kk__load_norm, kk__load_pre, kk__load_dec;
-/* ent[].dec of every token, from dec[]. */
-int kk__decode_tables(struct kk_tok *t, struct kk_err *err);
+/* Bytes of a token that is no hole, n of them at *out: in blob or in b, or "". */
+int kk__decode_token(const struct kk_tok *t, uint32_t id, int first, struct kk_buf b[2],
+                     const u8 **out, size_t *n, struct kk_err *err);
 
 /* ---- one encode --------------------------------------------------------------------------- */
 

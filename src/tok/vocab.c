@@ -4,7 +4,7 @@
 
 #include "base/mem.h"
 #include "base/rng.h"
-#include "tok/tok_int.h"
+#include "tok/merge_int.h"
 
 /* The power of two that keeps a table of n entries at most half full, less one. */
 static uint32_t mask_for(size_t n)
@@ -94,10 +94,10 @@ int kk__vocab_tables(struct kk_tok *t, struct kk_err *err)
 
 int kk__merge_init(struct kk_tok *t, size_t n, struct kk_err *err)
 {
-    t->merge_mask = mask_for(n);
-    t->merge = kk_array((size_t)t->merge_mask + 1, sizeof *t->merge);
+    t->merge_slots = (uint32_t)(n + n / 2 + 16);
+    t->merge = kk_array(t->merge_slots, sizeof *t->merge);
     if (!t->merge) return kk_fail(err, KK_ENOMEM, "out of memory");
-    memset(t->merge, 0xff, ((size_t)t->merge_mask + 1) * sizeof *t->merge);
+    memset(t->merge, 0xff, (size_t)t->merge_slots * sizeof *t->merge);
     t->joint_mask = mask_for(8 * n + 64);
     t->joint = kk_calloc(((size_t)t->joint_mask + 1) / 64, sizeof *t->joint);
     if (!t->joint) return kk_fail(err, KK_ENOMEM, "out of memory");
@@ -126,16 +126,14 @@ static void note_joint(struct kk_tok *t, uint32_t a, uint32_t b)
     }
     uint32_t x = char_token(t, p + at);
     uint32_t y = char_token(t, (const u8 *)t->blob.data + t->ent[b].text.off);
-    uint32_t i = kk__merge_slot((uint64_t)x << 32 | y, t->joint_mask);
+    uint32_t i = kk__pair_hash((uint64_t)x << 32 | y) & t->joint_mask;
     t->joint[i >> 6] |= (uint64_t)1 << (i & 63);
 }
 
 /* A pair listed twice keeps its last rank, as in the oracle. */
 void kk__merge_add(struct kk_tok *t, uint32_t a, uint32_t b, uint32_t rank, uint32_t id)
 {
-    uint64_t key = (uint64_t)a << 32 | b;
-    uint32_t i = kk__merge_slot(key, t->merge_mask);
-    while (t->merge[i].key != key && t->merge[i].key != UINT64_MAX) i = (i + 1) & t->merge_mask;
-    t->merge[i] = (struct tok_merge){key, rank, id};
+    const uint64_t key = (uint64_t)a << 32 | b;
+    t->merge[kk__merge_slot(t, key)] = (struct tok_merge){key, rank, id};
     note_joint(t, a, b);
 }

@@ -21,7 +21,11 @@ fi
 python3 -c 'print("word " * 20000)' >"$KK_TMP/long"
 refuses "prompt over the context" 1 "and the context 16384: shorten the prompt" run -m "$TINY" -f "$KK_TMP/long"
 refuses "prompt over --ctx" 1 "and the context 8: shorten" run -m "$TINY" --ctx 8 -p "one two three four five six seven eight"
-refuses "a context the model was not made for" 1 "the model was made for 16384" run -m "$TINY" --ctx 99999 -p x
+run run -m "$TINY" --ctx 99999 -p x -n 2
+check "a context the model was not made for: warned of, with the number" sh -c '[ "$2" -eq 0 ] && grep -q "warning: a context of 99999 tokens, and the model was made for 16384" "$1/err"' sh "$KK_TMP" "$rc"
+run plan -m "$TINY" --ctx 99999
+check "a plan for it is warned of too" grep -q "made for 16384" "$KK_TMP/err"
+refuses "a context without end" 1 "the model was made for 16384" run -m "$TINY" --ctx 99999999 -p x
 run run -m "$TINY" --ctx 10 -p "one two" -n 50 --ignore-eos
 check "a context that fills up ends the run, told" sh -c '[ "$2" -eq 0 ] && grep -q "context of 10 tokens is full" "$1/err"' sh "$KK_TMP" "$rc"
 
@@ -54,6 +58,11 @@ refuses "depth over the context" 1 "the model was made for 4096" bench decode -m
 refuses "document over the context" 1 "does not fit the context of 16384" bench niah -m "$TINY" --lines 1000 --samples 1
 refuses "rows in blocks of 32 and heads of 16" 1 "q8_0 stores blocks of 32 numbers: a head of layer 0 has 16" logits -m "$MINI" --kv-type q8_0 --ids "$KK_TMP/ids.json" -o "$KK_TMP/o.npy"
 refuses "rebuilt rows of q8_0" 1 "policy restored rebuilds rows as f32 or bf16" run -m "$TINY" -p x --kv-type q8_0 --kv restored --f-theta "$TINY/f_theta"
+refuses "perplexity of nothing" 2 "no text given: -f FILE" bench ppl -m "$TINY"
+refuses "perplexity of too little" 1 "less than one window of 16000" bench ppl -m "$TINY" -f LICENSE --ctx 16000
+refuses "against no setting" 2 "'kv' is not NAME=VALUE" bench ppl -m "$TINY" -f README.md --against kv
+refuses "against no option" 2 "did you mean --kv-type" bench ppl -m "$TINY" -f README.md --against kv-typ=f32
+refuses "against no value" 2 "kv-type" bench ppl -m "$TINY" -f README.md --against kv-type=f64
 refuses "no such drafter" 1 "$KK_TMP/none" run -m "$TINY" -p x --draft "$KK_TMP/none"
 
 # ---- what belongs to a model

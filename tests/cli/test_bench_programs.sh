@@ -25,6 +25,22 @@ check "bench/sessions: loaded and forked sessions go on alike; forks at rest cos
 r = json.load(open(sys.argv[1]))
 assert r[\"forks\"][\"all_at_rest_bytes\"] == r[\"forks\"][\"one_bytes\"] > 0
 assert r[\"resume\"][\"file_bytes\"] > 0" "$2"' sh "$KK_TMP/session" "$KK_TMP/sessions.json"
+check "bench/overhead: served against direct" sh -c \
+    'bench/overhead -m synth:tests/data/mini.json --pairs 1 --threads 1 --kakeya "$1" --json "$2" >/dev/null &&
+    python3 -c "import json, sys
+r = json.load(open(sys.argv[1]))
+p = r[\"pairs\"][0]
+assert abs(r[\"overhead_median\"] - (p[\"direct_tok_s\"] / p[\"served_tok_s\"] - 1)) < 1e-9
+assert r[\"commit\"] and r[\"machine\"] and r[\"device\"]" "$2"' sh "$KK_BIN" "$KK_TMP/overhead.json"
+sed 's/"enable_moe_block": true/"enable_moe_block": false/' tests/data/mini.json >"$KK_TMP/dense.json"
+check "a random model is made" python3 tools/random_model.py "$KK_TMP/dense.json" "$KK_TMP/random"
+check "bench/load builds" make -s build/release/bench/load
+check "bench/load: every run in a process of its own, beside a floor" sh -c \
+    'build/release/bench/load --model "$1/random" --reps 3 --threads 1 --json "$1/load.json" >/dev/null && python3 -c "import json, sys
+r = json.load(open(sys.argv[1]))
+assert len(r[\"runs\"]) == 3 and all(x[\"first_token_s\"] > x[\"open_s\"] > 0 for x in r[\"runs\"])
+assert r[\"weight_bytes\"] > 0 and r[\"floor_s\"] > 0 and r[\"commit\"]" "$1/load.json"' sh "$KK_TMP"
+check "bench/load without a model" sh -c '! build/release/bench/load --model /nowhere >/dev/null 2>&1'
 check "a list that is none is refused" sh -c '! build/release/bench/attn --rows 1,x >/dev/null 2>&1'
 check "a config that is not there is refused" sh -c '! build/release/bench/gemm --config /nowhere >/dev/null 2>&1'
 done_testing

@@ -130,4 +130,39 @@ d = json.load(open(sys.argv[1]))
 assert [r["context"] for r in d["runs"]] == [0, 200] and d["threads"] >= 1 and d["model"]
 for r in d["runs"]: assert r["prefill_tok_s"] > 0 and r["decode_tok_s"] > 0 and r["kv_device_bytes"] > 0 and r["kv_host_bytes"] == 0' "$KK_TMP/out"
 
+# ---- perplexity: that of the logits command, window by window
+printf 'IMPORTANT: the secret code is ORCHID-4217. Note 0001: this is padding. def f(x):\n    return x + 1\n%.0s' 1 2 3 >"$KK_TMP/text"
+run bench ppl -m "$TINY" -f "$KK_TMP/text" --ctx 24 --windows 2 --against kv=full --json="$KK_TMP/ppl.json"
+check "bench ppl" sh -c 'grep -Eq "^perplexity [0-9.]+ \+- [0-9.]+: 2 windows of 24 tokens, 22 scored" "$1/out"' sh "$KK_TMP"
+run tokenize -m "$TINY" -f "$KK_TMP/text" --json
+cp "$KK_TMP/out" "$KK_TMP/tok.json"
+bos=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["bos_token_id"])' "$TINY/config.json")
+for w in 0 1; do
+    python3 -c 'import json, sys
+ids = [int(sys.argv[2])] + json.load(open(sys.argv[1]))["ids"]
+w = int(sys.argv[3])
+json.dump([int(sys.argv[2])] + ids[24 * w + 1:24 * w + 24], open(sys.argv[4], "w"))' "$KK_TMP/tok.json" "$bos" $w "$KK_TMP/w$w.json"
+    run logits -m "$TINY" --ids "$KK_TMP/w$w.json" -o "$KK_TMP/w$w.npy"
+done
+check "bench ppl: the perplexity of the logits; full and native differ in nothing" python3 -c 'import array, json, math, sys
+d, nll = sys.argv[1], 0
+for w in range(2):
+    ids = json.load(open(f"{d}/w{w}.json"))
+    raw = open(f"{d}/w{w}.npy", "rb").read()
+    x = array.array("f", raw[128:])
+    V = len(x) // 24
+    for t in range(12, 23):
+        row = x[t * V:t * V + V]
+        top = max(row)
+        nll += math.log(math.fsum(math.exp(v - top) for v in row)) + top - row[ids[t + 1]]
+r = json.load(open(d + "/ppl.json"))
+assert r["scored"] == 22 and r["windows"] == 2 and r["window_tokens"] == 24
+assert abs(math.exp(nll / 22) / r["perplexity"] - 1) < 1e-5, (math.exp(nll / 22), r)
+a = r["against"]
+assert a["kl"] == a["kl_max"] == 0 and a["same_choice"] == 1 and a["perplexity"] == r["perplexity"], a' "$KK_TMP"
+run bench ppl -m "$TINY" -f "$KK_TMP/text" --ctx 24 --against kv-type=f32 --json
+check "bench ppl: rows of bf16 are near those of f32, and not the same" python3 -c 'import json, sys
+a = json.load(open(sys.argv[1]))["against"]
+assert a["settings"] == "kv-type=f32" and 0 < a["kl"] < 0.1 and a["kl"] <= a["kl_p99"] <= a["kl_max"], a' "$KK_TMP/out"
+
 done_testing

@@ -131,6 +131,16 @@ PY
 check "the picture" python3 -c 'import sys, xml.dom.minidom; xml.dom.minidom.parse(sys.argv[1])' "$KK_TMP/svg"
 check "the table" grep -Eq '^ +6 +0 ' "$KK_TMP/out"
 
+run bench agents -m "$TINY" --threads 2 --levels 6 --context-len 300 --gen 24 --mixed --json
+check "some write while others read" python3 - "$KK_TMP/out" <<'PY'
+import json, sys
+x = json.load(open(sys.argv[1]))["results"][0]
+w = x["while_reading"]
+assert x["errors"] == {} and x["tokens"] == 6 * 24 and w["writers"] == w["readers"] == 3, x
+assert 0 < w["inter_token_s"]["p50"] <= w["inter_token_s"]["max"] and w["append_tokens_per_s"] > 0
+assert abs(w["worst_over_median"] - w["inter_token_s"]["max"] / w["inter_token_s"]["p50"]) < 1e-6
+PY
+
 # ---- what is refused
 refuses "no model" 2 "no model given" serve
 refuses "no model there" 1 "model directory 'models/nope' does not exist" serve -m models/nope --grpc 127.0.0.1:0

@@ -2,9 +2,10 @@
 # On a machine with a GPU, in the folder that `make CUDA=1 bundle-tests` made (nothing else of the
 # project is there):
 #
-#     ./run.sh [OUT] [units] [model] [memcheck] [racecheck]        all four unless some are named
+#     ./run.sh [OUT] [units] [engine] [model] [memcheck] [racecheck]       all unless some are named
 #
-# units: the tests of every op. model: models/tiny end to end, against the CPU and against itself:
+# units: the tests of every op. engine: those of sessions, batches, forks, snapshots, the plan, which
+# run on the GPU where there is one. model: models/tiny end to end, against the CPU and against itself:
 # recall, greedy tokens, and that no token depends on chunks, batches, drafts, caps or pages.
 # memcheck, racecheck: a short run under compute-sanitizer. Prints "ok - .." lines; the logs go to
 # OUT. Python 3 with numpy compares.
@@ -12,7 +13,7 @@ set -u
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$(mktemp -d)}
 shift
-parts=${*:-units model memcheck racecheck}
+parts=${*:-units engine model memcheck racecheck}
 export LD_LIBRARY_PATH=$here/lib
 failed=0
 ok() { echo "ok - $*"; }
@@ -28,17 +29,17 @@ gpu() { k "$@" --device "${KK_DEVICE:-cuda}"; }
 nvidia-smi --query-gpu=name,driver_version,memory.used --format=csv,noheader
 k --version
 
-units() {
+programs() { # FILE..: all at once
     local t running=() names=()
-    for t in "$here"/test_cuda_*; do
-        (cd "$out" && timeout 200 "$t" >"$out/$(basename "$t").log" 2>&1) &
+    for t in "$@"; do
+        (cd "$here" && timeout 200 "$t" >"$out/$(basename "$t").log" 2>&1) &
         running+=($!)
         names+=("$(basename "$t")")
     done
     for i in "${!names[@]}"; do
         wait "${running[$i]}"
         local rc=$? log="$out/${names[$i]}.log"
-        if [ $rc -eq 0 ] && ! grep -q SKIPPED "$log"; then
+        if [ $rc -eq 0 ] && grep -q '  OK \]' "$log"; then
             ok "${names[$i]}: $(grep -c '  OK \]' "$log") tests"
         else
             not_ok "${names[$i]} (exit $rc)"
@@ -46,6 +47,12 @@ units() {
         fi
     done
 }
+
+units() { # the one that counts what is free runs alone
+    programs "$here"/test_cuda_memory
+    programs $(ls "$here"/test_cuda_* | grep -v test_cuda_memory)
+}
+engine() { programs $(ls "$here"/test_* | grep -v test_cuda_); }
 
 # ---- models/tiny
 

@@ -187,6 +187,7 @@ static struct kk_kv_seq stage_split(const struct attn_job *job, const struct gro
     const size_t rb = (size_t)job->row_bytes, head = kk_dtype_size(a->kv_dtype, a->D);
     const char *from =
         (char *)g->seq->host[base / g->seq->block_rows] + (size_t)(base % g->seq->block_rows) * rb;
+    KK_BUG_ON(!w->slot); /* host blocks come with staging */
     if (g->heads == a->G) {
         memcpy(w->slot, from, S * rb);
     } else {

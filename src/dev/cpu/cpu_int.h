@@ -38,6 +38,8 @@ struct kk_cpu_scratch {
     int max_experts;
     char *q8; /* products with block types: the input's rows in 8 bits */
     size_t q8_bytes;
+    uint32_t *pairs16; /* products with bf16_in: the input's rows in pairs of bf16 */
+    size_t n_pairs16;
 };
 
 struct kk_cpu {
@@ -46,7 +48,9 @@ struct kk_cpu {
     const struct kk_cpu_q8 *q8;
     struct kk_pool *pool;
     struct kk_cpu_scratch s;
-    struct kk_err latched; /* the first error of the step */
+    struct kk_cpu_chunk *chunks; /* of small weights (weight.c) */
+    int loading;                 /* what is allocated is a weight */
+    struct kk_err latched;       /* the first error of the step */
 };
 
 static inline struct kk_cpu *kk__cpu(struct kk_dev *dev)
@@ -135,21 +139,27 @@ static inline const void *kk__panel(const struct kk_weight *w, int m, int64_t p)
 
 /* ---- products ---- */
 
-/* Rows of the input of a product: f32, and in 8 bits where a weight asks for them. */
+/* Rows of the input of a product: f32, and in 8 bits or in pairs of bf16 where a weight asks. */
 struct kk_cpu_x {
     const float *f;
     int64_t ld;
     const char *q; /* NULL: nobody asks */
     size_t stride;
+    const uint32_t *h; /* NULL: nobody asks */
+    int64_t ldh;
 };
 
 static inline struct kk_cpu_x kk__x_row(const struct kk_cpu_x *x, int64_t row)
 {
-    return (struct kk_cpu_x){x->f + row * x->ld, x->ld,
-                             x->q ? x->q + (size_t)row * x->stride : NULL, x->stride};
+    return (struct kk_cpu_x){.f = x->f + row * x->ld,
+                             .ld = x->ld,
+                             .q = x->q ? x->q + (size_t)row * x->stride : NULL,
+                             .stride = x->stride,
+                             .h = x->h ? x->h + row * x->ldh : NULL,
+                             .ldh = x->ldh};
 }
 
-/* x[T, K] as n weights want it; the 8 bits are in the scratch until the next call. */
+/* x[T, K] as n weights want it; what is not f32 is in the scratch until the next call. */
 struct kk_cpu_x kk__cpu_x(struct kk_cpu *c, int64_t T, int64_t K, const float *x, int n,
                           const struct kk_weight *const *w);
 

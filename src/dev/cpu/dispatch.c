@@ -17,6 +17,11 @@ static int has_avx512(void)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+static int has_bf16(void)
+{
+    return has_avx512() && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("avx512bf16");
+}
 static int has_vnni(void)
 {
     return has_avx512() && __builtin_cpu_supports("avx512vnni");
@@ -44,9 +49,8 @@ static const struct table {
     int (*has)(void);
 } tables[] = {
 #ifdef KK_X86
-    {&kk__kern_avx512, &kk__q8_vnni, has_vnni},
-    {&kk__kern_avx512, &kk__q8_avx512, has_avx512},
-    {&kk__kern_avx2, &kk__q8_avx2, has_avx2},
+    {&kk__kern_avx512_bf16, &kk__q8_vnni, has_bf16}, {&kk__kern_avx512, &kk__q8_vnni, has_vnni},
+    {&kk__kern_avx512, &kk__q8_avx512, has_avx512},  {&kk__kern_avx2, &kk__q8_avx2, has_avx2},
 #endif
     {&kk__kern_scalar, &kk__q8_scalar, has_scalar},
 };
@@ -61,7 +65,8 @@ static int pick(const char *isa, const struct table **out, struct kk_err *err)
             *out = &tables[i];
             return 0;
         }
-        if (i && tables[i].kern == tables[i - 1].kern && tables[i - 1].has()) continue;
+        if (i && !strcmp(tables[i].kern->isa, tables[i - 1].kern->isa) && tables[i - 1].has())
+            continue;
         size_t n = strlen(list);
         snprintf(list + n, sizeof list - n, "%s%s", n ? ", " : "", tables[i].kern->isa);
     }

@@ -222,4 +222,9 @@ static const int pv_vecs[5] = {0, 4, 4, 4, 4};
 
 #include "dev/cpu/kern_vec_int.h"
 
+/* Compiled twice: k_avx512_bf16.c */
+#ifdef __AVX512BF16__
+const struct kk_cpu_kern kk__kern_avx512_bf16 = KERN_TABLE("avx512");
+#else
 const struct kk_cpu_kern kk__kern_avx512 = KERN_TABLE("avx512");
+#endif

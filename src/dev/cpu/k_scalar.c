@@ -45,6 +45,47 @@ static void gemm_f16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, c
     gemm(KK_F16, M, N, K, x, ldx, w, y, ldy);
 }
 
+static float flush_in(float x)
+{
+    return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x;
+}
+
+/* Flushed fma. Near 2^-126 the rounding to subnormals may have hidden which side the result is on:
+ * from 2^-126 - 2^-151 on it rounds to 2^-126. There c is so small that the shift is exact. */
+static float flushed_fma(float a, float b, float c)
+{
+    const double least = 0x1p-126 - 0x1p-151;
+    a = flush_in(a), b = flush_in(b), c = flush_in(c);
+    const float r = fmaf(a, b, c);
+    if (!(fabsf(r) <= 0x1p-126f)) return r;
+    const double s = copysign(1.0, (double)r);
+    const int stays = s * fma((double)a, (double)b, (double)c - s * least) >= 0;
+    return copysignf(stays ? 0x1p-126f : 0.0f, r);
+}
+
+static float bf16_half(uint32_t pair, int high)
+{
+    return kk_bf16_to_f32((uint16_t)(high ? pair >> 16 : pair));
+}
+
+static void gemm_pairs(int M, int64_t N, int64_t K, const uint32_t *x, int64_t ldx, const void *w,
+                       float *y, int64_t ldy)
+{
+    const size_t bytes = kk_panel_bytes(KK_BF16, K);
+    for (int64_t n = 0; n < N; n++)
+        for (int r = 0; r < M; r++) {
+            const uint32_t *panel =
+                (const uint32_t *)(const void *)((const char *)w + (size_t)(n / KK_LANES) * bytes);
+            float acc = 0;
+            for (int64_t k = 0; k < (K + 1) / 2; k++) {
+                const uint32_t a = x[r * ldx + k], b = panel[k * KK_LANES + n % KK_LANES];
+                for (int high = 1; high >= 0; high--)
+                    acc = flushed_fma(bf16_half(a, high), bf16_half(b, high), acc);
+            }
+            y[r * ldy + n] = acc;
+        }
+}
+
 /* ---- sums by lanes ---- */
 
 static float fold(float t[KK_LANES])
@@ -221,6 +262,7 @@ static int64_t argmax(int64_t n, const float *x)
 const struct kk_cpu_kern kk__kern_scalar = {
     .isa = "scalar",
     .gemm = {gemm_f32, gemm_bf16, gemm_f16},
+    .gemm_pairs = gemm_pairs,
     .scores = {scores_f32, scores_bf16, scores_q8},
     .derive = {derive_f32, derive_bf16, derive_q8},
     .softmax = softmax,

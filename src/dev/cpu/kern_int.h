@@ -65,6 +65,14 @@ struct kk_cpu_kern {
     void (*gemm[3])(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
                     float *y, int64_t ldy);
 
+    /* The same with x and w in bf16. x: pairs of inputs as words, the first in the low half, odd K
+     * padded with 0; ldx in words. y = chain over pairs ascending, in a pair the second input
+     * first: acc = flushed fma(x, w, acc). Flushed: operands below 2^-126 count as zero, and so
+     * does a result that is below it when rounded to 24 bits. That is what vdpbf16ps does, and an
+     * fma under FTZ and DAZ (docs/adr/0015). */
+    void (*gemm_pairs)(int M, int64_t N, int64_t K, const uint32_t *x, int64_t ldx, const void *w,
+                       float *y, int64_t ldy);
+
     /* Tables by kk_row_type: rows are of type F32, BF16 or Q8_0 (D is then whole blocks).
      * s[i*lds + j] = scale * lanes(q_i . row_j) over D, i < nq, j < nk. q_i at q + i*ldq; row_j at
      * rows[j]. D is even; missing lanes of the last group count as zero. What is `ahead` bytes
@@ -121,6 +129,8 @@ struct kk_cpu_kern {
 };
 
 extern const struct kk_cpu_kern kk__kern_scalar, kk__kern_avx2, kk__kern_avx512;
+/* avx512 with its products of bf16 */
+extern const struct kk_cpu_kern kk__kern_avx512_bf16;
 
 /* ---- scalar definitions of the transcendental functions; vector tables do the same steps
  * lane-wise -- */

@@ -8,6 +8,8 @@
 
 /* ---- gemm ---- */
 
+enum { GEMM_PAIRS = 3 }; /* beside the types of weights: bf16, and x in pairs of bf16 as floats */
+
 struct gemm_block {
     int64_t k0, k1; /* inputs of this call: k0 is even; acc starts from y unless k0 is 0 */
     const float *x;
@@ -22,9 +24,20 @@ struct gemm_block {
 /* Weights of input k + h of 16 outputs; pair points at those of k and k + 1 */
 V v16 w_half(enum kk_dtype t, const char *pair, const int h)
 {
-    if (t == KK_BF16) return h ? v_ld_bf16_odd(pair) : v_ld_bf16_even(pair);
+    if (t == KK_BF16 || (int)t == GEMM_PAIRS) return h ? v_ld_bf16_odd(pair) : v_ld_bf16_even(pair);
     if (t == KK_F16) return v_ld_f16((const uint16_t *)pair + 16 * h);
     return v_ld((const float *)pair + 16 * h);
+}
+
+V float x_half(enum kk_dtype t, const float *x, const int h)
+{
+    uint32_t u;
+    float f;
+    if ((int)t != GEMM_PAIRS) return *x;
+    memcpy(&u, x, 4);
+    u = h ? u & 0xffff0000 : u << 16;
+    memcpy(&f, &u, 4);
+    return f;
 }
 
 /* acc[r][p] += x[r][0] * w[p], in one of two orders. With few registers, a panel at a time: the
@@ -39,7 +52,7 @@ V void gemm_half(const enum kk_dtype t, const int rows, const int panels, const 
         {
             v16 wp = w_half(t, w + p * panel, h);
             UNROLL for (int r = 0; r < rows; r++) acc[r][p] =
-                v_fma(v_set(x[r * ldx]), wp, acc[r][p]);
+                v_fma(v_set(x_half(t, x + r * ldx, h)), wp, acc[r][p]);
         }
         return;
     }
@@ -47,18 +60,43 @@ V void gemm_half(const enum kk_dtype t, const int rows, const int panels, const 
     UNROLL for (int p = 0; p < panels; p++) wp[p] = w_half(t, w + p * panel, h);
     UNROLL for (int r = 0; r < rows; r++)
     {
-        v16 a = v_set(x[r * ldx]);
+        v16 a = v_set(x_half(t, x + r * ldx, h));
         UNROLL for (int p = 0; p < panels; p++) acc[r][p] = v_fma(a, wp[p], acc[r][p]);
     }
+}
+
+/* Both inputs of a pair: in bf16 the second first */
+V void gemm_pair(const enum kk_dtype t, const int rows, const int panels, const float *x,
+                 int64_t ldx, const char *w, size_t panel, v16 (*acc)[4])
+{
+    if ((int)t != GEMM_PAIRS) {
+        gemm_half(t, rows, panels, 0, x, ldx, w, panel, acc);
+        gemm_half(t, rows, panels, 1, x + 1, ldx, w, panel, acc);
+        return;
+    }
+#ifdef __AVX512BF16__
+    v16 wp[4];
+    UNROLL for (int p = 0; p < panels; p++) wp[p] = v_ld((const float *)(w + p * panel));
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        v16 a = v_set(x[r * ldx]);
+        UNROLL for (int p = 0; p < panels; p++) acc[r][p] =
+            _mm512_dpbf16_ps(acc[r][p], (__m512bh)wp[p], (__m512bh)a);
+    }
+#else
+    gemm_half(t, rows, panels, 1, x, ldx, w, panel, acc);
+    gemm_half(t, rows, panels, 0, x, ldx, w, panel, acc);
+#endif
 }
 
 V void gemm_tile(const enum kk_dtype t, const int rows, const int panels,
                  const struct gemm_block *b)
 {
-    const int64_t step = t == KK_F32 ? 128 : 64, pairs = (b->k1 - b->k0) / 2, ldx = b->ldx;
+    const int64_t step = t == KK_F32 ? 128 : 64, ldx = b->ldx, words = (int)t == GEMM_PAIRS ? 1 : 2;
+    const int64_t pairs = (b->k1 - b->k0 + (words == 1)) / 2; /* of bf16: the last may be half */
     const size_t panel = b->panel;
     const char *w = b->w + b->k0 / 2 * step, *next = b->next + b->k0 / 2 * step;
-    const float *x = b->x + b->k0;
+    const float *x = b->x + b->k0 / 2 * words;
     v16 acc[6][4];
     UNROLL for (int r = 0; r < rows; r++)
     {
@@ -67,14 +105,13 @@ V void gemm_tile(const enum kk_dtype t, const int rows, const int panels,
             acc[r][p] = b->k0 ? v_ld_n(b->y + r * b->ldy + p * 16, b->n - p * 16) : v_zero();
         }
     }
-    for (int64_t i = 0; i < pairs; i++, w += step, next += step, x += 2) {
+    for (int64_t i = 0; i < pairs; i++, w += step, next += step, x += words) {
         if (rows > 1) {
             UNROLL for (int p = 0; p < panels; p++) _mm_prefetch(next + p * panel, _MM_HINT_T1);
         }
-        gemm_half(t, rows, panels, 0, x, ldx, w, panel, acc);
-        gemm_half(t, rows, panels, 1, x + 1, ldx, w, panel, acc);
+        gemm_pair(t, rows, panels, x, ldx, w, panel, acc);
     }
-    if (b->k1 & 1) gemm_half(t, rows, panels, 0, x, ldx, w, panel, acc);
+    if (words == 2 && (b->k1 & 1)) gemm_half(t, rows, panels, 0, x, ldx, w, panel, acc);
     UNROLL for (int r = 0; r < rows; r++)
     {
         UNROLL for (int p = 0; p < panels; p++)
@@ -100,26 +137,36 @@ typedef void gemm_fn(const struct gemm_block *b);
     {                                                                                              \
         gemm_tile(KK_F16, r, p, b);                                                                \
     }
-#define GEMM_F32_SLOT(r, p)  [r][p] = gemm_f32_##r##x##p,
-#define GEMM_BF16_SLOT(r, p) [r][p] = gemm_bf16_##r##x##p,
-#define GEMM_F16_SLOT(r, p)  [r][p] = gemm_f16_##r##x##p,
+#define GEMM_PAIRS_FN(r, p)                                                                        \
+    static void gemm_pairs_##r##x##p(const struct gemm_block *b)                                   \
+    {                                                                                              \
+        gemm_tile((enum kk_dtype)GEMM_PAIRS, r, p, b);                                             \
+    }
+#define GEMM_F32_SLOT(r, p)   [r][p] = gemm_f32_##r##x##p,
+#define GEMM_BF16_SLOT(r, p)  [r][p] = gemm_bf16_##r##x##p,
+#define GEMM_F16_SLOT(r, p)   [r][p] = gemm_f16_##r##x##p,
+#define GEMM_PAIRS_SLOT(r, p) [r][p] = gemm_pairs_##r##x##p,
 GEMM_TILES(GEMM_F32)
 GEMM_TILES(GEMM_BF16)
 GEMM_TILES(GEMM_F16)
-static gemm_fn *const gemm_tiles[3][GEMM_ROWS + 1][5] = {
+GEMM_TILES(GEMM_PAIRS_FN)
+static gemm_fn *const gemm_tiles[4][GEMM_ROWS + 1][5] = {
     [KK_F32] = {GEMM_TILES(GEMM_F32_SLOT)},
     [KK_BF16] = {GEMM_TILES(GEMM_BF16_SLOT)},
     [KK_F16] = {GEMM_TILES(GEMM_F16_SLOT)},
+    [GEMM_PAIRS] = {GEMM_TILES(GEMM_PAIRS_SLOT)},
 };
 
 #define GEMM_KB 512 /* inputs of a pass over many rows: a block of weights stays in L2 */
 
-static void gemm_any(enum kk_dtype t, int M, int64_t N, int64_t K, const float *x, int64_t ldx,
-                     const void *w, float *y, int64_t ldy)
+static void gemm_any(int t, int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
+                     float *y, int64_t ldy)
 {
     const int tiles = (M + GEMM_ROWS - 1) / GEMM_ROWS, most = (M + tiles - 1) / tiles;
     const int64_t kb = tiles > 2 ? GEMM_KB : K, n_panels = (N + 15) / 16;
-    struct gemm_block b = {.ldx = ldx, .panel = kk_panel_bytes(t, K), .ldy = ldy};
+    struct gemm_block b = {.ldx = ldx,
+                           .panel = kk_panel_bytes(t == GEMM_PAIRS ? KK_BF16 : (enum kk_dtype)t, K),
+                           .ldy = ldy};
     for (b.k0 = 0; b.k0 < K || b.k0 == 0; b.k0 = b.k1) {
         b.k1 = K - b.k0 < kb ? K : b.k0 + kb;
         for (int64_t p = 0, step; p < n_panels; p += step) {
@@ -155,6 +202,19 @@ static void gemm_f16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, c
                      float *y, int64_t ldy)
 {
     gemm_any(KK_F16, M, N, K, x, ldx, w, y, ldy);
+}
+
+static void gemm_pairs(int M, int64_t N, int64_t K, const uint32_t *x, int64_t ldx, const void *w,
+                       float *y, int64_t ldy)
+{
+#ifdef __AVX512BF16__
+    gemm_any(GEMM_PAIRS, M, N, K, (const float *)(const void *)x, ldx, w, y, ldy);
+#else
+    const unsigned was = _mm_getcsr();
+    _mm_setcsr(was | 0x8040); /* FTZ, DAZ */
+    gemm_any(GEMM_PAIRS, M, N, K, (const float *)(const void *)x, ldx, w, y, ldy);
+    _mm_setcsr(was);
+#endif
 }
 
 /* ---- attention ---- */
@@ -317,7 +377,7 @@ static int64_t argmax(int64_t n, const float *x)
 
 #define KERN_TABLE(name)                                                                           \
     {                                                                                              \
-        .isa = name, .gemm = {gemm_f32, gemm_bf16, gemm_f16},                                      \
+        .isa = name, .gemm = {gemm_f32, gemm_bf16, gemm_f16}, .gemm_pairs = gemm_pairs,            \
         .scores = {scores_f32, scores_bf16, scores_q8},                                            \
         .derive = {derive_f32, derive_bf16, derive_q8}, .softmax = softmax,                        \
         .pv = {pv_f32, pv_bf16, pv_q8}, .merge = merge, .norm = norm, .rope = rope, .glu = glu,    \

@@ -18,12 +18,32 @@ static void quantise_rows(struct kk_cpu *c, const void *arg, int64_t lo, int64_t
         c->q8->quantise(j->K, j->x + r * j->K, j->to + (size_t)r * j->stride);
 }
 
+static void round_rows(struct kk_cpu *c, const void *arg, int64_t lo, int64_t hi, int worker)
+{
+    const struct quantise_job *j = arg;
+    (void)worker;
+    for (int64_t r = lo; r < hi; r++) {
+        uint16_t *to = (uint16_t *)(void *)(j->to + (size_t)r * j->stride);
+        c->kern->store[KK_BF16]((int)j->K, j->x + r * j->K, to);
+        if (j->K & 1) to[j->K] = 0;
+    }
+}
+
 struct kk_cpu_x kk__cpu_x(struct kk_cpu *c, int64_t T, int64_t K, const float *x, int n,
                           const struct kk_weight *const *w)
 {
     struct kk_cpu_x in = {.f = x, .ld = K};
-    int wanted = 0;
-    for (int i = 0; i < n; i++) wanted |= kk_dtype_is_block(w[i]->dtype);
+    int wanted = 0, rounded = 0;
+    for (int i = 0; i < n; i++) {
+        wanted |= kk_dtype_is_block(w[i]->dtype);
+        rounded |= w[i]->bf16_in;
+    }
+    if (rounded) {
+        in.h = c->s.pairs16, in.ldh = (K + 1) / 2;
+        KK_BUG_ON((size_t)(T * in.ldh) > c->s.n_pairs16);
+        struct quantise_job to_bf16 = {x, K, (size_t)in.ldh * 4, (char *)c->s.pairs16};
+        kk__cpu_rows(c, T, K / 16, round_rows, &to_bf16);
+    }
     if (!wanted || c->dev.block_act == KK_ACT_F32) return in;
     in.q = c->s.q8, in.stride = kk_q8_row_bytes(K);
     KK_BUG_ON((size_t)T * in.stride > c->s.q8_bytes);
@@ -49,7 +69,9 @@ static void gemm_f32_act(struct kk_cpu *c, int worker, const struct kk_weight *w
 void kk__cpu_gemm(struct kk_cpu *c, int worker, const struct kk_weight *w, int M, int64_t N,
                   const struct kk_cpu_x *x, const void *panel, float *y, int64_t ldy)
 {
-    if (!kk_dtype_is_block(w->dtype))
+    if (w->bf16_in)
+        c->kern->gemm_pairs(M, N, w->cols, x->h, x->ldh, panel, y, ldy);
+    else if (!kk_dtype_is_block(w->dtype))
         c->kern->gemm[w->dtype](M, N, w->cols, x->f, x->ld, panel, y, ldy);
     else if (x->q)
         c->q8->gemm(w->dtype, M, N, w->cols, x->q, x->stride, panel, y, ldy);

@@ -103,13 +103,21 @@ static struct kk_cpu_x gather(const struct moe_job *j, int p, int n, float *buf)
     int i = 1;
     while (i < n && order[p + i] / A == first + i) i++;
     if (i == n) return x;
-    const size_t bytes = x.q ? x.stride : (size_t)j->C * sizeof(float);
+    const size_t bytes = x.q   ? x.stride
+                         : x.h ? (size_t)x.ldh * sizeof *x.h
+                               : (size_t)j->C * sizeof(float);
     for (i = 0; i < n; i++) {
         const struct kk_cpu_x row = kk__x_row(&j->x, order[p + i] / A);
-        memcpy((char *)buf + (size_t)i * bytes, x.q ? row.q : (const char *)row.f, bytes);
+        memcpy((char *)buf + (size_t)i * bytes,
+               x.q   ? row.q
+               : x.h ? (const void *)row.h
+                     : (const void *)row.f,
+               bytes);
     }
     if (x.q)
         x.q = (const char *)buf;
+    else if (x.h)
+        x.h = (const uint32_t *)(const void *)buf;
     else
         x.f = buf;
     return x;
@@ -202,6 +210,7 @@ void kk__cpu_moe(struct kk_dev *dev, const struct kk_moe_args *a)
     KK_BUG_ON(a->E > c->s.max_experts || (size_t)(pairs * j.F) > c->s.n_pairs ||
               a->T > c->s.limits.max_rows || a->A > c->s.limits.max_active);
     if (a->T == 0 || group_by_expert(&j)) return;
+    KK_BUG_ON(!j.n_experts); /* a row has experts */
     const int64_t ns = weights * (6 * j.n_experts + pairs) / 64;
     const int64_t items = threads == 1 ? 1 : kk__min64(4 * threads, ns / 2000);
     j.x = kk__cpu_x(c, a->T, j.C, a->x, 1, &a->gate_up);

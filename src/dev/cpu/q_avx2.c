@@ -3,45 +3,16 @@
 
 #include "dev/cpu/quant_int.h"
 
-#define V static inline __attribute__((always_inline))
-#ifdef __clang__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-
 enum { W = 8 };
 #define QROWS 4
 typedef __m256 qf;
 typedef __m256i qi;
+#define QI(op) _mm256_##op
+#include "dev/cpu/q_ops_int.h"
 
-V qf qf_zero(void)
-{
-    return _mm256_setzero_ps();
-}
-V qf qf_set(float a)
-{
-    return _mm256_set1_ps(a);
-}
-V qf qf_mul(qf a, qf b)
-{
-    return _mm256_mul_ps(a, b);
-}
-V qf qf_add(qf a, qf b)
-{
-    return _mm256_add_ps(a, b);
-}
 V qf qf_neg(qf a)
 {
     return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f));
-}
-V qf qf_fma(qf a, qf b, qf c)
-{
-    return _mm256_fmadd_ps(a, b, c);
-}
-V qf qf_from_int(qi a)
-{
-    return _mm256_cvtepi32_ps(a);
 }
 V qf qf_ld_f16(const char *p)
 {
@@ -69,10 +40,6 @@ V qi qi_ld(const uint8_t *p)
 {
     return _mm256_loadu_si256((const __m256i *)p);
 }
-V qi qi_set8(char a)
-{
-    return _mm256_set1_epi8(a);
-}
 V qi qi_and(qi a, qi b)
 {
     return _mm256_and_si256(a, b);
@@ -82,48 +49,11 @@ V qi qi_or_and(qi a, qi b, qi c)
 {
     return _mm256_or_si256(a, _mm256_and_si256(b, c));
 }
-V qi qi_left(qi a, const int n)
-{
-    return _mm256_slli_epi16(a, n);
-}
-V qi qi_right(qi a, const int n)
-{
-    return _mm256_srli_epi16(a, n);
-}
-V qi qi_sub(qi a, qi b)
-{
-    return _mm256_sub_epi32(a, b);
-}
 V qi qi_zero(void)
 {
     return _mm256_setzero_si256();
 }
-V qi qi_times(qi a, const int shift)
-{
-    return _mm256_slli_epi32(a, shift);
-}
-V qi qi_set(const int32_t *a)
-{
-    return _mm256_set1_epi32(*a);
-}
-V qi qi_set32(int32_t a)
-{
-    return _mm256_set1_epi32(a);
-}
-/* Byte b of each lane */
-V qi qi_byte(qi a, const int b)
-{
-    return qi_and(_mm256_srli_epi32(a, 8 * b), qi_set32(255));
-}
-/* Four activations in every lane */
-V qi qi_four(const int8_t *q)
-{
-    int32_t four;
-    memcpy(&four, q, 4);
-    return qi_set(&four);
-}
 
-#define QI(op) _mm256_##op
 /* b with the sign of a (a = -128 too), times |a| as unsigned bytes, in pairs */
 V qi qi_signed_pairs(qi a, qi b)
 {

@@ -1,7 +1,6 @@
 /* Products with weights of block types, AVX-512 without VNNI. The body is in q_vec_int.h. */
 #include "dev/cpu/q_vec512_int.h"
 
-#define QI(op) _mm512_##op
 /* b with the sign of a (a = -128 too), times |a| as unsigned bytes, in pairs */
 V qi qi_signed_pairs(qi a, qi b)
 {

@@ -6,45 +6,16 @@
 
 #include "dev/cpu/quant_int.h"
 
-#define V static inline __attribute__((always_inline))
-#ifdef __clang__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-
 enum { W = 16 };
 #define QROWS 8
 typedef __m512 qf;
 typedef __m512i qi;
+#define QI(op) _mm512_##op
+#include "dev/cpu/q_ops_int.h"
 
-V qf qf_zero(void)
-{
-    return _mm512_setzero_ps();
-}
-V qf qf_set(float a)
-{
-    return _mm512_set1_ps(a);
-}
-V qf qf_mul(qf a, qf b)
-{
-    return _mm512_mul_ps(a, b);
-}
-V qf qf_add(qf a, qf b)
-{
-    return _mm512_add_ps(a, b);
-}
 V qf qf_neg(qf a)
 {
     return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f));
-}
-V qf qf_fma(qf a, qf b, qf c)
-{
-    return _mm512_fmadd_ps(a, b, c);
-}
-V qf qf_from_int(qi a)
-{
-    return _mm512_cvtepi32_ps(a);
 }
 V qf qf_ld_f16(const char *p)
 {
@@ -69,10 +40,6 @@ V qi qi_ld(const uint8_t *p)
 {
     return _mm512_loadu_si512(p);
 }
-V qi qi_set8(char a)
-{
-    return _mm512_set1_epi8(a);
-}
 V qi qi_and(qi a, qi b)
 {
     return _mm512_and_si512(a, b);
@@ -82,45 +49,9 @@ V qi qi_or_and(qi a, qi b, qi c)
 {
     return _mm512_ternarylogic_epi32(a, b, c, 0xf8);
 }
-V qi qi_left(qi a, const unsigned n)
-{
-    return _mm512_slli_epi16(a, n);
-}
-V qi qi_right(qi a, const unsigned n)
-{
-    return _mm512_srli_epi16(a, n);
-}
-V qi qi_sub(qi a, qi b)
-{
-    return _mm512_sub_epi32(a, b);
-}
 V qi qi_zero(void)
 {
     return _mm512_setzero_si512();
-}
-V qi qi_times(qi a, const unsigned shift)
-{
-    return _mm512_slli_epi32(a, shift);
-}
-V qi qi_set(const int32_t *a)
-{
-    return _mm512_set1_epi32(*a);
-}
-V qi qi_set32(int32_t a)
-{
-    return _mm512_set1_epi32(a);
-}
-/* Byte b of each lane */
-V qi qi_byte(qi a, const unsigned b)
-{
-    return qi_and(_mm512_srli_epi32(a, 8 * b), qi_set32(255));
-}
-/* Four activations in every lane */
-V qi qi_four(const int8_t *q)
-{
-    int32_t four;
-    memcpy(&four, q, 4);
-    return qi_set(&four);
 }
 
 #endif

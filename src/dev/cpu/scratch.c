@@ -33,6 +33,15 @@ static size_t q8_bytes(const struct kk_limits *l)
                 pairs * kk_q8_row_bytes(l->max_expert_width), 0);
 }
 
+/* The same in pairs of bf16, words */
+static size_t pairs16(const struct kk_limits *l)
+{
+    const size_t T = (size_t)l->max_rows, pairs = T * (size_t)l->max_active;
+    if (!l->max_bf16_cols) return 0;
+    return max3(T * ((size_t)(l->max_bf16_cols + 1) / 2),
+                pairs * ((size_t)(l->max_expert_width + 1) / 2), 0);
+}
+
 /* The next region of `bytes`; base NULL counts only. */
 static void *cut(char *base, size_t *at, size_t bytes)
 {
@@ -54,6 +63,7 @@ static size_t layout(struct kk_cpu_scratch *s, const struct kk_dev *dev, const s
     s->panel_at = s->thread_bytes = thread_bytes(l);
     if (dev->block_act == KK_ACT_F32) s->thread_bytes += (size_t)l->max_block_cols * 64;
     s->q8_bytes = dev->block_act == KK_ACT_F32 ? 0 : q8_bytes(l);
+    s->n_pairs16 = pairs16(l);
     s->n_parts = max3(KK_CPU_PARTS, 8 * n * Q * D, 0);
     s->n_pairs = max3(pairs * (size_t)l->max_expert_width, T * ((E + 15) & ~(size_t)15), 0);
     s->threads = cut(base, &at, n * s->thread_bytes);
@@ -65,6 +75,7 @@ static size_t layout(struct kk_cpu_scratch *s, const struct kk_dev *dev, const s
     s->starts = cut(base, &at, (E + 1) * sizeof *s->starts);
     s->experts = cut(base, &at, E * sizeof *s->experts);
     s->q8 = cut(base, &at, s->q8_bytes);
+    s->pairs16 = cut(base, &at, s->n_pairs16 * sizeof *s->pairs16);
     return at;
 }
 

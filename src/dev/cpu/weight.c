@@ -6,8 +6,9 @@
 #include "dev/cpu/cpu_int.h"
 
 #define HUGE_PAGE ((size_t)2 << 20)
+#define PIECE     ((size_t)8 << 20) /* of a file, packed at once */
 
-/* ---- memory: zeroed; on huge pages from one page up ---- */
+/* ---- memory: zeroed; on huge pages from one page up, and of weights all ---- */
 
 static void *map_huge(size_t bytes)
 {
@@ -19,13 +20,59 @@ static void *map_huge(size_t bytes)
     size_t head = (HUGE_PAGE - ((uintptr_t)p & (HUGE_PAGE - 1))) & (HUGE_PAGE - 1);
     if (head) munmap(p, head);
     munmap(p + head + len, HUGE_PAGE - head);
-    madvise(p + head, len, MADV_HUGEPAGE);
+    madvise(p + head, bytes & ~(HUGE_PAGE - 1), MADV_HUGEPAGE); /* the rest on small ones */
     return p + head;
+}
+
+/* Small weights lie one behind the other in chunks, which go when all their weights have gone: what
+ * was freed is never used again, so that memory is zero. Chunks follow each other in a list. */
+#define CHUNK ((size_t)32 << 20)
+
+struct kk_cpu_chunk {
+    struct kk_cpu_chunk *next;
+    char *base;
+    size_t used;
+    int live; /* weights in it */
+};
+
+static void *take_from_chunk(struct kk_cpu *c, size_t bytes)
+{
+    struct kk_cpu_chunk *k = c->chunks;
+    bytes = (bytes + 63) & ~(size_t)63;
+    if (!k || bytes > CHUNK - k->used) {
+        k = kk_calloc(1, sizeof *k);
+        if (!k) return NULL;
+        k->base = map_huge(CHUNK);
+        if (!k->base) {
+            kk_free(k);
+            return NULL;
+        }
+        k->next = c->chunks;
+        c->chunks = k;
+    }
+    void *p = k->base + k->used;
+    k->used += bytes;
+    k->live++;
+    return p;
+}
+
+/* 1 if p was in a chunk. */
+static int give_to_chunk(struct kk_cpu *c, const char *p)
+{
+    for (struct kk_cpu_chunk **at = &c->chunks, *k; (k = *at); at = &k->next) {
+        if (p < k->base || p >= k->base + CHUNK) continue;
+        if (--k->live) return 1;
+        munmap(k->base, CHUNK);
+        *at = k->next;
+        kk_free(k);
+        return 1;
+    }
+    return 0;
 }
 
 void *kk__cpu_alloc(struct kk_dev *dev, size_t bytes)
 {
-    (void)dev;
+    if (bytes < HUGE_PAGE && kk__cpu(dev)->loading) return take_from_chunk(kk__cpu(dev), bytes);
     if (bytes < HUGE_PAGE) {
         void *p = kk_aligned(64, bytes);
         return p ? memset(p, 0, bytes) : NULL;
@@ -38,8 +85,7 @@ void *kk__cpu_alloc(struct kk_dev *dev, size_t bytes)
 
 void kk__cpu_free(struct kk_dev *dev, void *p, size_t bytes)
 {
-    (void)dev;
-    if (!p) return;
+    if (!p || (bytes < HUGE_PAGE && give_to_chunk(kk__cpu(dev), p))) return;
     if (bytes < HUGE_PAGE)
         kk_free(p);
     else
@@ -62,16 +108,45 @@ size_t kk__cpu_weight_bytes(const struct kk_dev *dev, const struct kk_weight_src
 struct pack_job {
     const struct kk_weight_src *src;
     const struct kk_weight *w;
+    int first;     /* panels of all matrices that are done */
     char *buffers; /* 16 source rows for each worker; NULL when the source is mapped */
     size_t buffer_bytes;
     int64_t panels; /* of a matrix */
 };
 
-static void pack_f32(const char *src, int n, int64_t K, float *dst)
+typedef uint32_t word4 __attribute__((vector_size(16)));
+
+/* dst[w][i] = word w of row i, 16 by 16. A line of every row is read at once: rows are often a
+ * multiple of 4 KiB apart, and so many lines of one set would push each other out. */
+static void transpose(const char *src, size_t stride, uint32_t *dst)
 {
-    for (int64_t k = 0; k < K; k++)
+    word4 in[KK_LANES][4];
+    for (int i = 0; i < KK_LANES; i++) memcpy(in[i], src + (size_t)i * stride, sizeof in[i]);
+    for (int w = 0; w < 4; w++)
+        for (int i = 0; i < KK_LANES; i += 4) {
+            const word4 a = in[i][w], b = in[i + 1][w], c = in[i + 2][w], d = in[i + 3][w];
+            const word4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5),
+                        AB = __builtin_shufflevector(a, b, 2, 6, 3, 7),
+                        cd = __builtin_shufflevector(c, d, 0, 4, 1, 5),
+                        CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+            const word4 out[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5),
+                                  __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+                                  __builtin_shufflevector(AB, CD, 0, 1, 4, 5),
+                                  __builtin_shufflevector(AB, CD, 2, 3, 6, 7)};
+            for (int j = 0; j < 4; j++)
+                memcpy(dst + (4 * w + j) * KK_LANES + i, &out[j], sizeof out[j]);
+        }
+}
+
+/* dst[w][i] = word w of row i, for n rows `stride` bytes apart */
+static void pack_words(const char *src, size_t stride, int n, int64_t words, uint32_t *dst)
+{
+    int64_t w = 0;
+    for (; n == KK_LANES && w + 16 <= words; w += 16)
+        transpose(src + w * 4, stride, dst + w * KK_LANES);
+    for (; w < words; w++)
         for (int i = 0; i < n; i++)
-            memcpy(&dst[k * KK_LANES + i], src + (size_t)(i * K + k) * 4, 4);
+            memcpy(&dst[w * KK_LANES + i], src + (size_t)i * stride + w * 4, 4);
 }
 
 static void pack_f16(const char *src, int n, int64_t K, uint16_t *dst)
@@ -83,9 +158,7 @@ static void pack_f16(const char *src, int n, int64_t K, uint16_t *dst)
 
 static void pack_bf16(const char *src, int n, int64_t K, uint16_t *dst)
 {
-    for (int64_t k = 0; k + 1 < K; k += 2)
-        for (int i = 0; i < n; i++)
-            memcpy(&dst[(k / 2 * KK_LANES + i) * 2], src + (size_t)(i * K + k) * 2, 4);
+    pack_words(src, (size_t)K * 2, n, K / 2, (uint32_t *)(void *)dst);
     if (K & 1)
         for (int i = 0; i < n; i++)
             memcpy(&dst[(K / 2 * KK_LANES + i) * 2], src + (size_t)(i * K + K - 1) * 2, 2);
@@ -114,6 +187,7 @@ static void pack(void *arg, int item, int worker)
 {
     const struct pack_job *job = arg;
     const struct kk_weight_src *s = job->src;
+    item += job->first;
     int m = (int)(item / job->panels);
     int64_t p = item % job->panels, row = p * KK_LANES;
     int n = (int)kk__min64(KK_LANES, s->rows - row);
@@ -130,11 +204,23 @@ static void pack(void *arg, int item, int worker)
     if (kk_dtype_is_block(s->dtype))
         pack_blocks(s->dtype, from, n, s->cols, dst);
     else if (s->dtype == KK_F32)
-        pack_f32(from, n, s->cols, dst);
+        pack_words(from, (size_t)s->cols * 4, n, s->cols, dst);
     else if (s->dtype == KK_F16)
         pack_f16(from, n, s->cols, dst);
     else
         pack_bf16(from, n, s->cols, dst);
+}
+
+/* All panels, so many at a time that what is read of the file stays small. */
+static void pack_all(struct kk_cpu *c, struct pack_job *job)
+{
+    const int items = (int)job->panels * job->src->n_mats;
+    const size_t panel = kk_panel_bytes(job->src->dtype, job->src->cols);
+    const int most = (int)kk__min64(items, (int64_t)(PIECE / panel) + 1);
+    for (; job->first < items; job->first += most) {
+        kk_pool_for(c->pool, (int)kk__min64(most, items - job->first), pack, job);
+        if (job->src->rest) job->src->rest(job->src->ctx);
+    }
 }
 
 int kk__cpu_weight_load(struct kk_dev *dev, const struct kk_weight_src *src, struct kk_account *acc,
@@ -161,9 +247,11 @@ int kk__cpu_weight_load(struct kk_dev *dev, const struct kk_weight_src *src, str
             return kk_fail(err, KK_ENOMEM, "out of memory: %zu bytes to read weights",
                            (size_t)dev->n_threads * job.buffer_bytes);
     }
+    c->loading = 1;
     int rc = kk_dev_alloc(dev, acc, (size_t)w.n_mats * w.mat_bytes, &w.data, err);
+    c->loading = 0;
     if (!rc) {
-        kk_pool_for(c->pool, (int)job.panels * src->n_mats, pack, &job);
+        pack_all(c, &job);
         *out = w;
     }
     kk_free(job.buffers);

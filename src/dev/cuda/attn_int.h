@@ -56,7 +56,7 @@ int kk__cuda_attn_wide(struct kk_cuda *c, struct kk_attn_job *job);
 /* exp(s - m), where m is not -inf */
 __device__ static inline float kk__attn_exp(float s, float m)
 {
-    return exp2f((s - m) * KK_LOG2E);
+    return kk__exp2((s - m) * KK_LOG2E);
 }
 
 /* A maximum to subtract: 0 in place of that of no key at all. */
@@ -141,9 +141,19 @@ __device__ static inline const char *kk__attn_row(const struct kk_attn_job &job,
     if (m.exact_near && t.lo - j >= m.exact_near && j >= m.exact_sinks)
         return (const char *)job.a.rebuilt + (int64_t)(j - job.a.rebuilt_first) * job.row_bytes;
     if (j >= s.committed) return (const char *)s.step + (int64_t)(j - s.committed) * job.row_bytes;
-    const int slot = !s.ring || j < s.sinks ? j : s.sinks + (j - s.sinks) % s.ring;
-    return (const char *)s.blocks[slot / s.block_rows] +
-           (int64_t)(slot % s.block_rows) * job.row_bytes;
+    const unsigned slot = !s.ring || j < s.sinks ? j : s.sinks + (unsigned)(j - s.sinks) % s.ring;
+    const unsigned block = slot / s.block_rows;
+    return (const char *)s.blocks[block] + (int64_t)(slot - block * s.block_rows) * job.row_bytes;
+}
+
+/* Lane i has the address of row i of those in `there`: do they follow each other, `pitch` bytes
+ * apart? Then *first is where row 0 is or would be. The warp. */
+__device__ static inline int kk__attn_in_line(const char *row, unsigned there, int pitch,
+                                              const char **first)
+{
+    const int lane = threadIdx.x % 32, from = there ? __ffs(there) - 1 : 0;
+    *first = (const char *)__shfl_sync(~0u, (unsigned long long)row, from) - (int64_t)from * pitch;
+    return __all_sync(~0u, !(there >> lane & 1) || row == *first + (int64_t)lane * pitch);
 }
 
 /* ---- who does what ------------------------------------------------------------------------ */
@@ -181,62 +191,6 @@ __device__ static inline int64_t kk__attn_query(const struct kk_attn_job &job,
 {
     const int p = t.p0 + pair;
     return (int64_t)(t.t0 + p / job.per_kv) * job.a.H + t.g * job.per_kv + p % job.per_kv;
-}
-
-__host__ __device__ static inline int kk__attn_plan_ints(int B)
-{
-    return 3 * B + 1;
-}
-
-/* Where each sequence's rows begin, how many they are, and how much work lies before it, to plan
- * ([B], [B], [B + 1] ints of shared memory): work(b, first row, rows) of a sequence of this launch.
- * Returns all the work. The whole block calls it. */
-template <typename F>
-__device__ static inline int kk__attn_plan(const struct kk_attn_job &job, int32_t *plan, F work)
-{
-    const int B = job.a.B, T = job.a.T;
-    int32_t *first = plan, *rows = plan + B, *before = plan + 2 * B;
-    for (int b = threadIdx.x; b < B; b += blockDim.x) rows[b] = 0;
-    __syncthreads();
-    for (int t = threadIdx.x; t < T; t += blockDim.x)
-        if (t == 0 || job.a.seq[t] != job.a.seq[t - 1]) first[job.a.seq[t]] = t;
-    __syncthreads();
-    for (int t = threadIdx.x; t < T; t += blockDim.x)
-        if (t == T - 1 || job.a.seq[t] != job.a.seq[t + 1])
-            rows[job.a.seq[t]] = t + 1 - first[job.a.seq[t]];
-    __syncthreads();
-    for (int b = threadIdx.x; b < B; b += blockDim.x)
-        before[b + 1] = rows[b] > job.over && rows[b] <= job.most ? work(b, first[b], rows[b]) : 0;
-    __syncthreads();
-    if (threadIdx.x < 32) {
-        int sum = 0;
-        for (int b0 = 0; b0 < B; b0 += 32) {
-            int b = b0 + threadIdx.x, v = b < B ? before[b + 1] : 0;
-            for (int o = 1; o < 32; o *= 2) {
-                int up = __shfl_up_sync(~0u, v, o);
-                if (threadIdx.x >= o) v += up;
-            }
-            if (b < B) before[b + 1] = sum + v;
-            sum += __shfl_sync(~0u, v, 31);
-        }
-        if (threadIdx.x == 0) before[0] = 0;
-    }
-    __syncthreads();
-    return before[B];
-}
-
-/* The sequence that piece i of the work is of. */
-__device__ static inline int kk__attn_find(const int32_t *before, int B, int i)
-{
-    int lo = 0, hi = B - 1;
-    while (lo < hi) {
-        const int mid = (lo + hi + 1) / 2;
-        if (before[mid] <= i)
-            lo = mid;
-        else
-            hi = mid - 1;
-    }
-    return lo;
 }
 #endif
 

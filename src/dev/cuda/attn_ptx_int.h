@@ -18,6 +18,23 @@ __device__ static inline void kk__copy16(uint32_t dst, const void *src, int ther
                  : "memory");
 }
 
+/* Loads that stay together where they are written, however far off they are used. */
+__device__ static inline float2 kk__load2(const float *p)
+{
+    float2 v;
+    asm volatile("ld.global.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p));
+    return v;
+}
+
+__device__ static inline float4 kk__load4(const float *p)
+{
+    float4 v;
+    asm volatile("ld.global.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(p));
+    return v;
+}
+
 __device__ static inline void kk__copy_commit(void)
 {
     asm volatile("cp.async.commit_group;" ::: "memory");

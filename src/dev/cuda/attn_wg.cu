@@ -1,12 +1,17 @@
-/* Attention of long runs of rows, on wgmma: a block takes a tile through its splits, ascending, with
- * the running sums in registers (docs/adr/0023). The bits are those of attn.cu.
+/* Attention of long runs of rows, on wgmma: a block takes a tile through its splits, ascending,
+ * with the running sums in registers (docs/adr/0023). The bits are those of attn.cu.
  *
- * A warpgroup of producers brings keys and values by 16-byte copies, two warpgroups compute. Stored
- * keys and values, heads of 64, 128 or 256: a warpgroup has 64 pairs of the tile's 128; while one
- * makes weights of scores, the other keeps the tensor cores busy. Keys derived from values, heads of
- * 512: both have the tile's 64 pairs, one half of the keys for scores, one half of the dims for
- * values; a key is derived once, 64 dims at a time, while wgmma takes the 64 before. */
-#include "dev/cuda/attn_int.h"
+ * A warpgroup of producers brings keys and values by 16-byte copies, two warpgroups compute.
+ * k_stored, for stored keys and heads of 64, 128 or 256: a warpgroup has 64 pairs of the tile's
+ * 128; while one makes weights of scores, the other keeps the tensor cores busy. k_halves: both
+ * have the tile's 64 pairs, one half of the keys for scores, one half of the dims for values; for
+ * fewer rows, and for keys derived from values, heads of 512: a key is derived once, 64 dims at a
+ * time, while wgmma takes the 64 before.
+ *
+ * One H200, layers of Gemma-4-26B-A4B, share of 790 TFLOP/s over the keys that rows see: sliding
+ * 25 % at 512 rows, 35 % at 1024, 36 % at 4096 (285 TFLOP/s); full 19 to 23 % (180). Letting the
+ * warpgroups take turns at the tensor cores changed nothing. */
+#include "dev/cuda/attn_plan_int.h"
 #include "dev/cuda/attn_wg_int.h"
 
 enum {
@@ -19,67 +24,100 @@ enum {
 
 struct shared {
     struct kk_attn_tile tile;
-    uint64_t k_full, k_empty, v_full[4], v_empty[4];
+    uint64_t k_full, k_empty, v_full[4], v_empty[4]; /* after these, the plan */
 };
 
 /* ---- what both kernels do ----------------------------------------------------------------- */
 
-/* Shared memory from the first multiple of 1024 bytes on. */
-__device__ static inline char *aligned(char *p)
-{
-    return p + (-kk__smem(p) & 1023);
-}
-
-/* The block's tile; 0: none. The whole block. */
+/* The block's tile, and that the op before has ended; 0: there is none. The whole block. */
 __device__ static int take_tile(const struct kk_attn_job &job, int32_t *plan, struct shared *sh)
 {
     const struct kk_attn_args &a = job.a;
     const int all = kk__attn_plan(
         job, plan, [&](int, int, int rows) { return kk__attn_tiles(job, rows) * a.G; });
     const int item = all - 1 - (int)blockIdx.x; /* the last first: they see most keys */
-    if (item < 0) return 0;
-    if (threadIdx.x == 0) {
-        const int b = kk__attn_find(plan + 2 * a.B, a.B, item), i = item - plan[2 * a.B + b];
-        kk__attn_tile(job, b, plan[b], plan[a.B + b], i % a.G, i / a.G, &sh->tile);
+    if (item >= 0 && threadIdx.x == 0) {
+        const struct kk_attn_part p = kk__attn_find(job, plan, item);
+        const int i = item - p.before;
+        kk__attn_tile(job, p.b, p.t0, p.rows, i % a.G, i / a.G, &sh->tile);
     }
-    return 1;
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+    return item >= 0;
 }
 
 /* Queries [first, first + 64) of the tile, scaled, in bf16, to subtiles `pitch` bytes apart. A
- * warpgroup. */
+ * warpgroup: a warp takes 16 pairs. */
 template <int D>
 __device__ static void load_queries(const struct kk_attn_job &job, const struct kk_attn_tile &t,
                                     int first, char *q, int pitch)
 {
-    for (int i = threadIdx.x % 128; i < 64 * (D / 8); i += 128) {
-        const int r = i / (D / 8), c = i % (D / 8), pair = first + r;
-        float4 x = make_float4(0, 0, 0, 0), y = x;
-        if (pair < t.n) {
-            const float4 *from =
-                (const float4 *)(job.a.q + kk__attn_query(job, t, pair) * D) + c * 2;
-            x = from[0], y = from[1];
+    enum { PARTS = D / 8, AHEAD = 4 };
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+    const float s = job.a.scale;
+#pragma unroll 1
+    for (int i0 = lane; i0 < 16 * PARTS; i0 += 32 * AHEAD) {
+        float4 v[AHEAD][2];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) { /* all on their way at once */
+            const int at = i0 + 32 * i, pair = first + warp * 16 + at / PARTS;
+            const float *from = job.a.q + kk__attn_query(job, t, min(pair, t.n - 1)) * D;
+            v[i][0] = kk__load4(from + at % PARTS * 8);
+            v[i][1] = kk__load4(from + at % PARTS * 8 + 4);
         }
-        const float s = job.a.scale;
-        *(uint4 *)(q + c / 8 * pitch + kk__swizzle(r, c % 8)) =
-            make_uint4(kk__pack2(x.x * s, x.y * s), kk__pack2(x.z * s, x.w * s),
-                       kk__pack2(y.x * s, y.y * s), kk__pack2(y.z * s, y.w * s));
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const int at = i0 + 32 * i, r = warp * 16 + at / PARTS, c = at % PARTS;
+            const float4 x = v[i][0], y = v[i][1];
+            uint4 h = make_uint4(kk__pack2(x.x * s, x.y * s), kk__pack2(x.z * s, x.w * s),
+                                 kk__pack2(y.x * s, y.y * s), kk__pack2(y.z * s, y.w * s));
+            if (first + r >= t.n) h = make_uint4(0, 0, 0, 0);
+            *(uint4 *)(q + c / 8 * pitch + kk__swizzle(r, c % 8)) = h;
+        }
     }
     kk__wg_see();
 }
 
-/* Dims [64 c0, 64 (c0 + n)) of 32 rows of a split, rows r0 + .. of it, to their subtiles. One warp;
- * row: this lane's. */
-__device__ static inline void copy32(const char *row, int r0, int c0, int n, uint32_t dst,
-                                     const void *any)
+/* 32 rows of a split: this lane's address (NULL: zeros), and whether they follow each other. */
+struct rows32 {
+    const char *mine, *first;
+    unsigned there;
+    int in_line;
+};
+
+__device__ static inline struct rows32 find32(const struct kk_attn_job &job,
+                                              const struct kk_attn_tile &t, int j, size_t at)
 {
-    const int lane = threadIdx.x % 32, parts = n * 8, at_once = 32 / parts;
-    const int c = c0 * 8 + lane % parts, sub = c / 8 * SUB;
-#pragma unroll 4
-    for (int i = 0; i < 32; i += at_once) {
-        const int r = i + lane / parts;
-        const char *p = (const char *)__shfl_sync(~0u, (unsigned long long)row, r);
-        kk__copy16(dst + sub + kk__swizzle(r0 + r, c % 8), p ? p + c * 16 : (const char *)any,
-                   p != 0);
+    struct rows32 r;
+    r.mine = kk__attn_row(job, t, j + threadIdx.x % 32);
+    if (r.mine) r.mine += at;
+    r.there = __ballot_sync(~0u, r.mine != NULL);
+    r.in_line = kk__attn_in_line(r.mine, r.there, job.row_bytes, &r.first);
+    return r;
+}
+
+/* Dims [64 c0, 64 (c0 + N)) of 32 rows of a split, rows r0 + .., to their subtiles. One warp. */
+template <int N>
+__device__ static inline void copy32(const struct kk_attn_job &job, const struct rows32 &rows,
+                                     int r0, int c0, uint32_t dst)
+{
+    enum { PARTS = N * 8, AT_ONCE = 32 / PARTS };
+    const int lane = threadIdx.x % 32, c = c0 * 8 + lane % PARTS, r = lane / PARTS;
+    dst += c / 8 * SUB;
+    if (rows.in_line) {
+        const char *p = rows.first + c * 16 + (int64_t)r * job.row_bytes;
+        const unsigned there = rows.there >> r;
+#pragma unroll 8
+        for (int i = 0; i < 32; i += AT_ONCE) {
+            kk__copy16(dst + kk__swizzle(r0 + i + r, c % 8), p, there >> i & 1);
+            p += AT_ONCE * job.row_bytes;
+        }
+        return;
+    }
+#pragma unroll 1
+    for (int i = 0; i < 32; i += AT_ONCE) {
+        const char *p = (const char *)__shfl_sync(~0u, (unsigned long long)rows.mine, i + r);
+        kk__copy16(dst + kk__swizzle(r0 + i + r, c % 8), p ? p + c * 16 : (char *)job.a.q, p != 0);
     }
 }
 
@@ -169,11 +207,10 @@ __device__ static inline void mask_max(const struct kk_attn_job &job, const stru
     }
 }
 
-/* Weights in place of scores, as operand A; l: their sums so far, to which groups of 16 keys are
- * added in ascending order. */
+/* Weights in place of scores, as operand A; g: their sums over each 16 keys. */
 template <int N>
 __device__ static inline void weights(const float (&s)[N], const float (&m)[2],
-                                      uint32_t (&p)[N / 2], float (&l)[2])
+                                      uint32_t (&p)[N / 2], float (&g)[N / 8][2])
 {
 #pragma unroll
     for (int k = 0; k < N / 8; k++)
@@ -183,13 +220,19 @@ __device__ static inline void weights(const float (&s)[N], const float (&m)[2],
             const float x[4] = {
                 kk__attn_exp(s[8 * k + 2 * h], base), kk__attn_exp(s[8 * k + 2 * h + 1], base),
                 kk__attn_exp(s[8 * k + 2 * h + 4], base), kk__attn_exp(s[8 * k + 2 * h + 5], base)};
-            float g = ((x[0] + x[1]) + x[2]) + x[3];
-            g += __shfl_xor_sync(~0u, g, 1);
-            g += __shfl_xor_sync(~0u, g, 2);
-            l[h] += g;
+            float l = ((x[0] + x[1]) + x[2]) + x[3];
+            l += __shfl_xor_sync(~0u, l, 1);
+            g[k][h] = l + __shfl_xor_sync(~0u, l, 2);
             p[4 * k + h] = kk__pack2(x[0], x[1]);
             p[4 * k + 2 + h] = kk__pack2(x[2], x[3]);
         }
+}
+
+/* l plus groups of 16 keys, in ascending order */
+template <int N> __device__ static inline void add_groups(const float (&g)[N][2], float (&l)[2])
+{
+#pragma unroll
+    for (int k = 0; k < N; k++) l[0] += g[k][0], l[1] += g[k][1];
 }
 
 __device__ static inline void merge_sums(float (&O)[32], const float (&o)[32], const float (&a)[2],
@@ -206,19 +249,16 @@ template <int D>
 __device__ static void bring(const struct kk_attn_job &job, const struct kk_attn_tile &t, size_t at,
                              uint32_t dst, uint64_t *full, uint64_t *empty)
 {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 2;
+    const int warp = threadIdx.x / 32 % 2;
     const int steps = kk__attn_splits(t.sight);
     for (int n = 0; n < steps; n++) {
         const int split = kk__attn_split_at(t.sight, n);
-        const char *row[2];
+        struct rows32 rows[2];
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            row[i] = kk__attn_row(job, t, split * S + warp * 64 + i * 32 + lane);
-            if (row[i]) row[i] += at;
-        }
+        for (int i = 0; i < 2; i++) rows[i] = find32(job, t, split * S + warp * 64 + i * 32, at);
         kk__bar_wait(empty, n % 2 ^ 1);
 #pragma unroll
-        for (int i = 0; i < 2; i++) copy32(row[i], warp * 64 + i * 32, 0, D / 64, dst, job.a.q);
+        for (int i = 0; i < 2; i++) copy32<D / 64>(job, rows[i], warp * 64 + i * 32, 0, dst);
         kk__copy_commit();
         kk__copy_wait<0>();
         kk__wg_see();
@@ -244,7 +284,7 @@ __device__ static void compute(const struct kk_attn_job &job, struct shared *sh,
     const uint64_t v = kk__operand(base + 2 * NC * SUB, SUB);
     for (int n = 0; n < steps; n++) {
         const int split = kk__attn_split_at(t.sight, n);
-        float s[64], m[2], a[2], b[2], l[2] = {0, 0};
+        float s[64], m[2], a[2], b[2], g[8][2], l[2] = {0, 0};
         uint32_t p[32];
         kk__bar_wait(&sh->k_full, n % 2);
         kk__wg_see();
@@ -257,7 +297,8 @@ __device__ static void compute(const struct kk_attn_job &job, struct shared *sh,
         kk__wg_wait<0>();
         if (lane == 0) kk__bar_arrive(&sh->k_empty);
         mask_max<64>(job, t, r, split, split * S, s, m);
-        weights<64>(s, m, p, l);
+        weights<64>(s, m, p, g);
+        add_groups(g, l);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             kk__attn_merge(r.M[h], m[h], a[h], b[h]);
@@ -285,12 +326,10 @@ template <int D>
 __global__ void __launch_bounds__(THREADS, 1)
     k_stored(const __grid_constant__ struct kk_attn_job job)
 {
-    extern __shared__ char raw[];
-    __shared__ struct shared sh;
-    char *smem = aligned(raw);
+    extern __shared__ __align__(1024) char smem[];
+    struct shared &sh = *(struct shared *)(smem + 3 * (D / 64) * SUB);
     const int wg = threadIdx.x / 128;
-    cudaGridDependencySynchronize();
-    if (!take_tile(job, (int32_t *)(smem + 3 * (D / 64) * SUB), &sh)) return;
+    if (!take_tile(job, (int32_t *)(&sh + 1), &sh)) return;
     if (threadIdx.x == 0) {
         kk__bar_init(&sh.k_full, 64);
         kk__bar_init(&sh.v_full[0], 64);
@@ -310,32 +349,41 @@ __global__ void __launch_bounds__(THREADS, 1)
     }
 }
 
-/* ---- keys derived from values, 512 dims --------------------------------------------------- */
+/* ---- 64 pairs, halves of the keys and of the dims ------------------------------------------ */
 
-enum {
-    HEAD = 512,
-    NV = HEAD / 64, /* subtiles of values; and of queries, of 64 rows each */
-    QSUB = 64 * 128,
-    V_AT = NV * QSUB,         /* shared memory: queries, values, */
-    K_AT = V_AT + NV * SUB,   /* two subtiles of keys (the weights lie in the first), */
-    STAT_AT = K_AT + 2 * SUB, /* maxima [2, 64], sums [64] */
-    PLAN_AT = STAT_AT + 3 * 64 * 4,
+enum { QSUB = 64 * 128 }; /* bytes of a subtile of 64 rows */
+
+/* Shared memory of a head of D: queries, values, keys, weights, what else, plan. Derived keys have
+ * two subtiles; the weights lie in the first, and maxima and sums where this warpgroup's last keys
+ * were, in the second. */
+template <int D, int DERIVED> struct halves {
+    enum {
+        SUBS = D / 64,
+        V_AT = SUBS * QSUB,
+        K_AT = V_AT + SUBS * SUB,
+        P_AT = K_AT + (DERIVED ? 0 : SUBS * SUB),
+        STAT_AT = P_AT + SUB,
+        STAT_NEXT = DERIVED ? QSUB : 512, /* bytes to those of the other warpgroup */
+        NORM_AT = STAT_AT + (DERIVED ? SUB : 1024),
+        SHARED_AT = NORM_AT + (DERIVED ? D * 4 : 0),
+        PLAN_AT = SHARED_AT + (int)((sizeof(struct shared) + 7) & ~7),
+        NC = SUBS / 2 /* of a warpgroup */
+    };
 };
+typedef halves<512, 1> big;
 
 /* A warp brings a quarter of the rows of every split, in four parts: subtiles c and c + 4. */
 __device__ static void bring_values(const struct kk_attn_job &job, struct shared *sh, uint32_t dst)
 {
     const struct kk_attn_tile &t = sh->tile;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-    const int steps = kk__attn_splits(t.sight);
+    const int warp = threadIdx.x / 32 % 4, steps = kk__attn_splits(t.sight);
     for (int n = 0; n < steps; n++) {
         const int split = kk__attn_split_at(t.sight, n);
-        const char *row = kk__attn_row(job, t, split * S + warp * 32 + lane);
-        if (row) row += (size_t)t.g * HEAD * 2;
+        const struct rows32 rows = find32(job, t, split * S + warp * 32, (size_t)t.g * 512 * 2);
         for (int c = 0; c < 4; c++) {
             kk__bar_wait(&sh->v_empty[c], n % 2 ^ 1);
-            copy32(row, warp * 32, c, 1, dst, job.a.q);
-            copy32(row, warp * 32, c + 4, 1, dst, job.a.q);
+            copy32<1>(job, rows, warp * 32, c, dst);
+            copy32<1>(job, rows, warp * 32, c + 4, dst);
             kk__copy_commit();
             if (c > 0) {
                 kk__copy_wait<1>();
@@ -349,145 +397,191 @@ __device__ static void bring_values(const struct kk_attn_job &job, struct shared
     }
 }
 
-/* Eight dims of a row, times w, in f32. */
-__device__ static inline void times8(const uint4 &x, const float (&w)[8], float (&f)[8])
+/* Two dims, times w, in f32. */
+__device__ static inline float2 times2(uint32_t x, float2 w)
 {
-    const uint32_t v[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-    for (int d = 0; d < 8; d++) f[d] = (d % 2 ? kk__hi(v[d / 2]) : kk__lo(v[d / 2])) * w[d];
-}
-
-__device__ static inline uint4 pack8(const float (&f)[8])
-{
-    return make_uint4(kk__pack2(f[0], f[1]), kk__pack2(f[2], f[3]), kk__pack2(f[4], f[5]),
-                      kk__pack2(f[6], f[7]));
-}
-
-__device__ static inline void norm8(const struct kk_attn_job &job, int d, float (&w)[8])
-{
-    *(float4 *)w = *(const float4 *)(job.a.k_norm + d);
-    *(float4 *)(w + 4) = *(const float4 *)(job.a.k_norm + d + 4);
+    return make_float2(kk__lo(x) * w.x, kk__hi(x) * w.y);
 }
 
 /* Dims 64 c .. of keys [first, first + 64) of a split, from the values in shared memory; j: the
  * first key's position. A warpgroup; a thread makes 8 dims of every 16th key. */
-__device__ static void derive(const struct kk_attn_job &job, const char *v, char *k, int c,
-                              int first, int j, int last)
+__device__ static void derive(const struct kk_attn_job &job, const char *v, const float *norm,
+                              char *k, int c, int first, int j, int last)
 {
-    const int R = job.a.R, part = threadIdx.x % 8, low = c < 4, r0 = (c % 4) * 64 + part * 8;
-    float w[8], f[8];
-    norm8(job, c * 64 + part * 8, w);
-    if ((c % 4) * 64 >= R) {
+    const int R = job.a.R, part = threadIdx.x % 8, low = c < 4, row0 = threadIdx.x % 128 / 8;
+    const float4 *w = (const float4 *)(norm + c * 64 + part * 8);
+    const float4 *z = (const float4 *)(norm + (c ^ 4) * 64 + part * 8);
+    v += c * SUB;
+    if (c % 4 * 64 >= R) {
+        const float4 x = w[0], y = w[1];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const uint32_t at = kk__swizzle(first + threadIdx.x % 128 / 8 + 16 * i, part);
-            times8(*(const uint4 *)(v + c * SUB + at), w, f);
-            *(uint4 *)(k + at) = pack8(f);
+            const uint32_t at = kk__swizzle(first + row0 + 16 * i, part);
+            uint4 h = *(const uint4 *)(v + at);
+            const float2 a = times2(h.x, make_float2(x.x, x.y)),
+                         b = times2(h.y, make_float2(x.z, x.w));
+            const float2 e = times2(h.z, make_float2(y.x, y.y)),
+                         f = times2(h.w, make_float2(y.z, y.w));
+            h = make_uint4(kk__pack2(a.x, a.y), kk__pack2(b.x, b.y), kk__pack2(e.x, e.y),
+                           kk__pack2(f.x, f.y));
+            *(uint4 *)(k + at) = h;
         }
-    } else {
-        float z[8], e[8];
-        norm8(job, (c ^ 4) * 64 + part * 8, z);
+        kk__wg_see();
+        return;
+    }
+    const char *other = v + (low ? 4 : -4) * SUB;
 #pragma unroll 1
-        for (int i = 0; i < 4; i++) {
-            const int row = threadIdx.x % 128 / 8 + 16 * i;
-            const uint32_t at = kk__swizzle(first + row, part);
-            const float2 *cs = (const float2 *)job.a.rope + (int64_t)min(j + row, last) * R + r0;
-            times8(*(const uint4 *)(v + c * SUB + at), w, f);
-            times8(*(const uint4 *)(v + (c ^ 4) * SUB + at), z, e);
+    for (int h = 0; h < 2; h++) {
+        const int r0 = c % 4 * 64 + part * 8 + h * 4;
+        const float4 x = w[h], y = z[h];
+        float4 u[4][2]; /* all on their way at once; of pairs that do not turn, something */
 #pragma unroll
-            for (int d = 0; d < 8; d++) {
-                if (r0 + d >= R) continue;
-                const float2 u = cs[d];
-                f[d] = low ? f[d] * u.x - e[d] * u.y : f[d] * u.x + e[d] * u.y;
+        for (int i = 0; i < 8; i++) {
+            const int64_t at = (int64_t)min(j + row0 + 16 * (i / 2), last) * R + min(r0, R - 4);
+            u[i / 2][i % 2] = kk__load4(job.a.rope + at * 2 + i % 2 * 4);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const uint32_t at = kk__swizzle(first + row0 + 16 * i, part) + h * 8;
+            const uint2 mine = *(const uint2 *)(v + at), its = *(const uint2 *)(other + at);
+            float2 a = times2(mine.x, make_float2(x.x, x.y)),
+                   b = times2(mine.y, make_float2(x.z, x.w));
+            const float2 e = times2(its.x, make_float2(y.x, y.y));
+            const float2 f = times2(its.y, make_float2(y.z, y.w));
+            const float4 s = u[i][0], t = u[i][1];
+            if (r0 < R && low) {
+                a = make_float2(a.x * s.x - e.x * s.y, a.y * s.z - e.y * s.w);
+                b = make_float2(b.x * t.x - f.x * t.y, b.y * t.z - f.y * t.w);
+            } else if (r0 < R) {
+                a = make_float2(a.x * s.x + e.x * s.y, a.y * s.z + e.y * s.w);
+                b = make_float2(b.x * t.x + f.x * t.y, b.y * t.z + f.y * t.w);
             }
-            *(uint4 *)(k + at) = pack8(f);
+            *(uint2 *)(k + at) = make_uint2(kk__pack2(a.x, a.y), kk__pack2(b.x, b.y));
         }
     }
     kk__wg_see();
 }
 
-/* Scores of 64 keys of a split, which this warpgroup derives. */
+/* Scores of 64 keys of a split, which this warpgroup derives, 64 dims at a time. */
 __device__ static void derived_scores(const struct kk_attn_job &job, struct shared *sh, int wg,
                                       char *smem, int n, int split, float (&s)[32])
 {
     const int last = sh->tile.seq.committed + sh->tile.seq.n_step - 1, j = split * S + wg * 64;
     const uint32_t base = kk__smem(smem);
+    const float *norm = (const float *)(smem + big::NORM_AT);
     kk__bar_wait(&sh->v_full[0], n % 2);
-    derive(job, smem + V_AT, smem + K_AT + SUB, 0, wg * 64, j, last);
+    derive(job, smem + big::V_AT, norm, smem + big::K_AT + SUB, 0, wg * 64, j, last);
     kk__meet(1 + wg, 128);
 #pragma unroll 1
-    for (int c = 0; c < NV; c++) {
-        const int at = K_AT + (c + 1) % 2 * SUB + wg * QSUB;
+    for (int c = 0; c < big::SUBS; c++) {
+        const int at = big::K_AT + (c + 1) % 2 * SUB + wg * QSUB;
         const uint64_t q = kk__operand(base + c * QSUB, 16), k = kk__operand(base + at, 16);
         kk__wg_begin();
 #pragma unroll
         for (int i = 0; i < 4; i++) kk__wg_n64<0>(s, q + i * 2, k + i * 2, c > 0 || i > 0);
         kk__wg_commit();
-        if (c == NV - 1) break;
+        if (c == big::SUBS - 1) break;
         if (c == 0) kk__meet(3, 256); /* nobody reads the weights of the split before */
         if (c < 3) kk__bar_wait(&sh->v_full[c + 1], n % 2);
         kk__wg_wait<1>();
         kk__meet(1 + wg, 128); /* of all four warps: the subtile is free */
-        derive(job, smem + V_AT, smem + K_AT + c % 2 * SUB, c + 1, wg * 64, j, last);
+        derive(job, smem + big::V_AT, norm, smem + big::K_AT + c % 2 * SUB, c + 1, wg * 64, j,
+               last);
         kk__meet(1 + wg, 128);
     }
     kk__wg_wait<0>();
 }
 
-/* One warpgroup: scores of half of the keys, values of half of the dims. */
-__device__ static void compute_derived(const struct kk_attn_job &job, struct shared *sh, int wg,
-                                       char *smem)
+/* The same of stored keys. */
+template <int D>
+__device__ static void stored_scores(struct shared *sh, int wg, uint32_t base, int n,
+                                     float (&s)[32])
 {
-    enum { NC = 4 };
+    typedef halves<D, 0> y;
+    const uint64_t q = kk__operand(base, 16), k = kk__operand(base + y::K_AT + wg * QSUB, 16);
+    kk__bar_wait(&sh->k_full, n % 2);
+    kk__wg_see();
+    kk__wg_begin();
+#pragma unroll
+    for (int i = 0; i < y::SUBS * 4; i++)
+        kk__wg_n64<0>(s, q + (i / 4 * QSUB + i % 4 * 32) / 16, k + (i / 4 * SUB + i % 4 * 32) / 16,
+                      i > 0);
+    kk__wg_commit();
+    kk__wg_wait<0>();
+    if (threadIdx.x % 32 == 0) kk__bar_arrive(&sh->k_empty);
+}
+
+/* One warpgroup's weights to subtile p; a: as weights() makes them. */
+__device__ static inline void store_weights(char *p, int pair, const uint32_t (&a)[16])
+{
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+        const int half = i % 2, part = i / 4 * 2 + i / 2 % 2;
+        *(uint32_t *)(p + kk__swizzle(pair + half * 8, part) + threadIdx.x % 4 * 4) = a[i];
+    }
+    kk__wg_see();
+}
+
+/* Running l of a split from the one warpgroup's keys to the other's. */
+__device__ static inline void sum_both(int wg, int pair, const float (&g)[4][2], float *sum_of,
+                                       float (&l)[2])
+{
+    if (wg == 1) {
+        kk__meet(4, 256);
+        l[0] = sum_of[pair], l[1] = sum_of[pair + 8];
+    }
+    add_groups(g, l);
+    if (wg == 0) {
+        if (threadIdx.x % 4 == 0) sum_of[pair] = l[0], sum_of[pair + 8] = l[1];
+        kk__arrive(4, 256);
+    }
+}
+
+/* One warpgroup: scores of half of the keys, values of half of the dims. */
+template <int D, int DERIVED>
+__device__ static void compute_half(const struct kk_attn_job &job, struct shared *sh, int wg,
+                                    char *smem)
+{
+    typedef halves<D, DERIVED> y;
     const struct kk_attn_tile &t = sh->tile;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, pair = warp * 16 + lane / 4;
+    const int lane = threadIdx.x % 32, pair = threadIdx.x / 32 % 4 * 16 + lane / 4;
     const int steps = kk__attn_splits(t.sight);
-    float *max_of = (float *)(smem + STAT_AT), *sum_of = max_of + 128, O[NC][32];
+    float *stat[2] = {(float *)(smem + y::STAT_AT), (float *)(smem + y::STAT_AT + y::STAT_NEXT)};
+    float *sum_of = stat[0] + 64, O[y::NC][32];
     struct rows2 r = start_rows(job, t, pair);
-    start_sums<NC>(job, r, wg * 256, O);
-    if (wg == 0) load_queries<HEAD>(job, t, 0, smem, QSUB);
+    start_sums<y::NC>(job, r, wg * D / 2, O);
+    if (wg == 0) load_queries<D>(job, t, 0, smem, QSUB);
     kk__meet(3, 256);
     const uint32_t base = kk__smem(smem);
-    const uint64_t w = kk__operand(base + K_AT, 16);
-    const uint64_t v = kk__operand(base + V_AT + wg * NC * SUB, 16);
+    const uint64_t w = kk__operand(base + y::P_AT, 16);
+    const uint64_t v = kk__operand(base + y::V_AT + wg * y::NC * SUB, 16);
     for (int n = 0; n < steps; n++) {
         const int split = kk__attn_split_at(t.sight, n);
-        float s[32], m[2], a[2], b[2], l[2] = {0, 0};
+        float s[32], m[2], a[2], b[2], g[4][2], l[2] = {0, 0};
         uint32_t p[16];
-        derived_scores(job, sh, wg, smem, n, split, s);
+        if constexpr (DERIVED) {
+            derived_scores(job, sh, wg, smem, n, split, s);
+            kk__meet(1 + wg, 128); /* of all four warps: keys give way to maxima */
+        } else
+            stored_scores<D>(sh, wg, base, n, s);
         mask_max<32>(job, t, r, split, split * S + wg * 64, s, m);
-        if (lane % 4 == 0) max_of[wg * 64 + pair] = m[0], max_of[wg * 64 + pair + 8] = m[1];
+        if (lane % 4 == 0) stat[wg][pair] = m[0], stat[wg][pair + 8] = m[1];
         kk__meet(3, 256);
 #pragma unroll
-        for (int h = 0; h < 2; h++) m[h] = fmaxf(max_of[pair + 8 * h], max_of[64 + pair + 8 * h]);
-        if (wg == 0) {
-            weights<32>(s, m, p, l);
-            if (lane % 4 == 0) sum_of[pair] = l[0], sum_of[pair + 8] = l[1];
-        }
-        if (wg == 1)
-            kk__meet(4, 256); /* the sums of the keys before these */
-        else
-            asm volatile("bar.arrive 4, 256;" ::: "memory");
-        if (wg == 1) {
-            l[0] = sum_of[pair], l[1] = sum_of[pair + 8];
-            weights<32>(s, m, p, l);
-        }
+        for (int h = 0; h < 2; h++) m[h] = fmaxf(stat[0][pair + 8 * h], stat[1][pair + 8 * h]);
+        weights<32>(s, m, p, g);
+        store_weights(smem + y::P_AT + wg * QSUB, pair, p);
+        sum_both(wg, pair, g, sum_of, l);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             kk__attn_merge(r.M[h], m[h], a[h], b[h]);
-            r.L[h] = __fmaf_rn(r.L[h], a[h], l[h] * b[h]); /* of warpgroup 1 alone it is all */
+            r.L[h] = __fmaf_rn(r.L[h], a[h], l[h] * b[h]); /* all, in warpgroup 1 alone */
         }
-#pragma unroll
-        for (int i = 0; i < 16;
-             i++) { /* 16 keys k, of row h, the second 8 of them: i / 4, i % 2, i / 2 % 2 */
-            const int c = i / 4 * 2 + i / 2 % 2;
-            *(uint32_t *)(smem + K_AT + wg * QSUB + kk__swizzle(pair + i % 2 * 8, c) +
-                          lane % 4 * 4) = p[i];
-        }
+        if (!DERIVED) kk__bar_wait(&sh->v_full[0], n % 2);
         kk__wg_see();
         kk__meet(3, 256);
 #pragma unroll
-        for (int c = 0; c < NC; c++) {
+        for (int c = 0; c < y::NC; c++) {
             float o[32];
             kk__wg_begin();
 #pragma unroll
@@ -496,7 +590,8 @@ __device__ static void compute_derived(const struct kk_attn_job &job, struct sha
                               v + (c * SUB + i * 2048) / 16, i > 0);
             kk__wg_commit();
             kk__wg_wait<0>();
-            if (lane == 0) kk__bar_arrive(&sh->v_empty[c]);
+            if (lane == 0 && (DERIVED || c == y::NC - 1))
+                kk__bar_arrive(&sh->v_empty[DERIVED ? c : 0]);
             merge_sums(O[c], o, a, b);
         }
     }
@@ -504,29 +599,39 @@ __device__ static void compute_derived(const struct kk_attn_job &job, struct sha
     if (wg == 1 && lane % 4 == 0) sum_of[pair] = r.L[0], sum_of[pair + 8] = r.L[1];
     kk__meet(3, 256);
     r.L[0] = sum_of[pair], r.L[1] = sum_of[pair + 8];
-    finish<NC>(job, r, wg * 256, O);
+    finish<y::NC>(job, r, wg * D / 2, O);
 }
 
+template <int D, int DERIVED>
 __global__ void __launch_bounds__(THREADS, 1)
-    k_derived(const __grid_constant__ struct kk_attn_job job)
+    k_halves(const __grid_constant__ struct kk_attn_job job)
 {
-    extern __shared__ char raw[];
-    __shared__ struct shared sh;
-    char *smem = aligned(raw);
-    const int wg = threadIdx.x / 128;
-    cudaGridDependencySynchronize();
-    if (!take_tile(job, (int32_t *)(smem + PLAN_AT), &sh)) return;
+    typedef halves<D, DERIVED> y;
+    extern __shared__ __align__(1024) char smem[]; /* there is no other: it is aligned */
+    struct shared &sh = *(struct shared *)(smem + y::SHARED_AT);
+    const int wg = threadIdx.x / 128, value = threadIdx.x / 64;
+    if (!take_tile(job, (int32_t *)(smem + y::PLAN_AT), &sh)) return;
+    if (DERIVED)
+        for (int d = threadIdx.x; d < D; d += THREADS)
+            ((float *)(smem + y::NORM_AT))[d] = job.a.k_norm[d];
     if (threadIdx.x < 4) {
-        kk__bar_init(&sh.v_full[threadIdx.x], 128);
+        kk__bar_init(&sh.v_full[threadIdx.x], DERIVED ? 128 : 64);
         kk__bar_init(&sh.v_empty[threadIdx.x], 8);
+        if (threadIdx.x == 0) kk__bar_init(&sh.k_full, 64);
+        if (threadIdx.x == 0) kk__bar_init(&sh.k_empty, 8);
     }
     __syncthreads();
     if (wg == 0) {
         kk__registers_down<DOWN>();
-        bring_values(job, &sh, kk__smem(smem) + V_AT);
+        if constexpr (DERIVED)
+            bring_values(job, &sh, kk__smem(smem) + y::V_AT);
+        else
+            bring<D>(job, sh.tile, (size_t)(sh.tile.g + value * job.a.G) * D * 2,
+                     kk__smem(smem) + (value ? y::V_AT : y::K_AT),
+                     value ? &sh.v_full[0] : &sh.k_full, value ? &sh.v_empty[0] : &sh.k_empty);
     } else {
         kk__registers_up<UP>();
-        compute_derived(job, &sh, wg - 1, smem);
+        compute_half<D, DERIVED>(job, &sh, wg - 1, smem);
     }
 }
 
@@ -537,8 +642,8 @@ static int run(struct kk_cuda *c, struct kk_attn_job *job, void (*kernel)(struct
 {
     const struct kk_attn_args *a = &job->a;
     const int seqs = a->B < a->T ? a->B : a->T;
-    bytes += 1024 + kk__attn_plan_ints(a->B) * 4;
-    if ((size_t)bytes > c->smem_most - sizeof(struct shared)) return 0;
+    bytes += kk__attn_plan_ints(a->B) * 4;
+    if ((size_t)bytes > c->smem_most) return 0;
     job->pairs = pairs;
     const int64_t tiles = ((int64_t)a->T * job->per_kv / pairs + seqs) * a->G;
     kk__cuda_latch(c,
@@ -548,18 +653,27 @@ static int run(struct kk_cuda *c, struct kk_attn_job *job, void (*kernel)(struct
     return 1;
 }
 
+/* Tiles of 128 pairs do more with a key that was brought; of 64, there are more of them. */
+template <int D> static int stored(struct kk_cuda *c, struct kk_attn_job *job)
+{
+    const int64_t pairs = (int64_t)job->a.T * job->a.H;
+    if (pairs / 128 < c->sms * 7 / 8) return run(c, job, k_halves<D, 0>, 64, halves<D, 0>::PLAN_AT);
+    return run(c, job, k_stored<D>, 128, 3 * (D / 64) * SUB + (int)sizeof(struct shared));
+}
+
 int kk__cuda_attn_wide(struct kk_cuda *c, struct kk_attn_job *job)
 {
     const struct kk_attn_args *a = &job->a;
     if (a->mask.exact_near) return 0; /* tiles of one row */
-    if (a->value_only) return a->D == HEAD ? run(c, job, k_derived, 64, PLAN_AT) : 0;
+    if (a->value_only)
+        return a->D == 512 && a->R % 4 == 0 ? run(c, job, k_halves<512, 1>, 64, big::PLAN_AT) : 0;
     switch (a->D) {
     case 64:
-        return run(c, job, k_stored<64>, 128, 3 * SUB);
+        return run(c, job, k_stored<64>, 128, 3 * SUB + (int)sizeof(struct shared));
     case 128:
-        return run(c, job, k_stored<128>, 128, 6 * SUB);
+        return stored<128>(c, job);
     case 256:
-        return run(c, job, k_stored<256>, 128, 12 * SUB);
+        return stored<256>(c, job);
     }
     return 0;
 }

@@ -1,7 +1,7 @@
 /* Private to attention on CUDA: barriers of shared memory and wgmma.
  *
- * Operands in shared memory are subtiles: rows of 128 bytes (64 bf16), 16-byte parts permuted within
- * a row by the row's number modulo 8. A subtile begins at a multiple of 1024 bytes. */
+ * Operands in shared memory are subtiles: rows of 128 bytes (64 bf16), 16-byte parts permuted
+ * within a row by the row's number modulo 8. A subtile begins at a multiple of 1024 bytes. */
 #ifndef KK_DEV_CUDA_ATTN_WG_INT_H
 #define KK_DEV_CUDA_ATTN_WG_INT_H
 
@@ -48,6 +48,11 @@ __device__ static inline void kk__bar_wait(uint64_t *b, int phase)
 __device__ static inline void kk__meet(int id, int n)
 {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n) : "memory");
+}
+
+__device__ static inline void kk__arrive(int id, int n)
+{
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n) : "memory");
 }
 
 /* What this thread wrote to shared memory, or saw written, is what wgmma reads. */

@@ -155,6 +155,13 @@ __device__ static inline void kk__mma(float (&d)[4], uint32_t a0, uint32_t a1, u
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+/* exp2f, but that results below 2^-126 are 0 (docs/adr/0023) */
+__device__ static inline float kk__exp2(float x)
+{
+    asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
+    return x;
+}
+
 __device__ static inline uint32_t kk__pack2(float lo, float hi)
 {
     __nv_bfloat162 h = __floats2bfloat162_rn(lo, hi);

@@ -2,8 +2,9 @@
  * weights, where rows are few for each expert).
  *
  * A tile is 16 stripes (128 outputs) by up to 192 rows of x. Four warps bring both into a ring in
- * shared memory, 4 tiles of inputs at a time, 16 bytes a thread, into the order that wgmma wants
- * without swizzling: 8 rows of 16 bytes follow each other. Two groups of four warps multiply, each
+ * shared memory, 4 tiles of inputs at a time, 16 bytes a thread, 8 threads 128 bytes that follow
+ * each other, put where wgmma looks for them when it swizzles: x by 128 bytes, tiles of weights by
+ * 32. Two groups of four warps multiply, each
  * 64 outputs; a chain is one accumulator, added to the sum in registers: 0020, whose order wgmma
  * keeps as mma.sync does. One group's additions pass while the other multiplies. Blocks stay, and
  * take every gridDim-th tile. Inputs are a multiple of 8.
@@ -11,8 +12,9 @@
  *   begin(tables)    by all threads
  *   tiles()          in all
  *   take(i)          tile i is now this thread's; n is its rows
- *   stripe(s)        stripe s of 16, its first tile
- *   row(r)           row r of x, or NULL
+ *   stripe(s)        stripe s of 16
+ *   x()              inputs, [.., K]
+ *   row(r)           which of them is row r
  *   open(s, o)       what store is going to write: output o of stripes s and s + 1, s even
  *   store(r, a, b)   theirs of row r */
 #ifndef KK_DEV_CUDA_LARGE_INT_H
@@ -145,12 +147,12 @@ template <> __device__ inline void kk__wgmma<192>(float (&d)[96], uint64_t a, ui
         : "l"(a), "l"(b), "r"(add));
 }
 
-/* K-major, no swizzle: 8 rows of 16 bytes are together; 128 bytes to the next 8 inputs, 1024 to the
- * next 8 rows */
-__device__ static inline uint64_t kk__operand(uint32_t at)
+/* K-major, 1024 bytes from 8 rows to the next. Weights: rows of 32 bytes, the halves of rows 4 to 7
+ * exchanged. x: rows of 128 bytes, the parts of 16 in the order part ^ row % 8. */
+__device__ static inline uint64_t kk__operand(uint32_t at, uint64_t swizzle)
 {
-    return (uint64_t)((at & 0x3ffff) >> 4) | (uint64_t)(128 >> 4) << 16 |
-           (uint64_t)(1024 >> 4) << 32;
+    return (uint64_t)((at & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 |
+           swizzle << 62;
 }
 
 __device__ static inline void kk__copy16(uint32_t dst, const void *src, int bytes)
@@ -185,38 +187,55 @@ struct kk_ring {
 
 /* ---- the four warps that load ------------------------------------------------------------- */
 
+enum { KK_LARGE_LOADS = KK_LARGE_ROWS / 16 }; /* of x by a thread, for a step */
+
 struct kk_loader {
     kk_ring ring;
-    int lane;
+    int warp, lane;
+    uint32_t to_w, to_x;          /* where a thread's first part of each goes in a slot */
+    const char *w[4];             /* this warp's stripes */
+    uint32_t row[KK_LARGE_LOADS]; /* a thread's parts of rows, in 8 numbers from job.x() */
 
-    /* n tiles of 4 stripes of each warp, from w[]; then n * 16 inputs from k on of each row */
-    __device__ void step(const char *const (&w)[4], const bf16 *const (&x)[KK_LARGE_ROWS / 32],
-                         int warp, int groups, int n, int k, int K)
+    __device__ kk_loader(const kk_ring &r)
+    {
+        ring = r;
+        warp = (int)threadIdx.x / 32 % 4;
+        lane = (int)threadIdx.x % 32;
+        const int x = warp * 4 + lane / 8;
+        to_w = (uint32_t)(warp * 4096 + (lane * 16 ^ (lane & 8) << 1));
+        to_x = (uint32_t)(KK_LARGE_W_BYTES + x * 128 + (lane % 8 ^ x % 8) * 16);
+    }
+
+    /* Rows past the tile's last are that again: nobody looks at what comes of them. */
+    template <class Job> __device__ void open(const Job &job, int K)
+    {
+#pragma unroll
+        for (int s = 0; s < 4; s++) w[s] = job.stripe(warp * 4 + s) + lane * 16;
+#pragma unroll
+        for (int i = 0; i < KK_LARGE_LOADS; i++) {
+            const int r = min(i * 16 + warp * 4 + lane / 8, job.n - 1);
+            row[i] = (uint32_t)job.row(r) * (uint32_t)(K / 8) + (uint32_t)(lane % 8);
+        }
+    }
+
+    /* n tiles of this warp's stripes; n * 16 inputs from k on of its rows, of `rows` */
+    __device__ void step(const bf16 *x, int rows, int n, int k, int K)
     {
         kk__bar_wait(&ring.empty[ring.slot], ring.phase ^ 1);
         const uint32_t at = ring.at();
+        const int size = k + lane % 8 * 8 < K ? 16 : 0; /* else zeros */
 #pragma unroll
-        for (int s = 0; s < 4; s++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const int i = h * 32 + lane; /* of the 16-byte parts of the stripe's tiles */
-                const uint32_t to = (uint32_t)((warp * 4 + s) * 1024 + i / 16 * 256 + i % 2 * 128 +
-                                               i % 16 / 2 * 16);
-                if (i / 16 < n) kk__copy16(at + to, w[s] + i * 16, 16);
-            }
-#pragma unroll
-        for (int g = 0; g < KK_LARGE_ROWS / 32; g++) {
-            if (g * 4 + warp >= groups) break;
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const int part = h * 4 + lane / 8, in = x[g] && k + part * 8 < K;
-                const uint32_t to = (uint32_t)(KK_LARGE_W_BYTES + (g * 4 + warp) * 1024 +
-                                               part * 128 + lane % 8 * 16);
-                if (part < 2 * n)
-                    kk__copy16(at + to, in ? (const void *)(x[g] + k + part * 8) : w[0],
-                               in ? 16 : 0);
-            }
+        for (int s = 0; s < 4; s++) {
+            if (lane / 16 < n) kk__copy16(at + to_w + (uint32_t)s * 1024, w[s], 16);
+            if (lane / 16 + 2 < n) kk__copy16(at + to_w + (uint32_t)s * 1024 + 512, w[s] + 512, 16);
+            w[s] += n * KK_TILE_BYTES;
         }
+        if (lane % 8 < 2 * n)
+#pragma unroll
+            for (int i = 0; i < KK_LARGE_LOADS; i++)
+                if (i * 16 < rows)
+                    kk__copy16(at + to_x + (uint32_t)i * 2048,
+                               x + (size_t)(row[i] + (uint32_t)(k / 8)) * 8, size);
         asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(
                          kk__shared(&ring.full[ring.slot]))
                      : "memory");
@@ -227,25 +246,14 @@ struct kk_loader {
 template <class Job>
 __device__ static void kk__large_load(const kk_large &g, Job &job, const kk_ring &ring)
 {
-    const int warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32;
-    kk_loader l = {ring, lane};
+    kk_loader l(ring);
     for (int i = (int)blockIdx.x; i < job.tiles(); i += (int)gridDim.x) {
-        const char *w[4];
-        const bf16 *x[KK_LARGE_ROWS / 32];
         job.take(i);
-        const int groups = kk__large_rows(job.n) / 8;
-#pragma unroll
-        for (int s = 0; s < 4; s++) w[s] = job.stripe(warp * 4 + s);
-#pragma unroll
-        for (int r = 0; r < KK_LARGE_ROWS / 32; r++) {
-            const int row = (r * 4 + warp) * 8 + lane % 8;
-            x[r] = row < job.n ? job.row(row) : NULL;
-        }
+        l.open(job, g.K);
+        const int rows = kk__large_rows(job.n);
         for (int t = 0, left = g.chain; t < g.tiles;) {
-            const int n = min(min(KK_LARGE_STEP, left), g.tiles - t);
-            l.step(w, x, warp, groups, n, t * KK_TILE_K, g.K);
-#pragma unroll
-            for (int s = 0; s < 4; s++) w[s] += n * KK_TILE_BYTES;
+            const int n = min(min((int)KK_LARGE_STEP, left), g.tiles - t);
+            l.step(job.x(), rows, n, t * KK_TILE_K, g.K);
             t += n;
             left = left == n ? g.chain : left - n;
         }
@@ -264,7 +272,7 @@ template <int N> struct kk_product {
 #pragma unroll
         for (int i = 0; i < n; i++)
             kk__wgmma<N>(d, w + (uint64_t)(i * (KK_TILE_BYTES >> 4)),
-                         x + (uint64_t)(i * (KK_TILE_BYTES >> 4)), i ? 1 : more);
+                         x + (uint64_t)(i * (KK_TILE_K * 2 >> 4)), i ? 1 : more);
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     }
 
@@ -276,8 +284,8 @@ template <int N> struct kk_product {
             const uint32_t at = ring.at();
             kk__bar_wait(&ring.full[ring.slot], ring.phase);
             asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-            const uint64_t w = kk__operand(at + (uint32_t)group * (KK_LARGE_W_BYTES / 2));
-            const uint64_t x = kk__operand(at + KK_LARGE_W_BYTES);
+            const uint64_t w = kk__operand(at + (uint32_t)group * (KK_LARGE_W_BYTES / 2), 3);
+            const uint64_t x = kk__operand(at + KK_LARGE_W_BYTES, 1);
             if (n == 4)
                 step<4>(w, x, t);
             else if (n == 3)
@@ -344,8 +352,9 @@ template <class Job>
 __global__ void __launch_bounds__(KK_LARGE_THREADS, 1)
     kk__large_kernel(const __grid_constant__ kk_large g, const __grid_constant__ Job given)
 {
-    extern __shared__ __align__(128) char smem[];
-    __shared__ uint64_t full[KK_LARGE_SLOTS], empty[KK_LARGE_SLOTS];
+    extern __shared__ __align__(1024) char smem[];
+    uint64_t *full = (uint64_t *)(smem + KK_LARGE_SLOTS * KK_LARGE_SLOT_BYTES);
+    uint64_t *empty = full + KK_LARGE_SLOTS;
     Job job = given;
     if (threadIdx.x == 0) {
         for (int i = 0; i < KK_LARGE_SLOTS; i++) {
@@ -381,7 +390,7 @@ static inline kk_large kk__large_plan(int64_t K, int table_bytes)
     g.tiles = (int)kk__tiles(K);
     g.chain = kk__chain_tiles(g.tiles);
     g.chains = (g.tiles + g.chain - 1) / g.chain;
-    g.tables_at = KK_LARGE_SLOTS * KK_LARGE_SLOT_BYTES;
+    g.tables_at = KK_LARGE_SLOTS * (KK_LARGE_SLOT_BYTES + 16);
     g.smem = g.tables_at + table_bytes;
     return g;
 }

@@ -6,7 +6,7 @@ namespace
 
 /* act(gate x) * (up x): slots 2 i and 2 i + 1 are a stripe of gate and one of up */
 template <int ROWS> struct glu_job {
-    static constexpr bool early = true, gaps = false;
+    static constexpr bool early = true;
     const char *gate, *up;
     const bf16 *x;
     bf16 *y;
@@ -107,7 +107,8 @@ struct linear_tiles {
         const kk_matrix m = j.of(s);
         return m.w + (size_t)(s - m.first) * j.stripe_bytes;
     }
-    __device__ const bf16 *row(int r) const { return j.x + (size_t)(at.t0 + r) * (size_t)j.K; }
+    __device__ const bf16 *x() const { return j.x; }
+    __device__ int row(int r) const { return at.t0 + r; }
     __device__ float *to(int s, int o, float *bias, int *stride) const
     {
         if (s >= j.stripes) return NULL;
@@ -150,7 +151,8 @@ struct glu_tiles {
         const size_t i = (size_t)min(at.s0 + s / 2, j.stripes - 1);
         return (s & 1 ? j.up : j.gate) + i * j.stripe_bytes;
     }
-    __device__ const bf16 *row(int r) const { return j.x + (size_t)(at.t0 + r) * (size_t)j.K; }
+    __device__ const bf16 *x() const { return j.x; }
+    __device__ int row(int r) const { return at.t0 + r; }
     __device__ void open(int s, int o) { f = (at.s0 + s / 2) * 8 + o; }
     __device__ void store(int r, float a, float b) const
     {

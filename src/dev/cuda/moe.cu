@@ -149,14 +149,15 @@ struct picks {
 /* h[row, choice, F] = act(gate x) * (up x). An item is 8 numbers of one expert: a stripe of gate,
  * one of up, or the two that the 8 lie in where F is no multiple of 8 (PARTS 3). */
 template <int ROWS, int PARTS> struct gate_up_job {
-    static constexpr bool early = false, gaps = PARTS == 3;
+    static constexpr bool early = false;
     picks p;
     const char *w;
     size_t mat_bytes, stripe_bytes;
     const bf16 *x;
     bf16 *h;
     enum kk_activation act;
-    int K, F, items, total, most, chains; /* items of an expert; stripes of a matrix; of a group */
+    int K, F, total, most, chains; /* total: stripes of a matrix; most: of a group */
+    kk_div items;                  /* of an expert */
 
     __device__ int item(int q, int s) const
     {
@@ -164,22 +165,29 @@ template <int ROWS, int PARTS> struct gate_up_job {
     }
     __device__ int mine() const
     {
-        const int n = *p.count * items - (int)blockIdx.x + (int)gridDim.x - 1;
+        const int n = *p.count * (int)items.d - (int)blockIdx.x + (int)gridDim.x - 1;
         return n / (int)gridDim.x * PARTS;
     }
     __device__ void begin(char *tables) { p.begin<ROWS>(tables); }
     __device__ void finish() {}
     __device__ int groups() const { return (mine() + most - 1) / most; }
     __device__ int slots(int q) const { return min(most, mine() - q * most); }
+    /* which stripe of its matrix */
+    __device__ int which(int i, int part) const
+    {
+        const int n = items.rest(i);
+        return part ? (F + n * 8) / 8 + part - 1 : n;
+    }
     __device__ const char *stripe(int q, int s) const
     {
-        const int i = item(q, s), a = i / items, part = s % PARTS;
-        int n = i - a * items;
-        if (part) n = (F + n * 8) / 8 + part - 1;
+        const int i = item(q, s), n = which(i, s % PARTS);
         if (n >= total) return NULL;
-        return w + (size_t)p.list[a] * mat_bytes + (size_t)n * stripe_bytes;
+        return w + (size_t)p.list[items.of(i)] * mat_bytes + (size_t)n * stripe_bytes;
     }
-    __device__ int inputs(int, int) const { return 0; }
+    __device__ int inputs(int q, int s) const
+    {
+        return PARTS == 3 && which(item(q, s), s % PARTS) >= total ? -1 : 0;
+    }
     __device__ const bf16 *row(int, int, int r) const
     {
         r += (int)blockIdx.y * ROWS;
@@ -190,7 +198,7 @@ template <int ROWS, int PARTS> struct gate_up_job {
         const int rows = kk__slice_rows<ROWS>(p.T), n = slots(q) / PARTS, step = rows * 8;
         for (int j = (int)threadIdx.x; j < n * step; j += (int)blockDim.x) {
             const int s = j / step * PARTS, e = j % step, r = e / 8, o = e % 8;
-            const int i = item(q, s), a = i / items, f = (i - a * items) * 8 + o;
+            const int i = item(q, s), a = items.of(i), f = items.rest(i) * 8 + o;
             const int slot = p.slot[p.list[a] * 16 + r], at = F % 8 + o;
             if (f >= F || slot == picks::none) continue;
             const float *g = part + s * chains * step + e;
@@ -208,42 +216,52 @@ template <int ROWS, int PARTS> struct gate_up_job {
  * experts is read before gate_up has ended: it waited for what wrote idx and weight before it let
  * this kernel start. */
 template <int ROWS> struct down_job {
-    static constexpr bool early = true, gaps = true;
+    static constexpr bool early = true;
     picks p;
     const char *w;
     size_t mat_bytes, stripe_bytes;
     const bf16 *h;
     const float *weight;
     float *y;
-    int F, C, stripes, columns, experts, ways, chains;
-    float total[DOWN_COLUMNS]; /* of the rows and outputs that are this thread's */
+    int F, C, stripes, experts, chains;
+    kk_div columns, ways, turns; /* turns: groups of all experts */
+    float total[DOWN_COLUMNS];   /* of the rows and outputs that are this thread's */
 
-    __device__ int turns() const { return max(1, (*p.count + experts - 1) / experts); }
     __device__ int expert(int q, int a) const
     {
-        a += q % turns() * experts;
+        a += turns.rest(q) * experts;
         return a < *p.count ? p.list[a] : -1;
     }
     __device__ int output(int q, int column) const
     {
-        return (int)blockIdx.x + (q / turns() * columns + column) * (int)gridDim.x;
+        return (int)blockIdx.x + (turns.of(q) * (int)columns.d + column) * (int)gridDim.x;
     }
-    __device__ int of_slot(int s) const { return s / ways / columns * ways + s % ways; }
-    __device__ void begin(char *tables) { p.begin<ROWS>(tables); }
+    __device__ int of_slot(int s) const
+    {
+        return columns.of(ways.of(s)) * (int)ways.d + ways.rest(s);
+    }
+    __device__ void begin(char *tables)
+    {
+        p.begin<ROWS>(tables);
+        turns = kk_div(max(1, (*p.count + experts - 1) / experts));
+    }
     __device__ void finish() {}
     __device__ int groups() const
     {
         const int mine = (stripes - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
-        return (mine + columns - 1) / columns * turns();
+        return (mine + (int)columns.d - 1) / (int)columns.d * (int)turns.d;
     }
-    __device__ int slots(int) const { return experts * columns; }
+    __device__ int slots(int) const { return experts * (int)columns.d; }
     __device__ const char *stripe(int q, int s) const
     {
-        const int e = expert(q, of_slot(s)), n = output(q, s / ways % columns);
+        const int e = expert(q, of_slot(s)), n = output(q, columns.rest(ways.of(s)));
         if (e < 0 || n >= stripes) return NULL;
         return w + (size_t)e * mat_bytes + (size_t)n * stripe_bytes;
     }
-    __device__ int inputs(int q, int s) const { return expert(q, of_slot(s)); }
+    __device__ int inputs(int q, int s) const
+    {
+        return output(q, columns.rest(ways.of(s))) < stripes ? expert(q, of_slot(s)) : -1;
+    }
     __device__ const bf16 *row(int q, int s, int r) const
     {
         const int slot = p.slot[expert(q, of_slot(s)) * 16 + r];
@@ -253,17 +271,17 @@ template <int ROWS> struct down_job {
     }
     __device__ void sum(const float *part, int q)
     {
-        const int rows = kk__slice_rows<ROWS>(p.T), step = rows * 8, turn = q % turns();
+        const int rows = kk__slice_rows<ROWS>(p.T), step = rows * 8, turn = turns.rest(q);
         const int e = (int)threadIdx.x % step, r = e / 8, t = (int)blockIdx.y * ROWS + r;
         int column = (int)threadIdx.x / step;
         if (column >= (int)blockDim.x / step) return;
 #pragma unroll
         for (int i = 0; i < DOWN_COLUMNS; i++, column += (int)blockDim.x / step) {
             const int n = output(q, column) * 8 + e % 8;
-            if (column >= columns || n >= C) return;
-            const float *at = part + column * ways * chains * step + e;
+            if (column >= (int)columns.d || n >= C) return;
+            const float *at = part + column * (int)ways.d * chains * step + e;
             total[i] = more(at, step, q, r, t, turn ? total[i] : 0);
-            if (turn == turns() - 1) y[(size_t)t * (size_t)C + (size_t)n] = total[i];
+            if (turn == (int)turns.d - 1) y[(size_t)t * (size_t)C + (size_t)n] = total[i];
         }
     }
     /* v and what the group's experts add to it: row t, r of the slice */
@@ -274,7 +292,7 @@ template <int ROWS> struct down_job {
             if (x < 0) break;
             const int slot = p.slot[x * 16 + r];
             if (slot == picks::none) continue;
-            const int s = a / ways * columns * ways + a % ways;
+            const int s = ways.of(a) * (int)(columns.d * ways.d) + ways.rest(a);
             v = __fmaf_rn(weight[t * p.A + slot], kk__chains(at + s * chains * step, chains, step),
                           v);
         }
@@ -392,7 +410,7 @@ struct gate_up_tiles {
     expert_tile t;
     const char *w;
     size_t mat_bytes, stripe_bytes;
-    const bf16 *x;
+    const bf16 *in;
     bf16 *h;
     enum kk_activation act;
     int K, F, A, stripes; /* of gate */
@@ -410,10 +428,8 @@ struct gate_up_tiles {
         const int i = min(t.column * (KK_LARGE_STRIPES / 2) + s / 2, stripes - 1);
         return w + (size_t)t.e * mat_bytes + (size_t)(i + s % 2 * stripes) * stripe_bytes;
     }
-    __device__ const bf16 *row(int r) const
-    {
-        return x + (size_t)(t.g.list[t.place + r] / A) * (size_t)K;
-    }
+    __device__ const bf16 *x() const { return in; }
+    __device__ int row(int r) const { return t.g.list[t.place + r] / A; }
     __device__ void open(int s, int o) { f = (t.column * (KK_LARGE_STRIPES / 2) + s / 2) * 8 + o; }
     __device__ void store(int r, float gate, float up) const
     {
@@ -444,7 +460,8 @@ struct down_tiles {
         const int i = min(t.column * KK_LARGE_STRIPES + s, stripes - 1);
         return w + (size_t)t.e * mat_bytes + (size_t)i * stripe_bytes;
     }
-    __device__ const bf16 *row(int r) const { return h + (size_t)(t.place + r) * (size_t)F; }
+    __device__ const bf16 *x() const { return h; }
+    __device__ int row(int r) const { return t.place + r; }
     __device__ void open(int s, int o) { at = (t.column * KK_LARGE_STRIPES + s) * 8 + o; }
     __device__ void store(int r, float a, float b) const
     {
@@ -454,7 +471,7 @@ struct down_tiles {
     }
 };
 
-/* A block for each row. */
+/* A block for each row; C is a multiple of 4. */
 __global__ void __launch_bounds__(COMBINE_THREADS)
     combine(const int32_t *idx, const float *weight, const int *where, const float *d, int A, int C,
             float *y)
@@ -471,12 +488,17 @@ __global__ void __launch_bounds__(COMBINE_THREADS)
         times[before] = weight[t * A + mine];
     }
     __syncthreads();
-    for (int c = mine; c < C; c += COMBINE_THREADS) {
-        float v = 0;
+    for (int c = mine * 4; c < C; c += COMBINE_THREADS * 4) {
+        float4 v = {0, 0, 0, 0};
 #pragma unroll 8
-        for (int i = 0; i < A; i++)
-            v = __fmaf_rn(times[i], d[(size_t)place[i] * (size_t)C + (size_t)c], v);
-        y[(size_t)t * (size_t)C + (size_t)c] = v;
+        for (int i = 0; i < A; i++) {
+            const float4 x = *(const float4 *)(d + (size_t)place[i] * (size_t)C + (size_t)c);
+            v.x = __fmaf_rn(times[i], x.x, v.x);
+            v.y = __fmaf_rn(times[i], x.y, v.y);
+            v.z = __fmaf_rn(times[i], x.z, v.z);
+            v.w = __fmaf_rn(times[i], x.w, v.w);
+        }
+        *(float4 *)(y + (size_t)t * (size_t)C + (size_t)c) = v;
     }
 }
 
@@ -556,9 +578,9 @@ void gate_up_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p
     j.act = a->act;
     j.K = (int)a->gate_up->cols;
     j.F = (int)a->down->cols;
-    j.items = (int)kk__stripes(j.F);
+    j.items = kk_div((int)kk__stripes(j.F));
     j.total = (int)kk__stripes(2 * j.F);
-    const int64_t items = (pairs < a->E ? pairs : a->E) * j.items;
+    const int64_t items = (pairs < a->E ? pairs : a->E) * (int64_t)j.items.d;
     const kk_stream g = kk__stream_plan(a->T, j.K, ROWS, PARTS * kk__block_share(c, items), PARTS,
                                         (int)picks::bytes(a->E));
     j.stripe_bytes = (size_t)g.tiles * KK_TILE_BYTES;
@@ -583,12 +605,13 @@ void down_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p, c
     j.stripes = (int)kk__stripes(j.C);
     const int64_t share = kk__block_share(c, j.stripes);
     const int ways = kk__stream_plan(a->T, j.F, ROWS, 1, 1, 0).ways;
-    j.columns = (int)(share < DOWN_COLUMNS ? share : (int64_t)DOWN_COLUMNS);
+    const int columns = (int)(share < DOWN_COLUMNS ? share : (int64_t)DOWN_COLUMNS);
     const int64_t experts = ((pairs < a->E ? pairs : a->E) + ways - 1) / ways * ways;
-    const kk_stream g = kk__stream_plan(a->T, j.F, ROWS, experts * j.columns, ways * j.columns,
+    const kk_stream g = kk__stream_plan(a->T, j.F, ROWS, experts * columns, ways * columns,
                                         (int)picks::bytes(a->E));
-    j.experts = g.slots / j.columns;
-    j.ways = g.ways;
+    j.columns = kk_div(columns);
+    j.experts = g.slots / columns;
+    j.ways = kk_div(g.ways);
     j.chains = g.chains;
     j.stripe_bytes = (size_t)g.tiles * KK_TILE_BYTES;
     kk__stream_launch<ROWS>(c, "moe down", g, j, j.stripes);
@@ -621,7 +644,7 @@ void moe_many(struct kk_cuda *c, const struct kk_moe_args *a)
     u.w = (const char *)a->gate_up->data;
     u.mat_bytes = a->gate_up->mat_bytes;
     u.stripe_bytes = (size_t)in.tiles * KK_TILE_BYTES;
-    u.x = (const bf16 *)a->x;
+    u.in = (const bf16 *)a->x;
     d.h = u.h = (bf16 *)(base + m.h);
     u.act = a->act;
     u.K = K;

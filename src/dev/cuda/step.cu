@@ -538,8 +538,8 @@ __device__ __noinline__ void consumer(const uint32_t *pp)
 /* ---- reducers ---- */
 
 /* pieces: behind, of each quad, as bytes of a word: few enough are ever waited for. units: the
- * warps take turns over all units of the step, so that neither is ever more than a lap of the pieces
- * behind what it waits for. */
+ * warps take turns over all units of the step, so that neither is ever more than a lap of the
+ * pieces behind what it waits for. */
 struct reduce {
     struct context c;
     uint32_t pieces;

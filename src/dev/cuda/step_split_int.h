@@ -1,5 +1,5 @@
-/* Private to step.cu: attention of a step: which splits an SM has, and a split of one KV head by the
- * consumers. docs/adr/0020 has the order. */
+/* Private to step.cu: attention of a step: which splits an SM has, and a split of one KV head by
+ * the consumers. docs/adr/0020 has the order. */
 #ifndef KK_DEV_CUDA_STEP_SPLIT_INT_H
 #define KK_DEV_CUDA_STEP_SPLIT_INT_H
 
@@ -234,7 +234,7 @@ template <int D> struct split_work {
         return r < q.n * Z::per_kv && d >= 0 && d < m.window && (d < m.near || j < m.sinks);
     }
 
-    /* Keys of a layer that keeps values: b of two tiles of keys, kt and, where it turns, kt + D/32 */
+    /* Keys of a layer that keeps values: b of two tiles of keys, kt; c: kt + D / 32 */
     __device__ inline void derive(uint32_t (&b)[4], int kt) const
     {
         const int q = z.c.lane & 3;
@@ -265,7 +265,7 @@ template <int D> struct split_work {
         }
     }
 
-    /* Scores of 16 keys, group kg of the split, by one warp: s[n][..] of keys 8 n .. The first tiles
+    /* Scores of 16 keys, group kg of the split, by one warp: s[n][..] of keys 8 n .. First tiles
      * of a derived key turn with those half a head away, which are kept until it is their turn. */
     __device__ inline void tile(float (&s)[2][4], uint32_t qa, const uint32_t (&b)[4]) const
     {
@@ -455,7 +455,7 @@ template <int D> struct split_work {
             mark(layer, 17);
         }
         warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
-        /* what was copied and patched there was written otherwise than by the bulk copies to come */
+        /* what was copied and patched there was not written as bulk copies write */
         if (z.c.warp == 15 && z.c.lane < slots) {
             asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
             bar_arrive4(&z.c.s->empty[(z.n + (uint32_t)z.c.lane) % KS_SLOTS]);

@@ -1,19 +1,18 @@
 /* Private to dev/cuda: products of up to 16 rows, bound by the bytes of the weights.
  *
- * A block works on a group of stripes. A piece of work is one chain of one stripe. A warp has chains
- * of its own, holds their inputs of x in registers, and goes through the group's stripes (all, or
- * every `ways`-th where there are more warps than chains): it brings its pieces in by bulk copies,
- * `depth` of them ahead, through a ring of its own, and multiplies (weights are operand B). No warp
- * waits for another before the group's end; then the sums of chains, in shared memory, are added in
- * ascending order: 0020. What the stripes are and what becomes of a sum is the job's:
+ * A block works on a group of stripes. A piece of work is one chain of one stripe. A warp has
+ * chains of its own, holds their inputs of x in registers, and goes through the group's stripes
+ * (all, or every `ways`-th where there are more warps than chains): it brings its pieces in by bulk
+ * copies, `depth` of them ahead, through a ring of its own, and multiplies (weights are operand B).
+ * No warp waits for another before the group's end; then the sums of chains, in shared memory, are
+ * added in ascending order: 0020. What the stripes are and what becomes of a sum is the job's:
  *
  *   early            weights are known before other ops end: they are fetched while those run
  *   begin(tables)    by all threads
  *   groups()         of this block
  *   slots(q)         stripes of group q
- *   gaps             some slots may have none
- *   stripe(q, s)     of slot s, or NULL
- *   inputs(q, s)     which rows it is multiplied with: equal numbers, equal rows
+ *   inputs(q, s)     of slot s: -1 if it has no stripe; equal numbers: the same rows of x
+ *   stripe(q, s)     or NULL
  *   row(q, s, r)     row r of them, or NULL
  *   sum(part, q)     by all threads: part[s * chains + chain][row][output] has what is needed
  *   finish()         by all threads */
@@ -23,12 +22,12 @@
 #include "dev/cuda/cuda_int.h"
 
 enum {
-    KK_STREAM_THREADS = 256,
+    KK_STREAM_THREADS = 512,
     KK_STREAM_DEPTH = 8,
-    KK_STREAM_CHAIN = 11,            /* tiles of a chain, at most */
-    KK_STREAM_SMEM = 113 << 10,      /* of a block, if it can be: two fit a multiprocessor */
-    KK_STREAM_SMEM_MOST = 226 << 10, /* of any block */
-    KK_STREAM_SUMS = 8 << 10         /* of a group; more where one stripe has more */
+    KK_STREAM_CHAIN = 11,       /* tiles of a chain, at most */
+    KK_STREAM_SMEM = 226 << 10, /* of a block */
+    KK_STREAM_SUMS = 16 << 10,  /* of a group: enough, and more for a few stripes at least */
+    KK_STREAM_SUMS_MOST = 64 << 10
 };
 
 struct kk_stream {
@@ -93,6 +92,17 @@ __device__ static inline float kk__chains(const float *part, int chains, int ste
     return v;
 }
 
+/* x / d for x d < 2^32 */
+struct kk_div {
+    uint32_t d, m;
+    __host__ __device__ kk_div(int by = 1)
+        : d((uint32_t)by), m(by > 1 ? (uint32_t)(((1ull << 32) + (uint32_t)by - 1) / by) : 0)
+    {
+    }
+    __device__ int of(int x) const { return m ? (int)__umulhi((uint32_t)x, m) : x; }
+    __device__ int rest(int x) const { return x - of(x) * (int)d; }
+};
+
 /* rows of a slice */
 template <int ROWS> __device__ static inline int kk__slice_rows(int T)
 {
@@ -102,25 +112,29 @@ template <int ROWS> __device__ static inline int kk__slice_rows(int T)
 /* Where a warp is among its pieces. */
 template <class Job> struct kk_walk {
     int q, c, s, slots; /* group, chain, slot; slots of the group */
+    int first_c, first_s;
 
     __device__ void start(const kk_stream &g, const Job &job, int groups, int warp)
     {
         q = warp < g.chains * g.ways ? 0 : groups;
-        c = warp % g.chains;
-        s = warp / g.chains;
+        c = first_c = warp % g.chains;
+        s = first_s = warp / g.chains;
         slots = q < groups ? job.slots(0) : 0;
     }
-    /* to the next piece of group q, or false at its end: then q is the next group */
-    __device__ bool next(const kk_stream &g, const Job &job, int groups, int warp)
+    __device__ void next(const kk_stream &g, const Job &job, int groups)
     {
         s += g.ways;
-        if (s < slots) return true;
-        s = warp / g.chains;
+        if (s < slots) return;
+        s = first_s;
         c += g.warps;
-        if (c < g.chains) return true;
-        c = warp % g.chains;
+        if (c < g.chains) return;
+        c = first_c;
         if (++q < groups) slots = job.slots(q);
-        return false;
+    }
+    /* inputs of the piece, -1: there is none */
+    __device__ int inputs(const Job &job, int groups) const
+    {
+        return q < groups && s < slots ? job.inputs(q, s) : -1;
     }
 };
 
@@ -159,7 +173,7 @@ template <int ROWS, class Job> struct kk_streamer {
         while (ahead.q < groups) {
             const int q = ahead.q, c = ahead.c, s = ahead.s;
             const char *w = s < ahead.slots ? job.stripe(q, s) : NULL;
-            ahead.next(g, job, groups, warp);
+            ahead.next(g, job, groups);
             if (!w) continue;
             kk__bulk(ring + put_slot * g.chain * KK_TILE_BYTES,
                      w + (size_t)c * (size_t)g.chain * KK_TILE_BYTES, tiles_of(c) * KK_TILE_BYTES,
@@ -234,22 +248,37 @@ template <int ROWS, class Job> struct kk_streamer {
             }
     }
 
+    /* With registers to spare, the inputs of the piece after this are on their way by then. */
     __device__ void run(float *part)
     {
         const int rows = kk__slice_rows<ROWS>(g.T);
-        uint2 a[KK_STREAM_CHAIN], b[KK_STREAM_CHAIN];
-        int have_c = -1, have_x = -1, slot = 0, phase = 0;
+        uint2 a[KK_STREAM_CHAIN], b[KK_STREAM_CHAIN], next[KK_STREAM_CHAIN];
+        int have_c = -1, have_x = -1, next_c = -1, next_x = -1, slot = 0, phase = 0;
         kk_walk<Job> at;
         at.start(g, job, groups, warp);
+        int at_x = at.inputs(job, groups);
         for (int q = 0; q < groups; q++) {
             float *to = part + (q & 1) * g.part_floats;
-            for (bool more = at.q == q; more; more = at.next(g, job, groups, warp)) {
-                const int c = at.c, s = at.s, n = tiles_of(c);
-                if (s >= at.slots || (Job::gaps && !job.stripe(q, s))) continue;
-                const int x = job.inputs(q, s);
-                if (c != have_c || x != have_x) load(a, b, q, s, c);
-                have_c = c;
-                have_x = x;
+            while (at.q == q) {
+                const int c = at.c, s = at.s, n = tiles_of(c), x = at_x;
+                at.next(g, job, groups);
+                at_x = at.inputs(job, groups);
+                if (x < 0) continue;
+                if (c != have_c || x != have_x) {
+                    if (ROWS == 8 && c == next_c && x == next_x) {
+#pragma unroll
+                        for (int t = 0; t < KK_STREAM_CHAIN; t++) a[t] = next[t];
+                    } else {
+                        load(a, b, q, s, c);
+                    }
+                    have_c = c;
+                    have_x = x;
+                }
+                if (ROWS == 8 && at_x >= 0 && (at.c != c || at_x != x)) {
+                    load(next, b, at.q, at.s, at.c);
+                    next_c = at.c;
+                    next_x = at_x;
+                }
                 kk__bar_wait(&bars[slot], phase);
                 const uint2 *w = (const uint2 *)(ring + slot * g.chain * KK_TILE_BYTES) + lane;
                 float d[4] = {0, 0, 0, 0};
@@ -277,10 +306,10 @@ template <int ROWS, class Job> struct kk_streamer {
 };
 
 template <int ROWS, class Job>
-__global__ void __launch_bounds__(KK_STREAM_THREADS, 2)
+__global__ void __launch_bounds__(KK_STREAM_THREADS, 1)
     kk__stream(const __grid_constant__ kk_stream g, const __grid_constant__ Job given)
 {
-    extern __shared__ __align__(128) char smem[];
+    extern __shared__ __align__(1024) char smem[];
     Job job = given;
     kk_streamer<ROWS, Job> s(g, job, smem);
     if (Job::early) {
@@ -311,7 +340,7 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     g.tiles = (int)kk__tiles(K);
     g.chain = kk__chain_tiles(g.tiles);
     g.chains = (g.tiles + g.chain - 1) / g.chain;
-    for (int w = KK_STREAM_THREADS / 32; w >= 4; w--) {
+    for (int w = KK_STREAM_THREADS / 32; w >= 8; w--) {
         const int ways = w / g.chains > 1 ? w / g.chains : 1, turns = (g.chains + w - 1) / w;
         const double busy = (double)(g.chains * ways) / (turns * w);
         if (busy <= best) continue;
@@ -322,16 +351,15 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     const int sums = g.chains * (T < rows ? T : rows) * 32; /* bytes, of a stripe */
     const int piece = g.chain * KK_TILE_BYTES + 8;
     int64_t slots = KK_STREAM_SUMS / sums;
-    if (slots < 4 * g.ways) slots = 4 * g.ways;
-    if (slots * sums > 4 * KK_STREAM_SUMS) slots = 4 * KK_STREAM_SUMS / sums;
+    if (slots < 12 * g.ways) slots = 12 * g.ways;
+    if (slots * sums > KK_STREAM_SUMS_MOST) slots = KK_STREAM_SUMS_MOST / sums;
     if (slots > share) slots = share;
     slots = slots < parts ? parts : slots / parts * parts;
     g.slots = (int)slots;
-    const int all = g.slots * sums, two = 2 * g.warps * piece, fixed = table_bytes + 256;
-    const int most = fixed + two + all <= KK_STREAM_SMEM ? KK_STREAM_SMEM : KK_STREAM_SMEM_MOST;
-    const int buffers = fixed + 2 * two + 2 * all <= most ? 2 : 1;
+    const int all = g.slots * sums, three = 3 * g.warps * piece, fixed = table_bytes + 256;
+    const int buffers = fixed + three + 2 * all <= KK_STREAM_SMEM ? 2 : 1;
     g.part_floats = buffers == 2 ? all / 4 : 0;
-    g.depth = (most - fixed - buffers * all) / (g.warps * piece);
+    g.depth = (KK_STREAM_SMEM - fixed - buffers * all) / (g.warps * piece);
     g.depth = g.depth < 1 ? 1 : g.depth > KK_STREAM_DEPTH ? KK_STREAM_DEPTH : g.depth;
     g.part_at = g.warps * g.depth * g.chain * KK_TILE_BYTES;
     g.bars_at = g.part_at + buffers * all;
@@ -376,7 +404,7 @@ struct kk_matrix {
 };
 
 template <int ROWS> struct kk_linear_job {
-    static constexpr bool early = true, gaps = false;
+    static constexpr bool early = true;
     kk_matrix m0, m1, m2;
     const bf16 *x;
     float softcap;
@@ -406,8 +434,9 @@ template <int ROWS> struct kk_linear_job {
     __device__ const char *stripe(int q, int s) const
     {
         const int i = index(q, s);
-        const kk_matrix m = of(i);
-        return m.w + (size_t)(i - m.first) * stripe_bytes;
+        const char *w = i < m1.first ? m0.w : i < m2.first ? m1.w : m2.w;
+        const int first = i < m1.first ? 0 : i < m2.first ? m1.first : m2.first;
+        return w + (size_t)(unsigned)(i - first) * stripe_bytes;
     }
     __device__ int inputs(int, int) const { return 0; }
     __device__ const bf16 *row(int, int, int r) const

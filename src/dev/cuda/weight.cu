@@ -5,8 +5,11 @@
  * work on the device: a stripe arrives as it stays. Synthetic weights are made where they stay. */
 #include <cuda_fp16.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "dev/cuda/cuda_int.h"
+
+enum { AHEAD = 4 }; /* parts of the ring that are read from disk before they are packed */
 
 static size_t stripe_bytes(const struct kk_weight_src *s)
 {
@@ -113,6 +116,20 @@ static void pack(void *arg, int item, int worker)
             pack_row(s->dtype, from, s->cols, to + r * 2 * KK_TILE_K);
 }
 
+/* Have the system read the next `bytes` of a mapped source into memory meanwhile. */
+static void ask_for(const struct kk_weight_src *s, int64_t stripe, size_t bytes)
+{
+    const int64_t stripes = kk__stripes(s->rows);
+    const uint64_t rows = (uint64_t)(stripe / stripes * s->rows + stripe % stripes * KK_TILE_ROWS);
+    const uint64_t all = (uint64_t)s->n_mats * (uint64_t)s->rows;
+    const size_t row_bytes = stored_bytes(s->dtype, (uint64_t)s->cols);
+    const size_t page = 4096, left = rows < all ? (size_t)(all - rows) * row_bytes : 0;
+    const char *from = (const char *)s->data + (size_t)rows * row_bytes;
+    const char *start = (const char *)((uintptr_t)from & ~(uintptr_t)(page - 1));
+    if (bytes > left) bytes = left;
+    if (bytes) madvise((void *)start, (size_t)(from - start) + bytes, MADV_WILLNEED);
+}
+
 static int stream_in(struct kk_cuda *c, const struct kk_weight_src *src, char *dst,
                      struct kk_err *err)
 {
@@ -127,8 +144,10 @@ static int stream_in(struct kk_cuda *c, const struct kk_weight_src *src, char *d
             return kk_fail(err, KK_ENOMEM, "out of memory: %zu bytes to read weights",
                            (size_t)kk_pool_threads(c->pool) * job.buffer_bytes);
     }
+    if (src->data) ask_for(src, 0, AHEAD * KK_CUDA_RING_PART);
     for (int64_t n; job.first < total; job.first += n) {
         n = total - job.first < most ? total - job.first : most;
+        if (src->data) ask_for(src, job.first + AHEAD * most, KK_CUDA_RING_PART);
         job.to = kk__cuda_ring(c, (size_t)n * bytes);
         kk_pool_for(c->pool, (int)n, pack, &job);
         kk__cuda_latch(c,
@@ -136,6 +155,7 @@ static int stream_in(struct kk_cuda *c, const struct kk_weight_src *src, char *d
                                        cudaMemcpyHostToDevice, c->stream),
                        "weight_load");
     }
+    if (src->rest) src->rest(src->ctx);
     kk_free(job.buffers);
     return 0;
 }

@@ -22,6 +22,7 @@ static json_t *honest(void)
                 "allocator", "resident_bytes", 900, "samples", 2, "kl_native", same ? 0.0 : 0.1,
                 "kl_positions", 32, "rows_rebuilt", 7, "blocks", 10, "drafted", 30);
             json_object_set_new(a, "fused_tokens", json_integer(20));
+            json_object_set_new(a, "recall_keyed", json_real(0.5));
             json_object_set_new(a, "committed_per_block", json_real(2.0));
             json_object_set_new(a, "fused_tok_s", json_real(80.0));
             json_object_set_new(a, "tokens_compared", json_integer(20));
@@ -96,6 +97,8 @@ static void forged_fields_are_refused(void **state)
         {"sinkwin", "recall", "1.0", "negative control recalls"},
         {"s5", "recall", "1.5", "over 1"},
         {"s5", "recall", "null", "'recall' is missing"},
+        {"s5", "recall_keyed", "1.5", "over 1"},
+        {"s5", "recall_keyed", "null", "missing"},
         {"s5", "samples", "0", "no samples"},
         {"s5", "kv_host_bytes", "-1", "negative"},
         {"s5", "ar_tok_s", "null", "missing"},

@@ -42,6 +42,30 @@ static void test_out_of_memory(void **state)
     KK_ASSERT_OK(gpu->ops->step_end(gpu, &err), &err);
 }
 
+/* What the accounts count is what the GPU has less: bytes are those of the allocator (law 1). */
+static void test_counted(void **state)
+{
+    enum { N = 200 };
+    void *p[N];
+    size_t size[N];
+    (void)state;
+    NEED_GPU();
+    const size_t before = gpu->ops->free_bytes(gpu);
+    const int64_t counted = atomic_load(&gpu_account.bytes);
+    for (int i = 0; i < N; i++) {
+        struct kk_err err = {0};
+        size[i] = (size_t)kk_test_between(&rng, 1, i % 10 ? 300000 : 90000000);
+        KK_ASSERT_OK(kk_dev_alloc(gpu, &gpu_account, size[i], &p[i], &err), &err);
+    }
+    const size_t now = gpu->ops->free_bytes(gpu);
+    const int64_t bytes = atomic_load(&gpu_account.bytes) - counted;
+    const int64_t gone = (int64_t)before - (int64_t)now, slack = (int64_t)(N / 10 + 32) * (2 << 20);
+    if (gone < bytes || gone > bytes + slack)
+        fail_msg("%lld bytes counted, %lld gone", (long long)bytes, (long long)gone);
+    for (int i = 0; i < N; i++) kk_dev_free(gpu, &gpu_account, p[i], size[i]);
+    assert_true(gpu->ops->free_bytes(gpu) + (64 << 20) >= before);
+}
+
 /* Zeroed, also where it was used before. */
 static void test_zeroed(void **state)
 {
@@ -135,9 +159,9 @@ int main(void)
 {
     rng = kk_test_rng("cuda memory");
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refusals),    cmocka_unit_test(test_out_of_memory),
-        cmocka_unit_test(test_zeroed),      cmocka_unit_test(test_travel),
-        cmocka_unit_test(test_host_blocks),
+        cmocka_unit_test(test_refusals), cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_counted),  cmocka_unit_test(test_zeroed),
+        cmocka_unit_test(test_travel),   cmocka_unit_test(test_host_blocks),
     };
     return cmocka_run_group_tests(tests, open_gpu, close_gpu);
 }

@@ -108,6 +108,67 @@ static void gemm_case(enum kk_dtype t, int M, int64_t N, int64_t K, int rare)
     free(x), free(y), free(z), free(w);
 }
 
+/* Pairs of bf16; rare: edges, among them numbers whose products are about 2^-126 */
+static uint16_t pair_value(int rare)
+{
+    if (rare < 0) /* x w about 2^-126 */
+        return (uint16_t)(kk_test_below(&rng, 2) << 15 | (60 + kk_test_below(&rng, 8)) << 7 |
+                          kk_test_below(&rng, 128));
+    if (rare && !kk_test_below(&rng, 2 * (uint32_t)rare)) return (uint16_t)kk_test_u64(&rng);
+    return kk_f32_to_bf16(value(rare));
+}
+
+static void pairs_case(int M, int64_t N, int64_t K, int rare)
+{
+    const int64_t P = (K + 1) / 2, ldx = P + kk_test_below(&rng, 5);
+    const int64_t ldy = N + kk_test_below(&rng, 5), n_w = (N + 15) / 16 * P * 16;
+    uint32_t *x = malloc((size_t)((M - 1) * ldx + P) * 4), *w = aligned_alloc(64, (size_t)n_w * 4);
+    float *y = floats(M * ldy, 0), *z = copy(y, M * ldy);
+    char what[80];
+    for (int64_t i = 0; i < (M - 1) * ldx + P; i++)
+        x[i] = (uint32_t)pair_value(rare) << 16 | pair_value(rare);
+    for (int64_t i = 0; i < n_w; i++) w[i] = (uint32_t)pair_value(rare) << 16 | pair_value(rare);
+    for (int r = 0; K % 2 && r < M; r++) x[r * ldx + P - 1] &= 0xffff;
+    snprintf(what, sizeof what, "pairs %d x %ld x %ld", M, (long)N, (long)K);
+    scalar->gemm_pairs(M, N, K, x, ldx, w, y, ldy);
+    fast->gemm_pairs(M, N, K, x, ldx, w, z, ldy);
+    same(z, y, M * ldy, what);
+    free(x), free(y), free(z), free(w);
+}
+
+static void test_pairs(void **state)
+{
+    (void)state;
+    for (int M = 1; M <= 30; M++) pairs_case(M, size(1, 150), size(1, 150), M % 3 ? 0 : 60);
+    for (int i = 0; i < 60; i++)
+        pairs_case(kk_test_between(&rng, 1, 9), size(1, 140), size(1, 12), -1);
+    for (int i = 0; i < 60; i++)
+        pairs_case(kk_test_between(&rng, 1, 9), size(1, 140), size(1, 40), i % 2 * 30);
+    pairs_case(40, 48, 1025, 0);
+    pairs_case(17, 33, 1537, 5000);
+    pairs_case(3, 33, 1, 0);
+}
+
+/* A result just under 2^-126 that rounding to a subnormal would lift, and its neighbours. */
+static void test_pairs_flush(void **state)
+{
+    (void)state;
+    for (int e = 74; e <= 80; e++)
+        for (int m = 0; m < 4; m++)
+            for (int sign = 0; sign < 2; sign++) {
+                /* acc = +-2^-126 first, as 2^-63 * 2^-63, then -+ (1 + m / 4) 2^-(75 + e) */
+                const uint16_t half = 64 << 7, tiny = (uint16_t)((127 - e) << 7 | m << 5);
+                const uint32_t x = (uint32_t)(half | sign << 15) << 16 | 52u << 7;
+                uint32_t w[16];
+                float y, z;
+                for (int i = 0; i < 16; i++)
+                    w[i] = (uint32_t)half << 16 | tiny | (uint32_t)!sign << 15;
+                scalar->gemm_pairs(1, 1, 2, &x, 1, w, &y, 1);
+                fast->gemm_pairs(1, 1, 2, &x, 1, w, &z, 1);
+                same(&z, &y, 1, "pairs near 2^-126");
+            }
+}
+
 static void test_gemm(void **state)
 {
     (void)state;
@@ -339,6 +400,7 @@ static int run(const struct kk_cpu_kern *k, int supported)
     printf("%s against scalar\n", k->isa);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gemm),       cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_pairs),      cmocka_unit_test(test_pairs_flush),
         cmocka_unit_test(test_minus_zero), cmocka_unit_test(test_derive_rope),
         cmocka_unit_test(test_softmax),    cmocka_unit_test(test_elementwise),
         cmocka_unit_test(test_curves),     cmocka_unit_test(test_argmax)};
@@ -352,5 +414,8 @@ int main(void)
     bad += run(&kk__kern_avx512,
                __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"));
+    bad += run(&kk__kern_avx512_bf16, __builtin_cpu_supports("avx512bw") &&
+                                          __builtin_cpu_supports("avx512dq") &&
+                                          __builtin_cpu_supports("avx512bf16"));
     return bad != 0;
 }

@@ -736,13 +736,50 @@ static void test_memory(void **state)
     assert_int_equal(atomic_load(&acc.bytes), 0);
 }
 
+static void count_rest(const void *ctx)
+{
+    ++*(int *)(uintptr_t)ctx;
+}
+
+/* Small weights share memory, which lasts as long as one of them; a large one says now and then
+ * that what it has read can go. */
+static void test_weights(void **state)
+{
+    (void)state;
+    enum { N = 40, ROWS = 256, COLS = 1024 }; /* a megabyte each: more than one chunk */
+    struct kk_account acc = {.name = "test"};
+    struct kk_err err = {0};
+    struct kk_dev *d = devs[0];
+    struct kk_weight w[N], big;
+    int rests = 0;
+    float *from = normals((int64_t)ROWS * COLS, 1), *large = calloc((size_t)24 << 18, 4);
+    struct kk_weight_src src = {KK_F32, 1, ROWS, COLS, from, NULL, NULL, NULL, NULL};
+    for (int i = 0; i < N; i++) KK_ASSERT_OK(d->ops->weight_load(d, &src, &acc, &w[i], &err), &err);
+    assert_int_equal(atomic_load(&acc.bytes), N * ROWS * COLS * 4);
+    for (int i = 0; i < N; i += 2) kk_weight_free(d, &w[i]);
+    for (int i = 1; i < N; i += 2) {
+        assert_int_equal((uintptr_t)w[i].data % 64, 0);
+        for (int k = 0; k < COLS; k += 37) /* panel[k][16] of rows 16 to 31 */
+            for (int l = 0; l < 16; l++)
+                assert_true(((float *)w[i].data)[(COLS + k) * 16 + l] == from[(16 + l) * COLS + k]);
+        kk_weight_free(d, &w[i]);
+    }
+    src = (struct kk_weight_src){KK_F32, 1, 6 * 1024, 1024, large, &rests, NULL, NULL, count_rest};
+    KK_ASSERT_OK(d->ops->weight_load(d, &src, &acc, &big, &err), &err);
+    assert_in_range(rests, 3, 4); /* 24 MB */
+    kk_weight_free(d, &big);
+    assert_int_equal(atomic_load(&acc.bytes), 0);
+    free(from);
+    free(large);
+}
+
 static void test_broken_blocks(void **state)
 {
     (void)state;
     struct kk_account acc = {.name = "test"};
     struct kk_err err = {0};
     struct kk_weight w;
-    const struct kk_weight_src src = {KK_Q4_K, 1, 16, 640, "", NULL, NULL, NULL};
+    const struct kk_weight_src src = {KK_Q4_K, 1, 16, 640, "", NULL, NULL, NULL, NULL};
     KK_ASSERT_FAILS(devs[0]->ops->weight_load(devs[0], &src, &acc, &w, &err), KK_EFORMAT, &err,
                     "640 inputs are not whole blocks of q4_k, which hold 256");
 }
@@ -750,13 +787,13 @@ static void test_broken_blocks(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_embed),        cmocka_unit_test(test_embed_out_of_range),
-        cmocka_unit_test(test_norm),         cmocka_unit_test(test_residual),
-        cmocka_unit_test(test_linear),       cmocka_unit_test(test_glu),
-        cmocka_unit_test(test_qkv),          cmocka_unit_test(test_experts),
-        cmocka_unit_test(test_route_ties),   cmocka_unit_test(test_gather_argmax),
-        cmocka_unit_test(test_open),         cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_broken_blocks)};
+        cmocka_unit_test(test_embed),      cmocka_unit_test(test_embed_out_of_range),
+        cmocka_unit_test(test_norm),       cmocka_unit_test(test_residual),
+        cmocka_unit_test(test_linear),     cmocka_unit_test(test_glu),
+        cmocka_unit_test(test_qkv),        cmocka_unit_test(test_experts),
+        cmocka_unit_test(test_route_ties), cmocka_unit_test(test_gather_argmax),
+        cmocka_unit_test(test_open),       cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_weights),    cmocka_unit_test(test_broken_blocks)};
     const struct CMUnitTest f32_act[] = {cmocka_unit_test(test_linear), cmocka_unit_test(test_glu),
                                          cmocka_unit_test(test_experts)};
     rng = kk_test_rng("ops");

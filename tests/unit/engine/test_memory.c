@@ -150,6 +150,7 @@ static void test_plan(void **state)
         if (k && hit) names_memory(rc, &err);
         if (!k || !hit) KK_ASSERT_OK(rc, &err);
     }
+    got.free_bytes = want.free_bytes; /* of a GPU: changes from call to call */
     assert_memory_equal(&want, &got, sizeof want);
 }
 

@@ -51,7 +51,9 @@ static struct kk_engine *open_engine(struct kk_engine_options o)
     struct kk_err err = {0};
     if (!o.model) o.model = model;
     if (!strcmp(o.kv_type, "auto")) o.kv_type = kv_type;
-    if (kk_engine_open(&o, &e, &err)) fail_msg("%s", err.msg);
+    int rc = kk_engine_open(&o, &e, &err);
+    if (rc == KK_EUNSUPPORTED && !strcmp(o.kv_type, "q8_0")) skip(); /* a GPU has no such rows */
+    if (rc) fail_msg("%s", err.msg);
     return e;
 }
 
@@ -226,14 +228,15 @@ static void company_does_not_matter(void **state)
             total += n;
         }
         ok(kk__step(e, item, B, &err), &err);
-        memcpy(together, kk_model_logits(e->model), (size_t)total * V * sizeof(float));
+        e->dev->ops->download(e->dev, together, kk_model_logits(e->model),
+                              (size_t)total * V * sizeof(float));
         kk_kv_commit(e->pool, NULL);
         float *row = together;
         for (int b = 0; b < B; b++) {
             struct kk_step_item one = {t[b], item[b].n, !(r & 1), KK_WANT_ALL};
             size_t bytes = (size_t)item[b].n * V * sizeof(float);
             ok(kk__step(alone, &one, 1, &err), &err);
-            memcpy(single, kk_model_logits(alone->model), bytes);
+            alone->dev->ops->download(alone->dev, single, kk_model_logits(alone->model), bytes);
             kk_kv_commit(alone->pool, NULL);
             assert_memory_equal(single, row, bytes);
             row += (size_t)item[b].n * V;
@@ -445,10 +448,10 @@ static void plan_is_what_is_allocated(void **state)
             o.kv_type = kv_type;
             o.kv = policies[p];
             o.kv_window = 8;
-            ok(kk_plan_make(&o, n, 1, &plan, &err), &err);
             struct kk_engine *e = open_engine(o);
             struct kk_session *s = open_session(e);
             uint32_t ids[1024];
+            ok(kk_plan_make(&o, n, 1, &plan, &err), &err);
             random_ids(ids, (size_t)n);
             ok(kk_session_append(s, ids, (size_t)n, &err), &err);
             kk_engine_describe(e, &info);
@@ -483,8 +486,9 @@ static void rings_are_bounded(void **state)
     assert_int_equal(a.kv_device_bytes, b.kv_device_bytes);
     assert_int_equal(b.resident_rows, 4 * 20);
     assert_int_equal(b.dropped, 1039 - 20);
-    /* two sliding layers K + V [2, 16], two full layers V [1, 24], bf16, 20 rows */
-    assert_int_equal(b.kv_device_bytes, 20 * 2 * (2 * 2 * 2 * 16 + 2 * 24));
+    /* two sliding layers K + V [2, 16], two full layers V [1, D], bf16, 20 rows */
+    const int D = e->layout.layer[e->layout.n_layers - 1].D; /* 24, on a GPU 32 */
+    assert_int_equal(b.kv_device_bytes, 20 * 2 * (2 * 2 * 2 * 16 + 2 * D));
     kk_session_close(s);
     kk_engine_close(e);
 }

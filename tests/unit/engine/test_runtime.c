@@ -560,6 +560,120 @@ static void a_restart_loses_nothing(void **state)
     kk_engine_close(e);
 }
 
+/* ---- who is refused, and who makes way ---- */
+
+static int exists(struct kk_runtime *rt, const char *id)
+{
+    struct answer a;
+    return ask(rt, (struct kk_request){.kind = KK_REQUEST_INFO, .session = id}, &a) == 0;
+}
+
+static void only_idle_sessions_make_way(void **state)
+{
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_runtime_stats st;
+    uint32_t ids[4] = {5, 6, 7, 8};
+    char id[3][KK_SESSION_ID_MAX];
+    struct answer busy[2], a;
+    struct kk_call *call[2];
+    struct kk_err err = {0};
+    o.capacity = 2;
+    o.evict_idle = 1;
+    struct kk_runtime *rt = open_runtime(o, 4, "none");
+    create(rt, id[0]);
+    create(rt, id[1]);
+    append(rt, id[0], ids, 4);
+    append(rt, id[1], ids, 4);
+    create(rt, id[2]); /* the longest idle one goes */
+    assert_true(!exists(rt, id[0]) && exists(rt, id[1]));
+    append(rt, id[2], ids, 4);
+    for (int i = 0; i < 2; i++) { /* both are busy, with sinks that take nothing */
+        struct kk_request r = generation(id[1 + i], 100, 0);
+        init_answer(&busy[i]);
+        busy[i].full_every = 1;
+        r.sink = sink;
+        r.arg = &busy[i];
+        KK_ASSERT_OK(kk_runtime_submit(rt, &r, &call[i], &err), &err);
+    }
+    assert_int_equal(ask(rt, (struct kk_request){.kind = KK_REQUEST_CREATE}, &a), KK_EEXHAUSTED);
+    assert_true(exists(rt, id[1]) && exists(rt, id[2]));
+    for (int i = 0; i < 2; i++) {
+        kk_runtime_cancel(call[i]);
+        wait_done(&busy[i]);
+        kk_call_release(call[i]);
+    }
+    kk_runtime_stats(rt, &st);
+    assert_int_equal(st.evicted, 1);
+    kk_runtime_close(rt);
+}
+
+/* Where nothing can be moved the third of two is refused, with the numbers; where host memory takes
+ * the idle ones nobody is; and nobody is let in who could never read. */
+static void admission_is_by_bytes(void **state)
+{
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_engine *e = open_engine(1, "none");
+    const int64_t one = kk_kv_bytes_at(e->pool, 100), empty = kk_kv_bytes_at(e->pool, 1);
+    char id[3][KK_SESSION_ID_MAX];
+    uint32_t ids[60];
+    struct answer a;
+    struct kk_test_rng rng = kk_test_rng("admission");
+    random_ids(&rng, ids, 60);
+    for (int host = 0; host < 2; host++) {
+        o.kv_bytes = 2 * one;
+        o.kv_host = -host;
+        struct kk_runtime *rt = open_runtime(o, 4, "none");
+        for (int i = 0; i < 2; i++) {
+            create(rt, id[i]);
+            append(rt, id[i], ids, 60);
+        }
+        int rc = ask(rt, (struct kk_request){.kind = KK_REQUEST_CREATE}, &a);
+        if (host) {
+            fine(rc, &a);
+            append(rt, a.id, ids, 60);
+        } else {
+            char numbers[64];
+            snprintf(numbers, sizeof numbers, "%lld bytes of KV are needed", (long long)empty);
+            assert_int_equal(rc, KK_EEXHAUSTED);
+            assert_non_null(strstr(a.msg, numbers));
+            close_session(rt, id[0]);
+            create(rt, id[2]);
+        }
+        append(rt, id[1], ids, 1);
+        kk_runtime_close(rt);
+    }
+    o.kv_bytes = empty - 1;
+    struct kk_runtime *rt = open_runtime(o, 4, "none");
+    assert_int_equal(ask(rt, (struct kk_request){.kind = KK_REQUEST_CREATE}, &a), KK_EEXHAUSTED);
+    assert_non_null(strstr(a.msg, "at least"));
+    kk_runtime_close(rt);
+    kk_engine_close(e);
+}
+
+/* A session that was made and left takes nothing: ten thousand of them fit where two that read do. */
+static void sessions_that_say_nothing_take_nothing(void **state)
+{
+    enum { N = 10000 };
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_engine *e = open_engine(1, "none");
+    struct kk_runtime_stats st;
+    char id[KK_SESSION_ID_MAX];
+    uint32_t ids[3] = {1, 2, 3};
+    o.capacity = 0;
+    o.kv_bytes = 2 * kk_kv_bytes_at(e->pool, 100);
+    kk_engine_close(e);
+    struct kk_runtime *rt = open_runtime(o, 4, "none");
+    for (int i = 0; i < N; i++) create(rt, id);
+    kk_runtime_stats(rt, &st);
+    assert_int_equal(st.sessions, N);
+    assert_int_equal(st.kv_device_bytes, 0);
+    append(rt, id, ids, 3);
+    kk_runtime_close(rt);
+}
+
 /* ---- a disk that takes nothing ---- */
 
 static void wait_until(struct kk_runtime *rt, int broken)
@@ -644,6 +758,46 @@ static void a_full_disk_costs_time(void **state)
     kk_engine_close(e);
 }
 
+/* A call whose tokens have waited until no more could goes on when they have gone. */
+static void an_outage_longer_than_a_call_can_wait(void **state)
+{
+    enum { N = 500 };
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_engine *e = open_engine(1, "none");
+    struct kk_runtime_stats st;
+    struct answer a;
+    struct kk_call *call;
+    struct kk_err err = {0};
+    uint32_t ids[3] = {1, 2, 3}, want[N];
+    char id[KK_SESSION_ID_MAX];
+    o.state = kk_test_path("long outage");
+    struct kk_runtime *rt = open_runtime(o, 4, "none");
+    create(rt, id);
+    append(rt, id, ids, 3);
+    alone(e, ids, 3, N, 0, want);
+    struct kk_request r = generation(id, N, 0);
+    init_answer(&a);
+    r.sink = sink;
+    r.arg = &a;
+    fault_arm(1, INT_MAX, SQLITE_FULL);
+    KK_ASSERT_OK(kk_runtime_submit(rt, &r, &call, &err), &err);
+    uint64_t steps = 0, t0 = kk_now_ns();
+    for (st.steps = 1; steps != st.steps && kk_seconds_since(t0) < 20;) {
+        steps = st.steps;
+        nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+        kk_runtime_stats(rt, &st);
+    }
+    assert_in_range(st.tokens_generated, 100, N - 1);
+    fault_clear();
+    wait_done(&a);
+    kk_call_release(call);
+    fine(a.end.code, &a);
+    assert_memory_equal(a.ids, want, sizeof want);
+    kk_runtime_close(rt);
+    kk_engine_close(e);
+}
+
 /* One bit of every file of a directory. */
 static void damage_all(const char *path)
 {
@@ -714,7 +868,11 @@ int main(void)
         cmocka_unit_test(forks_fit_where_one_does),
         cmocka_unit_test(idle_sessions_expire),
         cmocka_unit_test(a_restart_loses_nothing),
+        cmocka_unit_test(only_idle_sessions_make_way),
+        cmocka_unit_test(admission_is_by_bytes),
+        cmocka_unit_test(sessions_that_say_nothing_take_nothing),
         cmocka_unit_test(a_full_disk_costs_time),
+        cmocka_unit_test(an_outage_longer_than_a_call_can_wait),
         cmocka_unit_test(a_broken_snapshot_costs_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

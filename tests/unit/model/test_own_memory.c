@@ -112,22 +112,37 @@ static void step(struct run *r, const int32_t *n, const uint8_t *hold, const int
     kk_kv_commit(r->pool, keep);
 }
 
+/* Session 0 becomes a fork of itself, now and then: its parent stays for a while, so that the fork
+ * writes to pieces of rings that it shares. */
+static void fork_one(struct run *r, struct kk_kv **parent)
+{
+    struct kk_err err = {0};
+    struct kk_kv *fork;
+    KK_ASSERT_OK(kk_kv_fork(r->kv[0], &fork, &err), &err);
+    kk_kv_close(*parent);
+    *parent = r->kv[0];
+    r->kv[0] = fork;
+}
+
 /* Both sessions to TOKENS rows, in chunks, blocks that are partly kept, and both at once. */
 static float *run(const struct kk_ops *ops, int64_t cap, int slots, size_t *count)
 {
     struct run r;
     open_run(&r, ops, cap, slots);
     float *out = kk_calloc((size_t)TOKENS * 2 * (size_t)r.V, sizeof *out);
+    struct kk_kv *parent = NULL;
     size_t at = 0;
     for (int i = 0; kk_kv_rows(r.kv[0]) < TOKENS && kk_kv_rows(r.kv[1]) < TOKENS; i++, at += 2) {
         const int kind = i % 3;
         const int32_t n[2] = {kind == 0 ? 60 : 9, kind == 0 ? 36 : kind == 1 ? 80 : 16};
         const uint8_t hold[2] = {kind != 0, kind == 2};
         const int32_t keep[2] = {kind == 0 ? 60 : 5, kind == 2 ? 11 : n[1]};
+        if (i % 4 == 2) fork_one(&r, &parent);
         step(&r, n, hold, keep, out + at * (size_t)r.V);
     }
-    if (cap) assert_true(kk_kv_host_bytes(r.kv[0]) > 0 && kk_kv_host_bytes(r.kv[1]) > 0);
+    if (cap) assert_true(kk_kv_pool_host_bytes(r.pool) > 0 && kk_kv_host_bytes(r.kv[1]) > 0);
     *count = at * (size_t)r.V;
+    kk_kv_close(parent);
     close_run(&r);
     return out;
 }

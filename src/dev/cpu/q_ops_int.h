@@ -1,0 +1,79 @@
+/* Operations of vectors of W outputs that have one name in every width: qf of floats, qi of codes
+ * or integers, QI(op) the instruction. What has not is with the types, in q_avx2.c and
+ * q_vec512_int.h. */
+#ifndef KK_DEV_CPU_Q_OPS_INT_H
+#define KK_DEV_CPU_Q_OPS_INT_H
+
+#define V static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+V qf qf_zero(void)
+{
+    return QI(setzero_ps)();
+}
+V qf qf_set(float a)
+{
+    return QI(set1_ps)(a);
+}
+V qf qf_mul(qf a, qf b)
+{
+    return QI(mul_ps)(a, b);
+}
+V qf qf_add(qf a, qf b)
+{
+    return QI(add_ps)(a, b);
+}
+V qf qf_fma(qf a, qf b, qf c)
+{
+    return QI(fmadd_ps)(a, b, c);
+}
+V qf qf_from_int(qi a)
+{
+    return QI(cvtepi32_ps)(a);
+}
+V qi qi_set8(char a)
+{
+    return QI(set1_epi8)(a);
+}
+V qi qi_set32(int32_t a)
+{
+    return QI(set1_epi32)(a);
+}
+V qi qi_set(const int32_t *a)
+{
+    return qi_set32(*a);
+}
+V qi qi_sub(qi a, qi b)
+{
+    return QI(sub_epi32)(a, b);
+}
+V qi qi_left(qi a, const int n)
+{
+    return QI(slli_epi16)(a, (unsigned)n);
+}
+V qi qi_right(qi a, const int n)
+{
+    return QI(srli_epi16)(a, (unsigned)n);
+}
+V qi qi_times(qi a, const int shift)
+{
+    return QI(slli_epi32)(a, (unsigned)shift);
+}
+/* Byte b of each lane */
+V qi qi_byte(qi a, const int b)
+{
+    return QI(srli_epi32)(QI(slli_epi32)(a, (unsigned)(24 - 8 * b)), 24);
+}
+/* Four activations in every lane */
+V qi qi_four(const int8_t *q)
+{
+    int32_t four;
+    memcpy(&four, q, 4);
+    return qi_set32(four);
+}
+
+#endif
