@@ -69,26 +69,17 @@ static void host_free(struct kk_dev *, void *p, size_t)
     CK(cudaFreeHost(p));
 }
 
-static struct kk_ops ops;
+static struct kk_ops ops; /* memory alone */
 static struct kk_cuda device;
 static struct kk_account account;
 
-#ifdef STANDALONE /* without the engine's library */
-extern "C" int kk_dev_alloc(struct kk_dev *d, struct kk_account *, size_t n, void **out,
-                            struct kk_err *)
+/* A step; 0: not taken */
+static int step(const struct kk_stack_step *st)
 {
-    *out = dev_alloc(d, n);
-    return 0;
+    if (kk__cuda_stack_step(&device.dev, the_stack, st)) return 0;
+    CK(device.error);
+    return 1;
 }
-extern "C" void kk_dev_free(struct kk_dev *d, struct kk_account *, void *p, size_t n)
-{
-    dev_free(d, p, n);
-}
-void kk__cuda_latch(struct kk_cuda *, cudaError_t e, const char *op)
-{
-    if (e) fail(e, op, 0);
-}
-#endif
 
 /* ---- random numbers ---- */
 
@@ -753,7 +744,7 @@ static void trace_step(struct model *m, const struct kk_stack_step *st)
     const size_t marks = (size_t)device_sms * 4 * a->max_seg;
     const size_t n = marks + (size_t)device_sms * KS_LAYERS * 32;
     a->trace = scratch<uint64_t>(n);
-    kk__cuda_stack_step(&device.dev, the_stack, st);
+    step(st);
     CK(cudaDeviceSynchronize());
     std::vector<uint64_t> v = get(a->trace, n);
     a->trace = NULL;
@@ -844,7 +835,7 @@ int main(int argc, char **argv)
     st.logits = logits;
     st.taps[0].n = m.o.layers, st.taps[0].layers = tl.data(), st.taps[0].dst = taps;
     for (int i = 0; i < (m.o.check ? 3 : 0); i++) {
-        if (kk__cuda_stack_step(&device.dev, the_stack, &st)) {
+        if (!step(&st)) {
             printf("the step is not taken\n");
             return 1;
         }
@@ -860,7 +851,7 @@ int main(int argc, char **argv)
     for (int i = 0; i < m.o.reps + 4; i++) {
         float x;
         CK(cudaEventRecord(a));
-        if (kk__cuda_stack_step(&device.dev, the_stack, &st)) {
+        if (!step(&st)) {
             printf("the step is not taken\n");
             return 1;
         }
