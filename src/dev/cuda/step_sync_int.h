@@ -127,9 +127,11 @@ __device__ inline void bulk(uint32_t dst, const void *src, int bytes, uint64_t *
                  : "memory");
 }
 
+/* Lanes whose rows have other work come apart; a warp comes to a barrier whole. */
 template <int ID, int N> __device__ inline void warps_meet()
 {
-    asm volatile("bar.sync %0,%1;" ::"n"(ID), "n"(N) : "memory");
+    __syncwarp();
+    asm volatile("barrier.sync %0,%1;" ::"n"(ID), "n"(N) : "memory");
 }
 
 /* Some quads have a segment off. They must not look at a slot while its fill before the last may
@@ -137,10 +139,11 @@ template <int ID, int N> __device__ inline void warps_meet()
  * all of the segment's slots; the others do not wait. */
 template <int ID> __device__ inline void quads_meet(bool works)
 {
+    __syncwarp();
     if (works)
-        asm volatile("bar.arrive %0,%1;" ::"n"(ID), "n"(KS_CONSUMERS * 32) : "memory");
+        asm volatile("barrier.arrive %0,%1;" ::"n"(ID), "n"(KS_CONSUMERS * 32) : "memory");
     else
-        asm volatile("bar.sync %0,%1;" ::"n"(ID), "n"(KS_CONSUMERS * 32) : "memory");
+        asm volatile("barrier.sync %0,%1;" ::"n"(ID), "n"(KS_CONSUMERS * 32) : "memory");
 }
 
 enum { MEET_ALL = 1, MEET_REDUCERS = 2, MEET_DOWN = 3, MEET_XDOWN = 4 };
