@@ -377,6 +377,8 @@ __device__ inline void multiply(struct place &z, const uint32_t (&x)[32], int P,
                 const int xt = GLU ? t : k * TILES + t;
                 kk__mma(d, x[2 * xt], 0, x[2 * xt + 1], 0, w[t].x, w[t].y);
             }
+            /* Loads of words clog the unit that shared memory is read through, and an arrival does
+             * not stand in that queue: the slot is given back once what was read has come. */
             __syncwarp();
             if (lane == 0) bar_arrive_after(&s.empty[slot], d[0]);
             slot += GLU || k == SUB - 1 ? hop : 1;
@@ -384,6 +386,7 @@ __device__ inline void multiply(struct place &z, const uint32_t (&x)[32], int P,
             const int b = z.pieces & (KS_PIECES - 1);
             bar_wait(&s.pempty[z.quad][b], (z.pieces / KS_PIECES & 1) ^ 1, 5, z.n);
             *(float2 *)s.part[z.quad][b][z.i][lane] = make_float2(d[0], d[1]);
+            __threadfence_block(); /* likewise: it is there before it is said to be */
             __syncwarp();
             if (lane == 0) bar_arrive(&s.pfull[z.quad][b]);
         }
