@@ -33,7 +33,8 @@ models:
 deps:
 	@tools/deps.sh build check
 
-bench: $B/bench/gemm $B/bench/attn $B/bench/quant $B/bench/journal $B/bench/tier $B/bench/sessions $B/bench/load
+bench: $B/bench/gemm $B/bench/attn $B/bench/quant $B/bench/journal $B/bench/tier $B/bench/sessions $B/bench/load \
+       $(if $(CUDA),$B/bench/cuda_gemm)
 
 format:
 	clang-format -i $$(git ls-files "*.c" "*.h" "*.cu")

@@ -177,7 +177,8 @@ static void load(struct product *p, enum kk_dtype t, int64_t rows, int64_t cols,
 {
     struct kk_err err;
     void *from = t <= KK_F16 ? kk_calloc(1, bytes) : blocks(t, bytes);
-    const struct kk_weight_src src = {t, 1, rows, cols, from, NULL, NULL, NULL};
+    const struct kk_weight_src src = {
+        .dtype = t, .n_mats = 1, .rows = rows, .cols = cols, .data = from};
     p->copies = (int)(CACHES / bytes) + 1;
     if (p->copies > COPIES_MOST) p->copies = COPIES_MOST;
     for (int i = 0; i < p->copies; i++)

@@ -10,6 +10,19 @@ void kk_account_add(struct kk_account *acc, int64_t bytes)
     while (now > peak && !atomic_compare_exchange_weak(&acc->peak, &peak, now)) continue;
 }
 
+int kk_dev_takes(const struct kk_dev *dev, int D, int C, struct kk_err *err)
+{
+    if (dev->head_unit && (D % dev->head_unit || D > dev->head_most))
+        return kk_fail(err, KK_EUNSUPPORTED,
+                       "heads of %d: %s takes multiples of %d up to %d (--device cpu takes any)", D,
+                       dev->name, dev->head_unit, dev->head_most);
+    if (dev->width_most && C > dev->width_most)
+        return kk_fail(err, KK_EUNSUPPORTED,
+                       "a width of %d: %s takes %d at most (--device cpu takes any)", C, dev->name,
+                       dev->width_most);
+    return 0;
+}
+
 int kk_dev_alloc(struct kk_dev *dev, struct kk_account *acc, size_t bytes, void **out,
                  struct kk_err *err)
 {

@@ -409,6 +409,8 @@ struct kk_dev {
     int n_threads;  /* 0 on a GPU */
     int unified;    /* device memory is host memory: either side may follow the other's pointers */
     int attn_split; /* S */
+    int head_unit, head_most;  /* D must be a multiple of the one, at most the other; 0: any */
+    int width_most, seqs_most; /* C, B; 0: any */
     enum kk_dtype act;
     enum kk_block_act block_act; /* KK_ACT_Q8 after open; to be changed before reserve */
     int bf16_act; /* 0 after open: models are to load bf16 matrices with bf16_in (docs/adr/0015) */
@@ -426,6 +428,9 @@ void kk_dev_close(struct kk_dev *dev); /* NULL is fine */
 
 /* Aborts on a NULL slot, naming it. Called by every open. */
 void kk_dev_check(const struct kk_dev *dev);
+
+/* 0 if the ops take heads of D and rows of C; else KK_EUNSUPPORTED, saying what they take. */
+int kk_dev_takes(const struct kk_dev *dev, int D, int C, struct kk_err *err);
 
 /* Counted allocation; KK_ENOMEM says how many bytes, and for what account. Size 0 gives NULL, no
  * error. */

@@ -133,6 +133,9 @@ static int choose_limits(const struct kk_engine_options *o, struct setup *s, str
         return kk_fail(err, KK_EINVAL, "prefill chunk %d: must be 1 to 65536", o->prefill_chunk);
     if (o->max_batch < 1 || o->max_batch > 4096)
         return kk_fail(err, KK_EINVAL, "batch of %d: must be 1 to 4096", o->max_batch);
+    if (s->dev->seqs_most && o->max_batch > s->dev->seqs_most)
+        return kk_fail(err, KK_EINVAL, "batch of %d: %s takes %d at most", o->max_batch,
+                       s->dev->name, s->dev->seqs_most);
     if (o->ctx < 0 || (o->ctx > CTX_MOST && o->ctx > s->info.max_positions))
         return kk_fail(err, KK_EINVAL, "context of %lld tokens: the model was made for %lld",
                        (long long)o->ctx, (long long)s->info.max_positions);

@@ -173,6 +173,8 @@ static int parse(struct kk_dflash *d, const struct kk_model_file *mf, struct kk_
     if (d->H % d->G || d->D % 2)
         return kk_fail(err, KK_EFORMAT, "%d heads, %d KV heads of %d: not a valid geometry", d->H,
                        d->G, d->D);
+    rc = kk_dev_takes(d->dev, d->D, d->C, err);
+    if (rc) return rc;
     d->layer = kk_calloc((size_t)d->n_layers, sizeof *d->layer);
     d->kv_layer = kk_calloc((size_t)d->n_layers, sizeof *d->kv_layer);
     if (!d->layer || !d->kv_layer) return kk_fail(err, KK_ENOMEM, "out of memory for a drafter");

@@ -110,6 +110,12 @@ static int new_model(const struct kk_model_file *mf, struct kk_dev *dev,
         kk_free(m);
         return rc;
     }
+    for (int l = 0; !rc && l < m->config.info.n_layers; l++)
+        rc = kk_dev_takes(dev, m->config.layer[l].D, m->config.info.C, err);
+    if (rc) {
+        kk_model_close(m);
+        return rc;
+    }
     for (int k = 0; k < 2; k++) m->rope[k].rope = m->config.rope[k];
     m->layer = kk_calloc((size_t)m->config.info.n_layers, sizeof *m->layer);
     if (!m->layer) {

@@ -10,11 +10,11 @@ is_json() { python3 -m json.tool "$1" >/dev/null; }
 run run -m "$TINY" -p "$PROMPT" -n 12
 cp "$KK_TMP/out" "$KK_TMP/text"
 check "run finds the code" sh -c '[ "$2" -eq 0 ] && grep -q "ORCHID-4217" "$1/out"' sh "$KK_TMP" "$rc"
-check "run tells times on stderr" grep -Eq 'prompt [0-9]+ tokens, [0-9]+ tok/s; generated 12' "$KK_TMP/err"
+check "run tells times on stderr" grep -Eq 'prompt [0-9]+ tokens, [0-9]+ tok/s; generated 9,' "$KK_TMP/err"
 run run -m "$TINY" -p "$PROMPT" -n 12 --json
 check "run --json" is_json "$KK_TMP/out"
 check "run --json has the same text" [ "$(json text "$KK_TMP/out")" = "$(cat "$KK_TMP/text")" ]
-check "run --json counts tokens" [ "$(json tokens "$KK_TMP/out")" = 12 ]
+check "run --json counts tokens: the code's eight and the end" [ "$(json tokens "$KK_TMP/out"):$(json stop "$KK_TMP/out")" = 9:eos ]
 json ids "$KK_TMP/out" >"$KK_TMP/ids"
 run run -m "$TINY" -p "$PROMPT" -n 12 --ids
 check "run --ids prints the same ids" [ "[$(sed 's/ /, /g' "$KK_TMP/out")]" = "$(cat "$KK_TMP/ids")" ]

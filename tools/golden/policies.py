@@ -298,10 +298,10 @@ def check_f_theta(model, f):
     forward(model, [2] + list(range(100, 131)), "native", streams_out=streams)
     x = f.x(streams[0])
     z, at = f.latent(x), torch.arange(32)
-    want = [(x[5, [0, 256, 512, 768]], [-0.67562, -0.77347, -0.76693, -1.37591]),
-            (z[5, :4], [-1.28906, -0.59766, -0.57422, 1.04688]),
-            (f.rows(model, 0, z, at)[0][5, 0, :4], [-0.07802, 0.00038, 0.12891, -0.25205]),
-            (f.rows(model, 6, z, at)[1][5, 1, :4], [1.42030, 1.51972, -0.85692, 1.41415])]
+    want = [(x[5, [0, 256, 512, 768]], [1.352643, 0.622758, 0.129391, 0.117901]),
+            (z[5, :4], [-1.945312, -1.6875, 1.109375, 2.390625]),
+            (f.rows(model, 0, z, at)[0][5, 0, :4], [-0.003134, 0.12901, 0.041461, -0.257026]),
+            (f.rows(model, 6, z, at)[1][5, 1, :4], [-1.453946, 0.817002, 1.031192, 0.356171])]
     for name, (got, ref) in zip(("x", "z", "k of layer 0", "v of layer 6"), want):
         close(f"reference vector of f_theta, {name}", got, torch.tensor(ref), 1e-5)
 

@@ -9,9 +9,9 @@
 #include "dev/cuda/attn_ptx_int.h"
 
 enum {
-    KK_ATTN_SEQS = 1024, /* sequences of a call, at most */
-    KK_ATTN_FEW = 16,    /* rows of a sequence, at most, that go split by split */
-    KK_ATTN_HEAD = 512,  /* head dim, at most; a multiple of 16 */
+    KK_ATTN_SEQS = KK_CUDA_SEQS,
+    KK_ATTN_FEW = 16, /* rows of a sequence, at most, that go split by split */
+    KK_ATTN_HEAD = KK_CUDA_HEAD,
 };
 
 /* What a launch is told. */

@@ -34,6 +34,9 @@ enum {
     KK_CUDA_SPLIT = 128, /* keys of an attention split: kk_dev.attn_split */
     KK_SUM_LANES = 256,  /* lanes of a sum over a row */
     KK_CUDA_RING_PART = 8 << 20,
+    KK_CUDA_HEAD = 512,     /* head dim, at most; a multiple of 16 */
+    KK_CUDA_WIDEST = 16384, /* elements of a row that a block keeps in registers: model width */
+    KK_CUDA_SEQS = 1024,    /* sequences of a step */
 };
 
 __host__ __device__ static inline int64_t kk__tiles(int64_t k)

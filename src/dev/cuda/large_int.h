@@ -1,13 +1,14 @@
 /* Private to dev/cuda: products of many rows, bound by the tensor cores (or by the bytes of the
- * weights, where rows are few for each expert).
+ * weights, where rows are few for each expert). H200: experts of 17 to 512 rows 78 to 84 % of their
+ * floor, dense products of 2048 rows 350 to 475 TFLOP/s, experts of 2048 260. docs/adr/0022.
  *
- * A tile is 16 stripes (128 outputs) by up to 192 rows of x. Four warps bring both into a ring in
+ * A tile is 16 stripes (128 outputs) by up to 192 rows of x. Eight warps bring both into a ring in
  * shared memory, 4 tiles of inputs at a time, 16 bytes a thread, 8 threads 128 bytes that follow
  * each other, put where wgmma looks for them when it swizzles: x by 128 bytes, tiles of weights by
- * 32. Two groups of four warps multiply, each
- * 64 outputs; a chain is one accumulator, added to the sum in registers: 0020, whose order wgmma
- * keeps as mma.sync does. One group's additions pass while the other multiplies. Blocks stay, and
- * take every gridDim-th tile. Inputs are a multiple of 8.
+ * 32. Two groups of four warps multiply, each 64 outputs; a chain is one accumulator, added to the
+ * sum in registers: 0020, whose order wgmma keeps as mma.sync does. One group's additions pass
+ * while the other multiplies. Blocks stay, and take every gridDim-th tile. Inputs are a multiple of
+ * 8.
  *
  *   begin(tables)    by all threads
  *   tiles()          in all
@@ -24,10 +25,11 @@
 
 enum {
     KK_LARGE_STRIPES = 16,
-    KK_LARGE_ROWS = 192,    /* of a tile, at most */
-    KK_LARGE_STEP = 4,      /* tiles of inputs in a slot of the ring */
-    KK_LARGE_SLOTS = 5,     /* of the ring */
-    KK_LARGE_THREADS = 384, /* two groups multiply, one loads */
+    KK_LARGE_ROWS = 192, /* of a tile, at most */
+    KK_LARGE_STEP = 4,   /* tiles of inputs in a slot of the ring */
+    KK_LARGE_SLOTS = 5,  /* of the ring */
+    KK_LARGE_LOAD_WARPS = 8,
+    KK_LARGE_THREADS = 256 + KK_LARGE_LOAD_WARPS * 32, /* two groups multiply, the others load */
     KK_LARGE_W_BYTES = KK_LARGE_STRIPES * KK_LARGE_STEP * KK_TILE_BYTES,
     KK_LARGE_SLOT_BYTES = KK_LARGE_W_BYTES + KK_LARGE_ROWS * KK_LARGE_STEP * KK_TILE_K * 2,
 };
@@ -40,7 +42,7 @@ struct kk_large {
 /* Rows of a tile as they are multiplied: n, made up with zeros. */
 __host__ __device__ static inline int kk__large_rows(int n)
 {
-    return n <= 128 ? (n + 31) / 32 * 32 : KK_LARGE_ROWS;
+    return (n + 31) / 32 * 32;
 }
 
 #ifdef __CUDACC__
@@ -118,6 +120,32 @@ template <> __device__ inline void kk__wgmma<128>(float (&d)[64], uint64_t a, ui
                  : "l"(a), "l"(b), "r"(add));
 }
 
+template <> __device__ inline void kk__wgmma<160>(float (&d)[80], uint64_t a, uint64_t b, int add)
+{
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %82, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+        "}, %80, %81, p, 1, 1, 0, 0;}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+          "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+          "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
+          "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
+          "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
+          "+f"(d[63]), "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]),
+          "+f"(d[70]), "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]),
+          "+f"(d[77]), "+f"(d[78]), "+f"(d[79])
+        : "l"(a), "l"(b), "r"(add));
+}
+
 template <> __device__ inline void kk__wgmma<192>(float (&d)[96], uint64_t a, uint64_t b, int add)
 {
     asm volatile(
@@ -185,24 +213,28 @@ struct kk_ring {
     }
 };
 
-/* ---- the four warps that load ------------------------------------------------------------- */
+/* ---- the warps that load ------------------------------------------------------------- */
 
-enum { KK_LARGE_LOADS = KK_LARGE_ROWS / 16 }; /* of x by a thread, for a step */
+enum { /* of a loading warp: stripes; rows of x at a time and how often */
+       KK_LOAD_STRIPES = KK_LARGE_STRIPES / KK_LARGE_LOAD_WARPS,
+       KK_LOAD_ROWS = KK_LARGE_LOAD_WARPS * 4,
+       KK_LARGE_LOADS = KK_LARGE_ROWS / KK_LOAD_ROWS
+};
 
 struct kk_loader {
     kk_ring ring;
     int warp, lane;
-    uint32_t to_w, to_x;          /* where a thread's first part of each goes in a slot */
-    const char *w[4];             /* this warp's stripes */
-    uint32_t row[KK_LARGE_LOADS]; /* a thread's parts of rows, in 8 numbers from job.x() */
+    uint32_t to_w, to_x;            /* where a thread's first part of each goes in a slot */
+    const char *w[KK_LOAD_STRIPES]; /* this warp's stripes */
+    uint32_t row[KK_LARGE_LOADS];   /* a thread's parts of rows, in 8 numbers from job.x() */
 
     __device__ kk_loader(const kk_ring &r)
     {
         ring = r;
-        warp = (int)threadIdx.x / 32 % 4;
+        warp = (int)threadIdx.x / 32 - 8;
         lane = (int)threadIdx.x % 32;
         const int x = warp * 4 + lane / 8;
-        to_w = (uint32_t)(warp * 4096 + (lane * 16 ^ (lane & 8) << 1));
+        to_w = (uint32_t)(warp * KK_LOAD_STRIPES * 1024 + (lane * 16 ^ (lane & 8) << 1));
         to_x = (uint32_t)(KK_LARGE_W_BYTES + x * 128 + (lane % 8 ^ x % 8) * 16);
     }
 
@@ -210,10 +242,11 @@ struct kk_loader {
     template <class Job> __device__ void open(const Job &job, int K)
     {
 #pragma unroll
-        for (int s = 0; s < 4; s++) w[s] = job.stripe(warp * 4 + s) + lane * 16;
+        for (int s = 0; s < KK_LOAD_STRIPES; s++)
+            w[s] = job.stripe(warp * KK_LOAD_STRIPES + s) + lane * 16;
 #pragma unroll
         for (int i = 0; i < KK_LARGE_LOADS; i++) {
-            const int r = min(i * 16 + warp * 4 + lane / 8, job.n - 1);
+            const int r = min(i * KK_LOAD_ROWS + warp * 4 + lane / 8, job.n - 1);
             row[i] = (uint32_t)job.row(r) * (uint32_t)(K / 8) + (uint32_t)(lane % 8);
         }
     }
@@ -225,7 +258,7 @@ struct kk_loader {
         const uint32_t at = ring.at();
         const int size = k + lane % 8 * 8 < K ? 16 : 0; /* else zeros */
 #pragma unroll
-        for (int s = 0; s < 4; s++) {
+        for (int s = 0; s < KK_LOAD_STRIPES; s++) {
             if (lane / 16 < n) kk__copy16(at + to_w + (uint32_t)s * 1024, w[s], 16);
             if (lane / 16 + 2 < n) kk__copy16(at + to_w + (uint32_t)s * 1024 + 512, w[s] + 512, 16);
             w[s] += n * KK_TILE_BYTES;
@@ -233,8 +266,8 @@ struct kk_loader {
         if (lane % 8 < 2 * n)
 #pragma unroll
             for (int i = 0; i < KK_LARGE_LOADS; i++)
-                if (i * 16 < rows)
-                    kk__copy16(at + to_x + (uint32_t)i * 2048,
+                if (i * KK_LOAD_ROWS < rows)
+                    kk__copy16(at + to_x + (uint32_t)i * (KK_LOAD_ROWS * 128),
                                x + (size_t)(row[i] + (uint32_t)(k / 8)) * 8, size);
         asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(
                          kk__shared(&ring.full[ring.slot]))
@@ -342,6 +375,9 @@ __device__ static void kk__large_multiply(const kk_large &g, Job &job, kk_ring &
         case 128:
             kk_product<128>().run(g, job, ring);
             break;
+        case 160:
+            kk_product<160>().run(g, job, ring);
+            break;
         default:
             kk_product<192>().run(g, job, ring);
         }
@@ -358,7 +394,7 @@ __global__ void __launch_bounds__(KK_LARGE_THREADS, 1)
     Job job = given;
     if (threadIdx.x == 0) {
         for (int i = 0; i < KK_LARGE_SLOTS; i++) {
-            kk__bar_init(&full[i], 128);
+            kk__bar_init(&full[i], KK_LARGE_LOAD_WARPS * 32);
             kk__bar_init(&empty[i], 8);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -369,10 +405,10 @@ __global__ void __launch_bounds__(KK_LARGE_THREADS, 1)
     job.begin(smem + g.tables_at);
     kk_ring ring = {smem, full, empty, 0, 0};
     if (threadIdx.x >= 256) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         kk__large_load(g, job, ring);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
         kk__large_multiply(g, job, ring);
     }
 }
@@ -395,19 +431,17 @@ static inline kk_large kk__large_plan(int64_t K, int table_bytes)
     return g;
 }
 
-/* How many of T rows a tile should have where all rows meet the same `columns` tiles of outputs: so
- * that the last round of blocks is not a waste. */
+/* How many of T rows a tile should have where all rows meet the same `columns` tiles of outputs: a
+ * round of blocks takes as long as its bytes, which are as rows + outputs. */
 static inline int kk__large_tile_rows(const struct kk_cuda *c, int T, int64_t columns)
 {
-    static const int sizes[] = {192, 128, 96, 64, 32};
     int best = 0;
     int64_t least = 0;
-    for (int i = 0; i < 5; i++) {
-        if (sizes[i] > KK_LARGE_ROWS) continue;
-        const int64_t tiles = (T + sizes[i] - 1) / sizes[i] * columns;
-        const int64_t cost = (tiles + c->sms - 1) / c->sms * (sizes[i] + 24);
+    for (int rows = KK_LARGE_ROWS; rows; rows -= 32) {
+        const int64_t tiles = (T + rows - 1) / rows * columns;
+        const int64_t cost = (tiles + c->sms - 1) / c->sms * (rows + KK_LARGE_STRIPES * 8);
         if (best && cost >= least) continue;
-        best = sizes[i];
+        best = rows;
         least = cost;
     }
     return best;

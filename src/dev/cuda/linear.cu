@@ -213,6 +213,7 @@ size_t kk__cuda_linear_scratch(const struct kk_cuda *, const struct kk_limits *)
 
 void kk__cuda_linear(struct kk_dev *dev, const struct kk_linear_args *a)
 {
+    if (a->T < 1) return;
     if (a->T > 16 && kk__large_fits(a->w[0]->cols))
         linear_many(kk__cuda(dev), a);
     else if (a->T <= 8)
@@ -223,6 +224,7 @@ void kk__cuda_linear(struct kk_dev *dev, const struct kk_linear_args *a)
 
 void kk__cuda_glu(struct kk_dev *dev, const struct kk_glu_args *a)
 {
+    if (a->T < 1) return;
     if (a->T > 16 && kk__large_fits(a->gate->cols))
         glu_many(kk__cuda(dev), a);
     else if (a->T <= 8)

@@ -675,6 +675,7 @@ size_t kk__cuda_moe_scratch(const struct kk_cuda *, const struct kk_limits *l)
 
 void kk__cuda_route(struct kk_dev *dev, const struct kk_route_args *a)
 {
+    if (a->T < 1) return;
     struct kk_cuda *c = kk__cuda(dev);
     if (too_many(c, a->E, a->A, "route")) return;
     if (a->T > 128)
@@ -687,6 +688,7 @@ void kk__cuda_route(struct kk_dev *dev, const struct kk_route_args *a)
 
 void kk__cuda_moe(struct kk_dev *dev, const struct kk_moe_args *a)
 {
+    if (a->T < 1) return;
     struct kk_cuda *c = kk__cuda(dev);
     if (too_many(c, a->E, a->A, "moe")) return;
     if (a->T > 16 && a->down->cols % 8 == 0 && kk__large_fits(a->gate_up->cols))

@@ -219,6 +219,10 @@ int kk_dev_open_cuda(int index, struct kk_dev **out, struct kk_err *err)
 #endif
     c->dev.attn_split = KK_CUDA_SPLIT;
     c->dev.act = KK_BF16;
+    c->dev.head_unit = KK_TILE_K;
+    c->dev.head_most = KK_CUDA_HEAD;
+    c->dev.width_most = KK_CUDA_WIDEST;
+    c->dev.seqs_most = KK_CUDA_SEQS;
     c->dev.tables.name = "device scratch";
     c->pinned.name = "pinned host memory";
     rc = describe(c, err);

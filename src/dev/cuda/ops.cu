@@ -163,21 +163,18 @@ __global__ static void __launch_bounds__(THREADS) residual_row(struct kk_residua
      : (C) <= 3072 ? name<3, true>                                                                 \
      : (C) <= 8192 ? name<8, true>                                                                 \
                    : name<16, true>)
-enum { WIDEST = 4 * THREADS * 16 };
+static_assert(KK_CUDA_WIDEST == 4 * THREADS * 16, "of ROW_KERNEL");
 
 void kk__cuda_norm(struct kk_dev *dev, const struct kk_norm_args *a)
 {
-    if (a->C > WIDEST)
-        kk__cuda_latch(kk__cuda(dev), cudaErrorInvalidValue, "norm of so wide a row");
+    KK_BUG_ON(a->C > KK_CUDA_WIDEST);
     kk__launch(kk__cuda(dev), "norm", ROW_KERNEL(norm_row, a->C), dim3((unsigned)a->T),
                dim3(THREADS), 0, *a);
 }
 
 void kk__cuda_residual(struct kk_dev *dev, const struct kk_residual_args *a)
 {
-    KK_BUG_ON(a->n_in < 1 || a->n_in > 2 || a->n_out < 0 || a->n_out > 3);
-    if (a->C > WIDEST)
-        kk__cuda_latch(kk__cuda(dev), cudaErrorInvalidValue, "residual of so wide a row");
+    KK_BUG_ON(a->n_in < 1 || a->n_in > 2 || a->n_out < 0 || a->n_out > 3 || a->C > KK_CUDA_WIDEST);
     kk__launch(kk__cuda(dev), "residual", ROW_KERNEL(residual_row, a->C), dim3((unsigned)a->T),
                dim3(THREADS), 0, *a);
 }

@@ -1,4 +1,6 @@
-/* Private to dev/cuda: products of up to 16 rows, bound by the bytes of the weights.
+/* Private to dev/cuda: products of up to 16 rows, bound by the bytes of the weights. H200, share of
+ * the time that 4.47 TB/s takes: head 92 to 100 %, experts 62 (1 row) to 82 % (16), qkv 83 to 63 %,
+ * smaller products 33 to 68 %. docs/adr/0022.
  *
  * A block works on a group of stripes. A piece of work is one chain of one stripe. A warp has
  * chains of its own, holds their inputs of x in registers, and goes through the group's stripes

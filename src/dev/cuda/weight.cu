@@ -191,7 +191,7 @@ int kk__cuda_weight_load(struct kk_dev *dev, const struct kk_weight_src *src,
                          struct kk_account *acc, struct kk_weight *out, struct kk_err *err)
 {
     struct kk_cuda *c = kk__cuda(dev);
-    struct kk_weight w = {KK_BF16, src->n_mats, src->rows, src->cols, NULL, mat_bytes(src), acc};
+    struct kk_weight w = {};
     const int64_t stripes = kk__stripes(src->rows) * src->n_mats;
     if (stripe_bytes(src) > KK_CUDA_RING_PART || stripes > INT32_MAX)
         return kk_fail(err, KK_ERANGE, "a weight of %d x %lld x %lld is too big", src->n_mats,
@@ -199,6 +199,12 @@ int kk__cuda_weight_load(struct kk_dev *dev, const struct kk_weight_src *src,
     if (src->cols % kk_dtype_block(src->dtype))
         return kk_fail(err, KK_EFORMAT, "%lld inputs are not whole blocks of %s, which hold %u",
                        (long long)src->cols, kk_dtype_name(src->dtype), kk_dtype_block(src->dtype));
+    w.dtype = KK_BF16;
+    w.n_mats = src->n_mats;
+    w.rows = src->rows;
+    w.cols = src->cols;
+    w.mat_bytes = mat_bytes(src);
+    w.account = acc;
     kk__cuda_use(c);
     int rc = kk_dev_alloc(dev, acc, (size_t)w.n_mats * w.mat_bytes, &w.data, err);
     if (rc) return rc;

@@ -19,11 +19,11 @@ static const struct arm {
     {MINI, "native", NULL, 2, 8, 300, 0},
     {MINI, "full", NULL, 2, 8, 100, 0},
     {MINI, "s5", NULL, 2, 21, 300, 0},
-    {"models/tiny", "native", NULL, 4, 64, 90, 0},
-    {"models/tiny", "s5", NULL, 5, 200, 60, 0},
-    {"models/tiny", "sinkwin", NULL, 20, 90, 60, 0},
-    {"models/tiny", "s5", NULL, 4, 64, 60, 1 << 20},
-    {"models/tiny", "restored", "models/tiny/f_theta", 4, 64, 90, 0},
+    {"models/tiny", "native", NULL, 4, 64, 50, 0},
+    {"models/tiny", "s5", NULL, 5, 200, 40, 0},
+    {"models/tiny", "sinkwin", NULL, 20, 90, 40, 0},
+    {"models/tiny", "s5", NULL, 4, 64, 40, 1 << 20},
+    {"models/tiny", "restored", "models/tiny/f_theta", 4, 64, 50, 0},
 };
 
 static struct kk_engine *open_arm(const struct arm *a)
@@ -128,12 +128,13 @@ static void a_tree_of_forks(void **state)
                 s[i] = s[--n];
             } else {
                 read_some(s, n, i, &r,
-                          what == 4 ? kk_test_between(&r, 60, 250) : kk_test_between(&r, 1, 20));
+                          what == 4 ? kk_test_between(&r, 60, 150) : kk_test_between(&r, 1, 20));
             }
             if (step % 30 == 29) check_rows(s[kk_test_below(&r, (uint32_t)n)]);
         }
+        const int checked = arms[a].model == arms[0].model ? n : 3; /* the other takes its time */
         while (n-- > 0) {
-            check_rows(s[n]);
+            if (n < checked) check_rows(s[n]);
             kk_session_close(s[n]);
         }
         assert_int_equal(kk_kv_shared_bytes(e->pool), 0);
@@ -164,7 +165,7 @@ static void forks_pay_for_what_they_say(void **state)
                   (long long)tail, (long long)all_bytes(s, FORKS + 1));
     assert_true(all_bytes(s, FORKS + 1) <= one + FORKS * tail);
     assert_true(tail < one / 7);
-    for (int i = 1; i <= FORKS; i += 50) check_rows(s[i]);
+    for (int i = 1; i <= FORKS; i += 120) check_rows(s[i]);
     for (int i = 0; i <= FORKS; i++) kk_session_close(s[i]);
     kk_engine_close(e);
 }
@@ -193,7 +194,7 @@ static void no_memory_changes_nothing(void **state)
             kk_mem_fail_after(0);
             if (rc) continue;
             read_some(s, 2, 1, &r, 3);
-            if (k % 8 == 0 || !hit) check_rows(s[1]);
+            if (k % 32 == 0 || !hit) check_rows(s[1]);
             kk_session_close(s[1]);
         }
         check_rows(s[0]);

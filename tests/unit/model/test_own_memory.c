@@ -175,8 +175,40 @@ static void the_same_bits_as_on_the_host(void **state)
     kk_free(want);
 }
 
+/* A device that takes some heads and widths only says so before anything is loaded. */
+static void test_geometry(void **state)
+{
+    const struct kk_model_limits limits = {.max_rows = 8, .max_logit_rows = 1, .positions = 8};
+    struct kk_model_file *mf;
+    struct kk_model_plan plan;
+    struct kk_model *m = NULL;
+    struct kk_dev *dev;
+    struct kk_err err = {0};
+    (void)state;
+    KK_ASSERT_OK(kk_dev_open_cpu("scalar", 1, &dev, &err), &err);
+    KK_ASSERT_OK(kk_model_file_open("synth:tests/data/mini.json", &mf, &err), &err);
+    dev->head_unit = 16;
+    dev->head_most = 512;
+    KK_ASSERT_FAILS(kk_model_open(mf, dev, &limits, NULL, &m, &err), KK_EUNSUPPORTED, &err,
+                    "heads of 24: cpu scalar, 1 thread takes multiples of 16 up to 512");
+    dev->head_unit = 8;
+    dev->head_most = 16;
+    KK_ASSERT_FAILS(kk_model_plan(mf, dev, &limits, &plan, &err), KK_EUNSUPPORTED, &err,
+                    "heads of 24");
+    dev->head_most = 24;
+    dev->width_most = 32;
+    KK_ASSERT_FAILS(kk_model_plan(mf, dev, &limits, &plan, &err), KK_EUNSUPPORTED, &err,
+                    "takes 32 at most");
+    dev->width_most = 1024;
+    KK_ASSERT_OK(kk_model_plan(mf, dev, &limits, &plan, &err), &err);
+    assert_null(m);
+    kk_model_file_close(mf);
+    kk_dev_close(dev);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(the_same_bits_as_on_the_host)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_geometry),
+                                       cmocka_unit_test(the_same_bits_as_on_the_host)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,121 @@
+"""Stage `eval`: what the engine says of the exported trio, which is what counts.
+
+    parity       logits of the engine against the nets of this recipe in float32, under native, s5 and restored
+    divergence   KL(native || s5) and KL(native || restored) in the true causal process, from `kakeya logits`
+    niah, spec   the benches of the command line
+"""
+import json
+import os
+import random
+import subprocess
+import tempfile
+
+import numpy as np
+import torch
+
+import documents as doc
+import nets
+from common import freeze
+from evaluate import BenchWords
+from stream import BOS, Encoder
+
+WINDOW = 1024
+
+
+class Engine:
+    def __init__(self, setup, folder):
+        self.setup, self.folder, self.model = setup, folder, setup.o.model
+        if not os.access(setup.o.engine, os.X_OK):
+            raise SystemExit(f"tools/train: {setup.o.engine} is missing: `make` builds it, or name another with --engine")
+
+    def __call__(self, *words):
+        p = subprocess.run([self.setup.o.engine, *map(str, words), "-m", self.model], capture_output=True, text=True)
+        if p.returncode:
+            raise SystemExit(f"tools/train: {' '.join(map(str, words))}: {p.stderr.strip()}")
+        return p.stdout
+
+    def logits(self, ids, policy):
+        at, out = os.path.join(self.folder, "ids.json"), os.path.join(self.folder, "y.npy")
+        with open(at, "w", encoding="utf-8") as f:
+            json.dump([int(i) for i in ids], f)
+        more = ["--f-theta", os.path.join(self.model, "f_theta")] if policy == "restored" else []
+        self("logits", "--ids", at, "-o", out, "--kv", policy, "--kv-type", "f32", *more)
+        return torch.from_numpy(np.load(out)).double()
+
+
+def recipe_logits(setup, ids):
+    """The same from the nets of this recipe. A restored run is the fixed point of passes that rebuild rows from the
+    taps of the pass before: each pass makes NEAR more rows right."""
+    from safetensors.torch import load_file
+    read = lambda *p: {k: v.float() for k, v in load_file(os.path.join(setup.o.model, *p)).items()}
+    net, f = nets.Verifier(setup.v), nets.FTheta(setup.v, setup.rank)
+    net.load_state_dict(read("model.safetensors"))
+    f.load_state_dict(read("f_theta", "f_theta.safetensors"))
+    freeze(net), freeze(f)
+    ids = torch.tensor([ids])
+    plan, out = nets.Plan(ids.shape[1], [ids.shape[1]], "cpu", setup.v), {}
+    with torch.no_grad():
+        for policy in ("native", "s5"):
+            out[policy] = net.logits(net(ids, plan, policy)[0])[0].double()
+        x, taps = net(ids, plan)
+        for _ in range(2 + ids.shape[1] // nets.NEAR):
+            x, taps = net(ids, plan, "restored", f(taps))
+        out["restored"] = net.logits(x)[0].double()
+    return out
+
+
+def texts(setup, encoder, words, samples):
+    """{kind: windows of ids}: code held out, tests of the library never read, conversation about reserved words."""
+    r, out = random.Random(13), {}
+    for part in ("held", "unseen"):
+        found = list(setup.library().texts(part))
+        r.shuffle(found)
+        windows = (encoder.tok.encode(t[:8 * WINDOW], add_special_tokens=False).ids for t in found)
+        out["code " + part] = [[BOS] + w[:WINDOW - 1] for w in windows if len(w) >= WINDOW - 1][:samples]
+    out["conversation"] = [([BOS] + encoder(doc.chat(words, r, 5 * WINDOW)))[:WINDOW] for _ in range(4 * samples)]
+    return out
+
+
+def divergence(engine, window, windows):
+    total = {"s5": 0.0, "restored": 0.0}
+    for ids in windows:
+        p = torch.log_softmax(engine.logits(ids, "native")[window:], -1)
+        for policy in total:
+            q = torch.log_softmax(engine.logits(ids, policy)[window:], -1)
+            total[policy] += (p.exp() * (p - q)).sum(-1).mean().item() / len(windows)
+    return dict({k: round(v, 5) for k, v in total.items()}, ratio=round(total["restored"] / total["s5"], 4), windows=len(windows))
+
+
+def run(setup):
+    encoder = Encoder(os.path.join(setup.o.model, "tokenizer.json"))
+    words = BenchWords(setup.bench, None)
+    small, result = setup.o.smoke, {}
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(setup, folder)
+        ids = ([BOS] + encoder(doc.chat(words, random.Random(3), 3000)))[:300]
+        ours = recipe_logits(setup, ids)
+        result["parity"] = {k: (engine.logits(ids, k) - v).abs().max().item() for k, v in ours.items()}
+        setup.log("against the engine:", result["parity"])
+        if max(result["parity"].values()) > 0.02:
+            raise SystemExit("tools/train: the engine computes other logits than the recipe")
+        kinds = texts(setup, encoder, words, 1 if small else 8)
+        result["divergence"] = {k: divergence(engine, setup.v["sliding_window"], v) for k, v in kinds.items() if v}
+        setup.log("KL in nats a token:", result["divergence"])
+        bench = lambda *w: json.loads(engine("bench", *w, "--json"))
+        lines, samples = (10, 1) if small else ("60,160,320,800", 32)
+        keyed = ("--lines", 10 if small else 120, "--samples", samples, "--keys", 2 if small else 16)
+        asks = {"raw": ("--lines", lines, "--samples", samples), "turn": ("--lines", lines, "--samples", samples, "--template", "auto"),
+                "keyed": keyed, "keyed turn": (*keyed, "--template", "auto")}
+        result["niah"] = {}
+        for name, ask in asks.items():
+            for policy in ("native",) if small else ("native", "s5", "restored"):
+                more = ["--f-theta", os.path.join(setup.o.model, "f_theta")] if policy == "restored" else []
+                rungs = bench("niah", *ask, "--kv", policy, *more)["rungs"]
+                result["niah"][f"{name}, {policy}"] = {r["prompt_tokens"]: [r["recall"], r["recall_exact"]] for r in rungs}
+                setup.log(name, policy, "{prompt tokens: [recall, exact]}", result["niah"][f"{name}, {policy}"])
+        rows = bench("spec", "--draft", os.path.join(setup.o.model, "drafter"), "--draft-width", 16, "--samples", 1 if small else 8,
+                     "--reps", 1 if small else 5)["workloads"]
+        result["committed_per_forward"] = {r["name"]: r["committed_per_block"] for r in rows}
+        result["committed_per_forward"]["mean"] = sum(r["committed_per_block"] for r in rows) / len(rows)
+        setup.log("committed per forward:", result["committed_per_forward"], "identical:", all(r["byte_identical"] for r in rows))
+    setup.note("eval", **result)
