@@ -833,7 +833,7 @@ int main(int argc, char **argv)
     st.n_logits = T, st.logit_rows = lrows.data();
     st.choice = choice;
     st.logits = logits;
-    st.taps[0].n = m.o.layers, st.taps[0].layers = tl.data(), st.taps[0].dst = taps;
+    st.n_taps[0] = m.o.layers, st.tap_layers[0] = tl.data(), st.tap_dst[0] = taps;
     for (int i = 0; i < (m.o.check ? 3 : 0); i++) {
         if (!step(&st)) {
             printf("the step is not taken\n");
@@ -843,7 +843,7 @@ int main(int argc, char **argv)
         if (i != 1) check(&m, logits, choice, taps);
     }
     if (!m.o.reps) return wrong != 0;
-    st.logits = NULL, st.taps[0].n = 0;
+    st.logits = NULL, st.n_taps[0] = 0;
     std::vector<float> ms;
     cudaEvent_t a, b;
     CK(cudaEventCreate(&a));

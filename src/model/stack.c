@@ -153,9 +153,9 @@ int kk__stack_step(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_
                               .logits = m->buf.logits,
                               .choice = m->buf.choice};
     for (int k = 0; k < 2; k++) {
-        s.taps[k].n = fwd->taps[k].n;
-        s.taps[k].layers = fwd->taps[k].layers;
-        s.taps[k].dst = fwd->taps[k].dst;
+        s.n_taps[k] = fwd->taps[k].n;
+        s.tap_layers[k] = fwd->taps[k].layers;
+        s.tap_dst[k] = fwd->taps[k].dst;
     }
     if (!views(m, pool, &s) || m->dev->stack->step(m->dev, m->stack->handle, &s)) return 0;
     m->stack->chosen = fwd->n_logits;

@@ -362,9 +362,9 @@ static void step_taps(struct ks_args *a, const struct kk_stack_step *st)
 {
     memset(a->tap, -1, sizeof a->tap);
     for (int k = 0; k < 2; k++) {
-        a->tap_dst[k] = st->taps[k].n ? st->taps[k].dst : NULL;
-        a->tap_n[k] = st->taps[k].n;
-        for (int i = 0; i < st->taps[k].n; i++) a->tap[k][st->taps[k].layers[i]] = (int8_t)i;
+        a->tap_dst[k] = st->n_taps[k] ? st->tap_dst[k] : NULL;
+        a->tap_n[k] = st->n_taps[k];
+        for (int i = 0; i < st->n_taps[k]; i++) a->tap[k][st->tap_layers[k][i]] = (int8_t)i;
     }
 }
 
