@@ -526,6 +526,10 @@ int kk_kv_step_B(const struct kk_kv_pool *p)
 {
     return p->B;
 }
+int kk_kv_step_holds(const struct kk_kv_pool *p)
+{
+    return p->kind == KK_STEP_HOLD;
+}
 int32_t kk_kv_step_rows(const struct kk_kv_pool *p, int b)
 {
     return p->step_n[b];

@@ -173,6 +173,7 @@ int kk_kv_failed(const struct kk_kv_pool *pool);
 enum kk_dtype kk_kv_dtype(const struct kk_kv_pool *pool); /* of stored rows */
 int kk_kv_step_T(const struct kk_kv_pool *pool);
 int kk_kv_step_B(const struct kk_kv_pool *pool);
+int kk_kv_step_holds(const struct kk_kv_pool *pool); /* every layer's rows are kept to the end */
 int32_t kk_kv_step_rows(const struct kk_kv_pool *pool, int b); /* of sequence b */
 struct kk_kv *kk_kv_step_session(const struct kk_kv_pool *pool, int b);
 const int32_t *kk_kv_step_pos(const struct kk_kv_pool *pool);      /* device [T] */

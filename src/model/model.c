@@ -6,6 +6,7 @@
 
 #include "base/mem.h"
 #include "model/model_int.h"
+#include "model/stack_int.h"
 
 /* ---- buffers ------------------------------------------------------------------------------ */
 
@@ -161,11 +162,13 @@ int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
                   struct kk_err *err)
 {
     struct kk_model *m = NULL;
+    size_t stack;
     int rc = new_model(mf, dev, limits, &m, err);
     if (rc) return rc;
     struct kk_loader ld = {.mf = mf, .m = m, .bf16_in = dev->bf16_act};
     rc = plan_weights(&ld, err);
-    if (!rc) *out = (struct kk_model_plan){ld.planned, plan_buffers(m)};
+    if (!rc) rc = kk__stack_bytes(m, &stack, err);
+    if (!rc) *out = (struct kk_model_plan){ld.planned, plan_buffers(m) + stack};
     kk_model_close(m);
     return rc;
 }
@@ -173,7 +176,11 @@ int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
 /* Before gigabytes are loaded in vain. */
 static int check_room(struct kk_model *m, size_t weights, struct kk_err *err)
 {
-    const size_t scratch = plan_buffers(m), left = m->dev->ops->free_bytes(m->dev);
+    size_t scratch = plan_buffers(m), stack;
+    const size_t left = m->dev->ops->free_bytes(m->dev);
+    int rc = kk__stack_bytes(m, &stack, err);
+    if (rc) return rc;
+    scratch += stack;
     if (!left || weights + scratch <= left) return 0;
     return kk_fail(err, KK_ENOMEM,
                    "the model wants %zu bytes of %s (%zu of weights, %zu of scratch); %zu are free",
@@ -198,6 +205,7 @@ int kk_model_open(const struct kk_model_file *mf, struct kk_dev *dev,
     }
     if (!rc) rc = alloc_buffers(m, err);
     if (!rc) rc = make_room(m, limits->positions, err);
+    if (!rc) rc = kk__stack_open(m, err);
     if (rc) {
         kk_model_close(m);
         return rc;
@@ -232,6 +240,7 @@ void kk_model_close(struct kk_model *m)
     kk_weight_free(m->dev, &m->head);
     kk_dev_free(m->dev, &m->weights, m->final_norm, (size_t)m->config.info.C * sizeof(float));
     free_buffers(m);
+    kk__stack_close(m);
     for (int k = 0; k < 2; k++) kk__rope_free(m->dev, &m->scratch, &m->rope[k]);
     kk__config_release(&m->config);
     kk_free(m->layer);
@@ -330,7 +339,7 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
                        (size_t)fwd->n_logits * sizeof(int32_t));
     kk_mem_guard_enter("forward");
     d->ops->step_begin(d);
-    kk__forward(m, pool, fwd);
+    if (!kk__stack_step(m, pool, fwd)) kk__forward(m, pool, fwd);
     rc = d->ops->step_end(d, err);
     kk_mem_guard_leave();
     return rc;
@@ -339,6 +348,10 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
 int kk_model_argmax(struct kk_model *m, int n, int32_t *out, struct kk_err *err)
 {
     struct kk_dev *d = m->dev;
+    if (m->stack && m->stack->chosen >= n) {
+        d->ops->download(d, out, m->buf.choice, (size_t)n * sizeof(int32_t));
+        return 0;
+    }
     d->ops->step_begin(d);
     d->ops->argmax(d, &(struct kk_argmax_args){
                           .T = n, .n = m->config.info.V, .x = m->buf.logits, .out = m->buf.choice});

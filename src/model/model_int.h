@@ -149,7 +149,8 @@ struct kk_model {
     struct kk_layer_weights *layer; /* [n_layers] */
     struct kk_rope_table rope[2];   /* of full layers, of sliding layers */
     struct kk_buffers buf;
-    struct kk_ftheta *restorer; /* borrowed; NULL: no policy here rebuilds rows */
+    struct kk_model_stack *stack; /* stack_int.h */
+    struct kk_ftheta *restorer;   /* borrowed; NULL: no policy here rebuilds rows */
 };
 
 /* Binds every weight of the architecture; with `plan` set nothing is loaded and bytes add up there.

@@ -221,6 +221,12 @@ void kk__cuda_gather(struct kk_dev *, const struct kk_gather_args *);
 void kk__cuda_argmax(struct kk_dev *, const struct kk_argmax_args *);
 void kk__cuda_kv_store(struct kk_dev *, const struct kk_kv_store_args *);
 void kk__cuda_convert(struct kk_dev *, const struct kk_convert_args *);
+/* step_plan.cu: a whole step as one kernel */
+size_t kk__cuda_stack_bytes(const struct kk_dev *, const struct kk_stack *);
+int kk__cuda_stack_open(struct kk_dev *, const struct kk_stack *, struct kk_account *, void **out,
+                        struct kk_err *);
+int kk__cuda_stack_step(struct kk_dev *, void *stack, const struct kk_stack_step *);
+void kk__cuda_stack_close(struct kk_dev *, void *stack);
 }
 
 #endif

@@ -1,0 +1,112 @@
+/* Private to step*.cu: what the persistent decode step (docs/adr/0024) is told. The host makes an
+ * SM's program once, when a stack is opened (step_plan.cu); the kernel (step.cu) walks it.
+ *
+ * A unit of work is a stripe of 8 outputs (of a gated unit: a gate stripe and the same up stripe),
+ * brought in slots of the ring; a piece is one quad's part of a stripe: four chains, one a warp. */
+#ifndef KK_DEV_CUDA_STEP_INT_H
+#define KK_DEV_CUDA_STEP_INT_H
+
+#include "dev/cuda/cuda_int.h"
+
+enum {
+    KS_C = 2816,     /* model width: 16 chains of 11 tiles, and a slot of f32 */
+    KS_H = 16,       /* query heads */
+    KS_F = 2112,     /* dense feed-forward width: 12 chains of 11 */
+    KS_XF = 704,     /* of an expert: 4 chains of 11 */
+    KS_E = 128,      /* experts */
+    KS_A = 8,        /* of them active */
+    KS_COLS = 8,     /* most rows of a step */
+    KS_UNION = 64,   /* most distinct experts of a layer: KS_COLS * KS_A */
+    KS_LAYERS = 64,  /* most layers */
+    KS_QKV = 9216,   /* most outputs of q, k and v together */
+    KS_SLOT = 11264, /* bytes of a ring slot: 44 tiles */
+    KS_SLOTS = 15,   /* of the ring */
+    KS_QUADS = 4,    /* of consumer warps */
+    KS_CONSUMERS = 16,
+    KS_REDUCERS = 2,
+    KS_THREADS = (KS_CONSUMERS + KS_REDUCERS + 1) * 32,
+    KS_PIECES = 4, /* slots for partial sums, per quad */
+    KS_CARRY = 8,  /* units of an SM whose sums are carried from set to set, at most */
+    KS_XSTRIPES = KS_XF / KK_TILE_ROWS,
+};
+
+enum ks_op {
+    KS_EMBED, /* h = table[id] * scale, x = rms(h) */
+    KS_LINEAR_QKV,
+    KS_ATTN, /* consumers: splits of keys; reducers: merging them */
+    KS_O,    /* K 4096, or one half of 8192 */
+    KS_RESID1,
+    KS_ROUTER,
+    KS_GLU,
+    KS_XGLU,
+    KS_DOWN,
+    KS_XDOWN,
+    KS_RESID2,
+    KS_HEAD,
+    KS_END,
+};
+
+enum { KS_FULL = 1, KS_FIRST_HALF = 2, KS_SECOND_HALF = 4 };
+
+/* A segment of an SM's program: 32 words, one read by each lane, one segment ahead. */
+struct ks_seg {
+    uint32_t op, nu, u0, layer; /* 0..3: units [u0, u0 + nu) */
+    uint64_t w, w2;             /* 4, 6: weights of the first unit; of its up stripe */
+    uint32_t ustride, flags;    /* 8, 9: bytes from unit to unit */
+    uint32_t row0, rank;        /* 10, 11: the first unit's output; share of the experts */
+    uint64_t mat_bytes;         /* 12: from expert to expert */
+    float scale;                /* 14 */
+    uint32_t win;               /* 15: slots in flight */
+    uint64_t v[8];              /* 16..31: vectors: norms */
+};
+
+/* One sequence's rows of the step, and its splits by kind of layer: sinks' first. */
+struct ks_splits {
+    int n, n_sink, win0; /* split of index s: s < n_sink ? s : win0 + s - n_sink */
+    int pair0;           /* number of the first (split, row) pair */
+};
+struct ks_seq {
+    int t0, n, pos0;
+    struct ks_splits kind[2]; /* full, sliding */
+};
+
+struct ks_mask {
+    int window, near, sinks;
+};
+
+struct ks_kv {
+    const struct kk_kv_seq *seqs; /* device [B] */
+    char *rows;                   /* the step's own, [T, row_bytes] */
+};
+
+struct ks_args {
+    const struct ks_seg *prog;
+    int max_seg, T, B, n_layers;
+    uint32_t epoch; /* tag of layer l's words: epoch + l */
+    float eps, attn_scale, softcap;
+    struct ks_seq seq[KS_COLS];
+    struct ks_mask mask[2];
+    const float *rope[2];
+    const int32_t *ids;
+    struct kk_fault *fault; /* NULL: not told */
+    struct ks_kv kv[KS_LAYERS];
+    /* words: {payload, tag} in 8 bytes, valid when the tag is the layer's */
+    uint64_t *qkv, *part_o, *part_ml, *attn, *o, *router, *f, *fx, *down, *xdown, *x[4], *best;
+    float *logits;   /* [n_logits, vocab], or NULL */
+    int32_t *choice; /* [n_logits], or NULL */
+    int n_logits, vocab;
+    int8_t logit_of[KS_COLS]; /* row of logits, or -1 */
+    float *tap_dst[2];
+    int tap_n[2];
+    int8_t tap[2][KS_LAYERS]; /* place of layer l's tap, or -1 */
+    int *diag;                /* host memory: {what, extra} of each warp that waited too long */
+    uint64_t *trace;          /* KS_TRACE: [sms][4][max_seg], or NULL */
+};
+
+extern "C" {
+int ks__launch(const struct ks_args *a, int sms, cudaStream_t stream);
+const int *kk__cuda_stack_diag(const void *stack);
+struct ks_args *kk__cuda_stack_args(void *stack);
+}
+
+#endif

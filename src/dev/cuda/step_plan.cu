@@ -1,0 +1,416 @@
+/* The persistent decode step, host side: which geometry it takes, an SM's program, and what a step
+ * is told. docs/adr/0024. */
+#include <string.h>
+
+#include "dev/cuda/step_int.h"
+
+enum {
+    PAIRS = 1024,         /* most (split, row) pairs of a layer: 64 KB each */
+    SPLIT_BYTES = 131072, /* of one KV head's split */
+    MAX_SMS = 256,
+    DIAG_BYTES = MAX_SMS * (KS_THREADS / 32) * 8,
+};
+
+struct ks_stack {
+    struct ks_args args; /* all but what changes from step to step */
+    int sms, n_layers, sliding[KS_LAYERS];
+    struct kk_account *account;
+    char *memory;
+    size_t bytes;
+    uint32_t step;
+    int *diag; /* host memory: see stuck() in step.cu */
+};
+
+/* ---- geometry ---- */
+
+static bool layer_fits(const struct kk_stack_layer *y)
+{
+    if (y->sliding) return y->D == 256 && y->G == 8 && y->R == 128 && !y->value_only;
+    return y->D == 512 && y->G == 2 && y->R == 64 && y->value_only;
+}
+
+static bool fits(const struct kk_cuda *c, const struct kk_stack *s)
+{
+    if (s->C != KS_C || s->H != KS_H || s->E != KS_E || s->A != KS_A || s->act != KK_GELU_TANH)
+        return false;
+    if (s->F != KS_F || s->expert_F != KS_XF || s->V % KK_TILE_ROWS || s->V < 8) return false;
+    if (s->n_layers < 1 || s->n_layers >= KS_LAYERS || c->sms < 128 || c->sms > MAX_SMS)
+        return false;
+    for (int l = 0; l < s->n_layers; l++)
+        if (!layer_fits(&s->layer[l])) return false;
+    return true;
+}
+
+/* ---- an SM's program ---- */
+
+struct program {
+    struct ks_seg *seg; /* [sms][max] */
+    int max, sms, n[MAX_SMS];
+    double load[MAX_SMS]; /* bytes so far */
+};
+
+static void add(struct program *p, int sm, const struct ks_seg *s)
+{
+    KK_BUG_ON(p->n[sm] >= p->max);
+    p->seg[(size_t)sm * p->max + p->n[sm]++] = *s;
+}
+
+/* SMs by bytes so far, fewest first */
+static void by_load(const struct program *p, int *order)
+{
+    for (int i = 0; i < p->sms; i++) {
+        int j = i;
+        for (; j > 0 && p->load[order[j - 1]] > p->load[i] + 1; j--) order[j] = order[j - 1];
+        order[j] = i;
+    }
+}
+
+/* `units` over the SMs in runs, first[sm] .. first[sm + 1]; what does not divide goes to those that
+ * have had the fewest bytes */
+static void share(struct program *p, int units, double bytes, int *first)
+{
+    int order[MAX_SMS], n[MAX_SMS];
+    by_load(p, order);
+    for (int i = 0; i < p->sms; i++) n[i] = units / p->sms;
+    for (int i = 0; i < units % p->sms; i++) n[order[i]]++;
+    first[0] = 0;
+    for (int i = 0; i < p->sms; i++) {
+        first[i + 1] = first[i] + n[i];
+        p->load[i] += n[i] * bytes;
+    }
+}
+
+static uint64_t at(const void *p)
+{
+    return (uint64_t)p;
+}
+
+static struct ks_seg segment(enum ks_op op, int layer, uint32_t flags, int slot_bytes)
+{
+    struct ks_seg s;
+    memset(&s, 0, sizeof s);
+    s.op = op;
+    s.layer = (uint32_t)layer;
+    s.flags = flags;
+    s.win = slot_bytes == KS_SLOT ? 5 : 7;
+    return s;
+}
+
+/* Stripes of `w`, those that an SM has of a row of stripes in which w's begin at `before`. up: w is
+ * a gate. `skip` bytes into each stripe. */
+static void stripes(struct program *p, const int *first, const struct kk_weight *w,
+                    const struct kk_weight *up, int before, size_t skip, struct ks_seg s)
+{
+    const int n = (int)(w->rows / KK_TILE_ROWS);
+    s.ustride = (uint32_t)(kk__tiles(w->cols) * KK_TILE_BYTES);
+    s.mat_bytes = w->mat_bytes;
+    for (int i = 0; i < p->sms; i++) {
+        const int lo = first[i] > before ? first[i] : before;
+        const int hi = first[i + 1] < before + n ? first[i + 1] : before + n;
+        if (lo >= hi) continue;
+        s.nu = (uint32_t)(hi - lo);
+        s.u0 = (uint32_t)(lo - before);
+        s.row0 = (uint32_t)lo * KK_TILE_ROWS;
+        s.w = at(kk__stripe(w, 0, lo - before)) + skip;
+        if (up) s.w2 = at(kk__stripe(up, 0, lo - before));
+        add(p, i, &s);
+    }
+}
+
+static void everywhere(struct program *p, const struct ks_seg *s)
+{
+    for (int i = 0; i < p->sms; i++) add(p, i, s);
+}
+
+static void plan_attention(struct program *p, const struct kk_stack_layer *y, int l)
+{
+    const uint32_t full = y->sliding ? 0 : KS_FULL;
+    const int stripes_qkv = (KS_H + y->G * (y->sliding ? 2 : 1)) * y->D / KK_TILE_ROWS;
+    const int q = KS_H * y->D / KK_TILE_ROWS, k = y->G * y->D / KK_TILE_ROWS;
+    int first[MAX_SMS + 1];
+    struct ks_seg s = segment(KS_LINEAR_QKV, l, full, KS_SLOT);
+    share(p, stripes_qkv, 4.0 * KS_SLOT, first);
+    stripes(p, first, y->wq, NULL, 0, 0, s);
+    stripes(p, first, y->wk, NULL, q, 0, s);
+    if (y->sliding) stripes(p, first, y->wv, NULL, q + k, 0, s);
+
+    s = segment(KS_ATTN, l, full, KS_SLOT);
+    s.v[0] = at(y->q_norm);
+    s.v[1] = at(y->k_norm);
+    everywhere(p, &s);
+    for (int i = 0; y->sliding && i < 64; i++) p->load[i] += SPLIT_BYTES;
+
+    share(p, KS_C / KK_TILE_ROWS, 16.0 * KS_H * y->D, first);
+    if (y->sliding) {
+        stripes(p, first, y->wo, NULL, 0, 0, segment(KS_O, l, 0, 8192));
+    } else {
+        stripes(p, first, y->wo, NULL, 0, 0, segment(KS_O, l, KS_FULL | KS_FIRST_HALF, 8192));
+        stripes(p, first, y->wo, NULL, 0, 65536, segment(KS_O, l, KS_FULL | KS_SECOND_HALF, 8192));
+    }
+    s = segment(KS_RESID1, l, 0, 0);
+    s.v[0] = at(y->post_attn_norm);
+    s.v[1] = at(y->pre_ff_norm);
+    s.v[2] = at(y->pre_ff_norm_2);
+    s.v[3] = at(y->router_scale);
+    everywhere(p, &s);
+}
+
+/* Experts' gated units are shared when the experts are known; an SM's rank is such that at KS_A
+ * experts the larger shares fall to those with the fewest bytes. */
+static void plan_experts(struct program *p, const struct kk_stack_layer *y, int l)
+{
+    const int N = KS_A * KS_XSTRIPES, sms = p->sms;
+    int order[MAX_SMS], rank = 0;
+    struct ks_seg s = segment(KS_XGLU, l, 0, KS_SLOT);
+    s.w = at(y->gate_up->data);
+    s.mat_bytes = y->gate_up->mat_bytes;
+    s.v[0] = at(y->expert_scale);
+    by_load(p, order);
+    for (int large = 1; large >= 0; large--)
+        for (int r = 0; r < sms; r++) {
+            const int n = (int)((int64_t)(r + 1) * N / sms - (int64_t)r * N / sms);
+            if ((n > N / sms) != large) continue;
+            s.rank = (uint32_t)r;
+            p->load[order[rank]] += n * 8.0 * KS_SLOT;
+            add(p, order[rank++], &s);
+        }
+}
+
+static void plan_mlp(struct program *p, const struct kk_stack *k, const struct kk_stack_layer *y,
+                     int l)
+{
+    int first[MAX_SMS + 1];
+    share(p, KS_E / KK_TILE_ROWS, 4.0 * KS_SLOT, first);
+    stripes(p, first, y->router, NULL, 0, 0, segment(KS_ROUTER, l, 0, KS_SLOT));
+    share(p, KS_F / KK_TILE_ROWS, 8.0 * KS_SLOT, first);
+    stripes(p, first, y->gate, y->up, 0, 0, segment(KS_GLU, l, 0, KS_SLOT));
+    plan_experts(p, y, l);
+    share(p, KS_C / KK_TILE_ROWS, (3.0 + KS_A) * KS_SLOT, first);
+    stripes(p, first, y->down, NULL, 0, 0, segment(KS_DOWN, l, 0, KS_SLOT));
+    stripes(p, first, y->expert_down, NULL, 0, 0, segment(KS_XDOWN, l, 0, KS_SLOT));
+
+    struct ks_seg s = segment(KS_RESID2, l, 0, 0);
+    s.v[0] = at(y->post_ff_norm_1);
+    s.v[1] = at(y->post_ff_norm_2);
+    s.v[2] = at(y->post_ff_norm);
+    s.v[3] = at(l + 1 < k->n_layers ? y[1].input_norm : k->final_norm);
+    s.scale = y->scalar;
+    everywhere(p, &s);
+}
+
+static void plan(struct program *p, const struct kk_stack *k)
+{
+    int first[MAX_SMS + 1];
+    struct ks_seg s = segment(KS_EMBED, 0, 0, 0);
+    s.w = at(k->embed->data);
+    s.scale = k->embed_scale;
+    s.v[0] = at(k->layer[0].input_norm);
+    everywhere(p, &s);
+    for (int l = 0; l < k->n_layers; l++) {
+        plan_attention(p, &k->layer[l], l);
+        plan_mlp(p, k, &k->layer[l], l);
+    }
+    share(p, (int)(k->head->rows / KK_TILE_ROWS), 4.0 * KS_SLOT, first);
+    stripes(p, first, k->head, NULL, 0, 0, segment(KS_HEAD, k->n_layers, 0, KS_SLOT));
+    s = segment(KS_END, k->n_layers, 0, 0);
+    everywhere(p, &s);
+}
+
+/* ---- the stack ---- */
+
+/* Words in one block of memory; with base NULL only counted. */
+static size_t place_words(struct ks_args *a, char *base, int sms)
+{
+    size_t n = 0;
+    struct {
+        uint64_t **p;
+        size_t words;
+    } part[] = {
+        {&a->qkv, (size_t)KS_COLS * KS_QKV},
+        {&a->part_o, (size_t)PAIRS * KS_H * 512},
+        {&a->part_ml, (size_t)PAIRS * KS_H * 2},
+        {&a->attn, (size_t)KS_COLS * KS_H * 512 / 2},
+        {&a->o, (size_t)KS_COLS * KS_C},
+        {&a->router, (size_t)KS_COLS * KS_E},
+        {&a->f, (size_t)KS_COLS * KS_F / 2},
+        {&a->fx, (size_t)KS_UNION * KS_COLS * KS_XF / 2},
+        {&a->down, (size_t)KS_COLS * KS_C},
+        {&a->xdown, (size_t)KS_COLS * KS_C},
+        {&a->x[0], (size_t)KS_COLS * KS_C / 2},
+        {&a->x[1], (size_t)KS_COLS * KS_C / 2},
+        {&a->x[2], (size_t)KS_COLS * KS_C / 2},
+        {&a->x[3], (size_t)KS_COLS * KS_C / 2},
+        {&a->best, (size_t)sms * KS_REDUCERS * KS_COLS * 2},
+    };
+    for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
+        if (base) *part[i].p = (uint64_t *)base + n;
+        n += (part[i].words + 127) / 128 * 128;
+    }
+    return n * sizeof(uint64_t);
+}
+
+static int longest_program(const struct kk_stack *k)
+{
+    return k->n_layers * 16 + 4;
+}
+
+size_t kk__cuda_stack_bytes(const struct kk_dev *dev, const struct kk_stack *k)
+{
+    const struct kk_cuda *c = (const struct kk_cuda *)dev;
+    struct ks_args a;
+    if (!fits(c, k)) return 0;
+    return place_words(&a, NULL, c->sms) +
+           (size_t)c->sms * longest_program(k) * sizeof(struct ks_seg);
+}
+
+/* The device's part of a stack: words, and the program behind them. */
+static int place_stack(struct kk_dev *dev, struct ks_stack *s, const struct program *p,
+                       const struct kk_stack *k, struct kk_err *err)
+{
+    struct ks_args *a = &s->args;
+    const size_t prog = (size_t)p->sms * p->max * sizeof *p->seg;
+    const size_t words = place_words(a, NULL, p->sms);
+    s->bytes = words + prog;
+    int rc = kk_dev_alloc(dev, s->account, s->bytes, (void **)&s->memory, err);
+    if (rc) return rc;
+    place_words(a, s->memory, p->sms);
+    a->prog = (const struct ks_seg *)(s->memory + words);
+    dev->ops->upload(dev, s->memory + words, p->seg, prog);
+    a->max_seg = p->max;
+    a->n_layers = s->n_layers = k->n_layers;
+    a->eps = k->eps, a->attn_scale = k->attn_scale, a->softcap = k->softcap;
+    a->vocab = (int)k->V;
+    s->sms = p->sms;
+    s->diag = a->diag = (int *)dev->ops->host_alloc(dev, DIAG_BYTES);
+    if (!s->diag) return kk_fail(err, KK_ENOMEM, "out of host memory for a decode step");
+    memset(s->diag, 0, DIAG_BYTES);
+    return 0;
+}
+
+int kk__cuda_stack_open(struct kk_dev *dev, const struct kk_stack *k, struct kk_account *account,
+                        void **out, struct kk_err *err)
+{
+    struct kk_cuda *c = kk__cuda(dev);
+    struct program p = {};
+    *out = NULL;
+    if (!fits(c, k)) return 0;
+    p.sms = c->sms;
+    p.max = longest_program(k);
+    p.seg = (struct ks_seg *)kk_calloc((size_t)p.sms * p.max, sizeof *p.seg);
+    struct ks_stack *s = (struct ks_stack *)kk_calloc(1, sizeof *s);
+    int rc = p.seg && s ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for a decode step");
+    if (!rc) {
+        plan(&p, k);
+        s->account = account;
+        rc = place_stack(dev, s, &p, k, err);
+    }
+    kk_free(p.seg);
+    if (rc)
+        kk__cuda_stack_close(dev, s);
+    else
+        *out = s;
+    return rc;
+}
+
+void kk__cuda_stack_close(struct kk_dev *dev, void *stack)
+{
+    struct ks_stack *s = (struct ks_stack *)stack;
+    if (!s) return;
+    if (s->diag) dev->ops->host_free(dev, s->diag, DIAG_BYTES);
+    if (s->memory) kk_dev_free(dev, s->account, s->memory, s->bytes);
+    kk_free(s);
+}
+
+/* ---- a step ---- */
+
+/* The splits that some row of q sees, as make_item in step.cu reads them */
+static void splits_of(const struct ks_mask *m, const struct ks_seq *q, struct ks_splits *k)
+{
+    const int S = KK_CUDA_SPLIT, last = q->pos0 + q->n - 1;
+    const int near = m->window < m->near ? m->window : m->near;
+    int win = q->pos0 - near + 1, s0 = q->pos0 - m->window + 1;
+    if (win < 0) win = 0;
+    if (s0 < 0) s0 = 0;
+    const int s1 = m->sinks < win ? m->sinks : win;
+    k->win0 = win / S;
+    k->n_sink = 0;
+    if (s0 < s1) {
+        /* sinks begin at the first split, or what the window leaves of it */
+        const int end = (s1 - 1) / S + 1;
+        k->n_sink = end < k->win0 ? end : k->win0;
+    }
+    k->n = k->n_sink + last / S + 1 - k->win0;
+}
+
+static bool step_rows(struct ks_args *a, const struct kk_stack_step *st)
+{
+    int t = 0, pairs[2] = {0, 0};
+    for (int b = 0; b < st->B; b++) {
+        struct ks_seq *q = &a->seq[b];
+        q->t0 = t, q->n = st->rows[b], q->pos0 = st->pos[b];
+        t += q->n;
+        for (int k = 0; k < 2; k++) {
+            splits_of(&a->mask[k], q, &q->kind[k]);
+            q->kind[k].pair0 = pairs[k];
+            pairs[k] += q->kind[k].n * q->n;
+        }
+    }
+    return t == st->T && pairs[0] <= PAIRS && pairs[1] <= PAIRS;
+}
+
+static void step_taps(struct ks_args *a, const struct kk_stack_step *st)
+{
+    memset(a->tap, -1, sizeof a->tap);
+    for (int k = 0; k < 2; k++) {
+        a->tap_dst[k] = st->n_taps[k] ? st->tap_dst[k] : NULL;
+        a->tap_n[k] = st->n_taps[k];
+        for (int i = 0; i < st->n_taps[k]; i++) a->tap[k][st->tap_layers[k][i]] = (int8_t)i;
+    }
+}
+
+int kk__cuda_stack_step(struct kk_dev *dev, void *stack, const struct kk_stack_step *st)
+{
+    struct ks_stack *s = (struct ks_stack *)stack;
+    struct kk_cuda *c = kk__cuda(dev);
+    struct ks_args *a = &s->args;
+    if (st->T < 1 || st->T > KS_COLS || st->kv_dtype != KK_BF16 || !st->n_logits) return 1;
+    for (int k = 0; k < 2; k++) {
+        const struct kk_mask *m = &st->mask[k];
+        if (m->ahead || m->exact_near) return 1;
+        a->mask[k].window = m->window, a->mask[k].near = m->near, a->mask[k].sinks = m->sinks;
+        a->rope[k] = st->rope[k];
+    }
+    if (!step_rows(a, st)) return 1;
+    a->T = st->T, a->B = st->B;
+    a->ids = st->ids;
+    a->fault = c->fault_dev;
+    for (int l = 0; l < s->n_layers; l++) {
+        a->kv[l].seqs = st->kv[l].seqs;
+        a->kv[l].rows = (char *)st->kv[l].rows;
+    }
+    a->logits = st->logits, a->choice = st->choice, a->n_logits = st->n_logits;
+    memset(a->logit_of, -1, sizeof a->logit_of);
+    for (int i = 0; i < st->n_logits; i++) a->logit_of[st->logit_rows[i]] = (int8_t)i;
+    step_taps(a, st);
+    if (++s->step == UINT32_MAX / KS_LAYERS) { /* tags begin again: none of old may be left */
+        kk__cuda_latch(
+            c, cudaMemsetAsync(s->memory, 0, (size_t)((char *)a->prog - s->memory), c->stream),
+            "stack_step");
+        s->step = 1;
+    }
+    a->epoch = s->step * KS_LAYERS;
+    kk__cuda_latch(c, (cudaError_t)ks__launch(a, s->sms, c->stream), "stack_step");
+    return 0;
+}
+
+/* Where a step stood still, if one did: {what, extra} of each warp of each SM. */
+const int *kk__cuda_stack_diag(const void *stack)
+{
+    return ((const struct ks_stack *)stack)->diag;
+}
+
+/* What the last step was told. */
+struct ks_args *kk__cuda_stack_args(void *stack)
+{
+    return &((struct ks_stack *)stack)->args;
+}
