@@ -304,7 +304,7 @@ struct kk_stack_kv { /* of a layer: struct kk_kv_view */
 
 /* A step: B sequences of rows[b] rows from pos[b], the first uncommitted position, on. By kind: [0]
  * full layers, [1] sliding ones. The arrays are the host's, but for ids[T], logits[n_logits, V] and
- * choice[n_logits] (argmax; either NULL: not wanted), tap_dst[T, n_taps, C] (h after such layers). */
+ * choice[n_logits] (argmax; either NULL: not wanted), tap_dst[T, n_taps, C] (h after layers). */
 struct kk_stack_step {
     int T, B, n_logits;
     enum kk_dtype kv_dtype;
