@@ -118,7 +118,9 @@ void kk_runtime_cancel(struct kk_call *call);
 void kk_runtime_resume(struct kk_call *call);
 void kk_call_release(struct kk_call *call); /* gives the reference of submit back; any time */
 
-/* Counters, read by any thread at any time (metrics, load programs). */
+/* Counters, read by any thread at any time (metrics, load programs): those of the end of a turn of
+ * the engine's thread. A call may have its answer within a turn that is not counted yet; a call
+ * made after that answer is taken in a later one. */
 struct kk_runtime_stats {
     uint64_t sessions, sessions_resident, sessions_host;
     uint64_t sessions_elsewhere; /* rows in a file, or none but the history */
