@@ -152,7 +152,9 @@ static int alloc_buffers(struct kk_ftheta *f, struct kk_err *err)
     const struct kk_limits lim = {.max_rows = f->max_rows > f->most ? f->max_rows : f->most,
                                   .max_model_width = f->m->config.info.C};
     buffer_specs(f, s);
-    int rc = f->m->dev->ops->reserve(f->m->dev, &lim, &f->m->dev->tables, err);
+    int rc = 0;
+    if (!f->exact && !f->m->dev->unified) /* a CPU needs no more than the model has reserved */
+        rc = f->m->dev->ops->reserve(f->m->dev, &lim, &f->m->dev->tables, err);
     if (!rc) rc = kk__buffers_alloc(f->m->dev, &f->scratch, s, N_BUFFERS, err);
     if (rc) return rc;
     int32_t *host = kk_array((size_t)f->positions, sizeof *host);
