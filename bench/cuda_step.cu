@@ -322,7 +322,7 @@ __global__ static void r_attn(const float *q, int D, int G, int R, int vo, const
         __syncwarp();
         for (int i = 0; i < 4; i++) {
             const int j = base + l * 4 + i;
-            e[i] = j <= at && at - j < window ? exp2f((s[l * 4 + i] - m) * 1.44269504f) : 0;
+            e[i] = j <= at && at - j < window ? kk__exp2((s[l * 4 + i] - m) * 1.44269504f) : 0;
         }
         __syncwarp();
         for (int i = 0; i < 4; i++) s[l * 4 + i] = e[i], p[l * 4 + i] = __float2bfloat16_rn(e[i]);
@@ -336,8 +336,8 @@ __global__ static void r_attn(const float *q, int D, int G, int R, int vo, const
             const float grp = (part[0] + part[1]) + (part[2] + part[3]);
             sum = kg ? sum + grp : grp;
         }
-        const float M1 = fmaxf(M, m), x = exp2f((M - M1) * 1.44269504f);
-        const float y = exp2f((m - M1) * 1.44269504f);
+        const float M1 = fmaxf(M, m), x = kk__exp2((M - M1) * 1.44269504f);
+        const float y = kk__exp2((m - M1) * 1.44269504f);
         L = __fmaf_rn(L, x, sum * y);
         M = M1;
         for (int n = 0; n < D / 8; n++) {
@@ -365,7 +365,7 @@ __global__ static void r_attn(const float *q, int D, int G, int R, int vo, const
         __syncwarp();
     }
     for (int i = l; i < D; i += 32)
-        o[((size_t)t * KS_H + h) * D + i] = __float2bfloat16_rn(O[i] / L);
+        o[((size_t)t * KS_H + h) * D + i] = __float2bfloat16_rn(O[i] / L + 0.0f);
 }
 
 /* y[r, F] = act(x[r, gate0 ..]) * x[r, up0 ..], rows of x of `ld` */
@@ -735,56 +735,78 @@ static double step_bytes(const struct model *m, double experts)
 }
 
 #ifdef KS_TRACE
-/* Mean time of the roles in each kind of segment, and of two layers of an SM in full. */
+/* When what happened, us after the layer's x was first anywhere: first, mean and last SM; means of
+ * the layers of a kind. */
 static void trace_step(struct model *m, const struct kk_stack_step *st)
 {
-    static const char *const op[] = {"embed", "qkv",  "attn",  "o",      "resid1", "router", "glu",
-                                     "xglu",  "down", "xdown", "resid2", "head",   "end"};
+    static const char *const name[] = {
+        "qkv", "qkv end", "attn", "q", "scores", "part", "merge", "merged", "o x", "o end", "r1", "r1 x",
+        "glu", "glu end", "xglu", "xglu end", "down x", "down end", "xdown x", "xdown x2", "xdown end",
+        "r2", "r2 end", "logits", "routed", "P qkv", "P attn", "P o", "P glu", "P xglu", "P down", "P xdown"};
+    enum { MARKS = 32, R2_END = 22 };
     struct ks_args *a = kk__cuda_stack_args(the_stack);
-    const size_t marks = (size_t)device_sms * 4 * a->max_seg;
-    const size_t n = marks + (size_t)device_sms * KS_LAYERS * 32;
+    const size_t stood = (size_t)device_sms * KS_LAYERS * MARKS, ticks = stood + (size_t)device_sms * 64;
+    const size_t n = ticks + (size_t)device_sms * 4;
     a->trace = scratch<uint64_t>(n);
+    CK(cudaMemset(a->trace, 0, n * 8));
     step(st);
     CK(cudaDeviceSynchronize());
     std::vector<uint64_t> v = get(a->trace, n);
     a->trace = NULL;
-    for (int role = 0; role < 4; role++) {
-        double sum[16] = {}, most[16] = {};
-        for (int b = 0; b < device_sms; b++) {
-            double mine[16] = {};
-            const uint64_t *x = &v[((size_t)b * 4 + role) * a->max_seg];
-            for (int i = 0; (x[i] & 255) != KS_END; i++)
-                mine[x[i] & 255] += (double)((x[i + 1] >> 8) - (x[i] >> 8)) / 1980;
-            for (int k = 0; k < 16; k++) sum[k] += mine[k], most[k] = std::max(most[k], mine[k]);
+    auto us = [&](int b, int l, int k) {
+        const uint64_t t = v[((size_t)b * KS_LAYERS + l) * MARKS + k], *q = &v[ticks + (size_t)b * 4];
+        if (!t) return -1e9;
+        const double hz = (double)(q[3] - q[1]) / (double)(q[2] - q[0]); /* cycles a ns */
+        return ((double)(int64_t)(t - q[1]) / hz + (double)(int64_t)(q[0] - v[ticks])) / 1e3;
+    };
+    printf("clock %.4f GHz\n", (double)(v[ticks + 3] - v[ticks + 1]) / (double)(v[ticks + 2] - v[ticks]));
+    for (int kind = 0; kind < 2; kind++) {
+        double sum[MARKS][3] = {}, mid[MARKS] = {}, whole = 0;
+        int layers[MARKS] = {}, count = 0;
+        for (int l = 1; l < m->o.layers; l++) {
+            if (m->y[l].sliding == kind) continue;
+            double t0 = 1e18, t1 = 0;
+            for (int b = 0; b < device_sms; b++)
+                t0 = std::min(t0, us(b, l - 1, R2_END)), t1 = std::max(t1, us(b, l, R2_END));
+            for (int k = 0; k < MARKS; k++) {
+                double lo = 1e18, hi = -1e18, mean = 0;
+                int c = 0;
+                for (int b = 0; b < device_sms; b++) {
+                    const double t = us(b, l, k) - t0;
+                    if (t < -1e8) continue;
+                    lo = std::min(lo, t), hi = std::max(hi, t), mean += t, c++;
+                }
+                if (!c) continue;
+                sum[k][0] += lo, sum[k][1] += mean / c, sum[k][2] += hi, layers[k]++, mid[k] += c;
+            }
+            whole += t1 - t0, count++;
         }
-        printf("role %d us (mean/most):", role);
-        for (int k = 0; k < KS_END; k++)
-            printf(" %s %.0f/%.0f", op[k], sum[k] / device_sms, most[k]);
+        if (!count) continue;
+        printf("%s layers: %.1f us\n", kind ? "full" : "sliding", whole / count);
+        for (int k = 0; k < MARKS; k++)
+            if (layers[k])
+                printf("%9s %6.1f %6.1f %6.1f (%.0f)%s", name[k], sum[k][0] / layers[k], sum[k][1] / layers[k],
+                       sum[k][2] / layers[k], mid[k] / layers[k], k % 3 == 2 ? "\n" : " ");
         printf("\n");
     }
-    for (int b : {100})
-        for (int role = 0; role < 4; role++) {
-            const uint64_t *x = &v[((size_t)b * 4 + role) * a->max_seg];
-            const uint64_t t0 = v[(size_t)b * 4 * a->max_seg] >> 8;
-            printf("SM %d role %d:", b, role);
-            for (int i = 0, l = 0; (x[i] & 255) != KS_END && l < 6; i++) {
-                if (l >= 5) printf(" %s@%.1f", op[x[i] & 255], (double)((x[i] >> 8) - t0) / 1980);
-                l += (x[i] & 255) == KS_RESID2;
+    static const char *const op[] = {"embed", "qkv",  "attn",  "o",      "resid1", "router", "glu",
+                                     "xglu",  "down", "xdown", "resid2", "head",   "end"};
+    for (int w = 0; w < 2; w++) {
+        printf(w ? "stood, window, us a step:" : "stood, ring full, us a step:");
+        double all = 0;
+        for (int k = 0; k < 13; k++) {
+            double t = 0, most = 0;
+            for (int b = 0; b < device_sms; b++) {
+                const uint64_t *q = &v[ticks + (size_t)b * 4];
+                const double hz = (double)(q[3] - q[1]) / (double)(q[2] - q[0]);
+                const double x = (double)v[stood + (size_t)b * 64 + k * 2 + w] / hz / 1e3;
+                t += x / device_sms, most = std::max(most, x);
             }
-            printf("\n");
+            if (t > .5) printf(" %s %.0f/%.0f", op[k], t, most);
+            all += t;
         }
-    for (int l : {3, 5})
-        for (int b : {3, 66, 100}) {
-            const uint64_t *x = &v[marks + ((size_t)b * KS_LAYERS + l) * 32];
-            printf("layer %d SM %d attn", l, b);
-            for (int k = 11; k < 18; k++) printf(" %.2f", (double)(int64_t)(x[k] - x[11]) / 1980);
-            printf(" o..resid1 %.2f:", (double)(int64_t)(x[0] - x[11]) / 1980);
-            for (int k = 0; k < 5; k++) printf(" %.2f", (double)(int64_t)(x[k] - x[0]) / 1980);
-            printf(" resid2:");
-            for (int k = 5; k < 11; k++) printf(" %.2f", (double)(int64_t)(x[k] - x[5]) / 1980);
-            printf("\n");
-        }
-    (void)m;
+        printf(" all %.0f\n", all);
+    }
 }
 #endif
 

@@ -20,21 +20,28 @@ namespace
 
 /* ---- producer ---- */
 
-/* Slots n, n + 1, .. n + count - 1 from one place, by one lane: the one loop that fills slots. */
-__device__ __noinline__ void fill(uint32_t n, const char *from, int bytes, int count, uint32_t win)
+/* Slots n, n + 1, .. n + count - 1 from one place, by one lane: the one loop that fills slots. At
+ * most `win` are in flight. */
+__device__ __noinline__ void fill(uint32_t n, const char *from, int bytes, int count)
 {
     struct smem &s = block();
+    const uint32_t win = bytes == KS_SLOT ? 5 : 7;
+    const uint64_t policy = read_once();
     uint32_t slot = n % KS_SLOTS, phase = (n / KS_SLOTS & 1) ^ 1;
 #pragma unroll 1
     for (; count; count--, from += bytes, n++) {
+        long long since = cycles();
         bar_wait(&s.empty[slot], (int)phase, 1, n);
+        stood(0, since);
+        since = cycles();
         if (n >= win) {
             int back = (int)slot - (int)win, ph = (int)phase ^ 1;
             if (back < 0) back += KS_SLOTS, ph ^= 1;
             bar_wait(&s.full[back], ph, 2, n);
         }
+        stood(1, since);
         bar_expect(&s.full[slot], bytes);
-        bulk(smem_at(s.ring) + slot * KS_SLOT, from, bytes, &s.full[slot]);
+        bulk(smem_at(s.ring) + slot * KS_SLOT, from, bytes, &s.full[slot], policy);
         if (++slot == KS_SLOTS) slot = 0, phase ^= 1;
     }
 }
@@ -91,7 +98,9 @@ template <int D> __device__ inline uint32_t feed_rows(uint32_t n, const struct i
             const uint32_t slot = n % KS_SLOTS;
             const int end = min(i + Z::keys, stored);
             uint32_t to = smem_at(s.ring) + slot * KS_SLOT + c.lane * 16;
+            const long long since = cycles();
             if (c.lane == 0) bar_wait(&s.empty[slot], (int)(n / KS_SLOTS & 1) ^ 1, 1, n);
+            if (c.lane == 0) stood(0, since);
             __syncwarp();
 #pragma unroll 2
             for (int r = i; r < end; r++, to += Z::row) {
@@ -145,6 +154,7 @@ __device__ inline void choose(const struct context &c, int t, const float *scale
     int id = 0;
     take_words<2>(k, c.a->router + t * KS_E + c.lane * 4, 2, 2, tag, 3);
     __syncwarp();
+    mark((int)(tag - c.a->epoch), M_LOGITS);
 #pragma unroll
     for (int j = 0; j < 4; j++) /* the order of floats as that of integers; never 0 */
         k[j] = k[j] & 0x80000000u ? ~k[j] : k[j] | 0x80000000u;
@@ -214,117 +224,147 @@ __device__ inline void route(const float *scale, uint32_t tag)
     }
     if (c.lane == 0) s.n_union = before;
     __syncwarp();
+    mark((int)(tag - c.a->epoch), M_ROUTED);
     if (c.lane == 0) bar_arrive(&s.routed);
 }
 
-/* nu units of gate stripes and up stripes; experts: of the SM's share of them */
-__device__ inline uint32_t feed_gated(uint32_t n, uint32_t cur, bool experts)
+/* `count` slots of `bytes` from one place, by the warp; returns the slots behind then. */
+__device__ inline uint32_t feed(uint32_t n, const char *from, int bytes, int count)
+{
+    if (threadIdx.x % 32 == 0 && count > 0) fill(n, from, bytes, count);
+    __syncwarp();
+    return n + (uint32_t)max(count, 0);
+}
+
+/* Those of `u` that lie in a matrix of `rows` outputs, whose stripes begin at `before` */
+__device__ inline uint32_t feed_part(uint32_t n, struct units u, const char *w, int before, int rows)
+{
+    const int lo = max(u.first, before), hi = min(u.first + u.n, before + rows / KK_TILE_ROWS);
+    return feed(n, w + (int64_t)(lo - before) * KS_STRIPE, KS_SLOT, (hi - lo) * KS_QUADS);
+}
+
+template <int D> __device__ inline uint32_t feed_qkv(uint32_t n, const struct layer &y)
+{
+    const struct units u = WORD(y, qkv);
+    constexpr int q = KS_H * D, kv = shape<D>::G * D;
+    n = feed_part(n, u, PLACE(y, wq), 0, q);
+    n = feed_part(n, u, PLACE(y, wk), q / KK_TILE_ROWS, kv);
+    if (!shape<D>::derived) n = feed_part(n, u, PLACE(y, wv), (q + kv) / KK_TILE_ROWS, kv);
+    return n;
+}
+
+/* Gate stripes and up stripes */
+__device__ inline uint32_t feed_gated(uint32_t n, struct units u, const char *gate, const char *up)
+{
+#pragma unroll 1
+    for (int i = u.first; i < u.first + u.n; i++)
+#pragma unroll 1
+        for (int k = 0; k < 2; k++)
+            n = feed(n, (k ? up : gate) + (int64_t)i * KS_STRIPE, KS_SLOT, KS_QUADS);
+    return n;
+}
+
+__device__ inline uint32_t feed_experts(uint32_t n, struct units u, const char *w)
 {
     const struct smem &s = block();
-    const int lane = (int)threadIdx.x & 31;
-    const char *gate = (const char *)F64(4), *up = (const char *)F64(6);
-    const size_t mat = F64(12), stripe = KS_QUADS * KS_SLOT;
-    const uint32_t win = F(15), rank = F(11);
-    int first = 0, nu = (int)F(1);
-    if (experts) {
-        expert_share(s.n_union, rank, first, nu);
-        up = gate + KS_XSTRIPES * stripe;
+#pragma unroll 1
+    for (int i = u.first; i < u.first + u.n; i++) {
+        const char *gate = w + (int64_t)s.expert[i / KS_XSTRIPES] * KS_XGATE_UP +
+                           i % KS_XSTRIPES * KS_STRIPE;
+#pragma unroll 1
+        for (int k = 0; k < 2; k++)
+            n = feed(n, gate + k * KS_XSTRIPES * KS_STRIPE, KS_SLOT, KS_QUADS);
     }
-    if (lane == 0)
-#pragma unroll 1
-        for (int i = first; i < first + nu; i++) {
-            const size_t at =
-                experts ? s.expert[i / KS_XSTRIPES] * mat + i % KS_XSTRIPES * stripe : i * stripe;
-#pragma unroll 1
-            for (int k = 0; k < 2; k++, n += KS_QUADS)
-                fill(n, (k ? up : gate) + at, KS_SLOT, KS_QUADS, win);
-        }
-    __syncwarp();
-    return (uint32_t)nu * 2 * KS_QUADS;
+    return n;
 }
 
-__device__ inline uint32_t feed_expert_down(uint32_t n, uint32_t cur)
+__device__ inline uint32_t feed_expert_down(uint32_t n, struct units u, const char *w)
 {
     const struct smem &s = block();
-    const char *w0 = (const char *)F64(4);
-    const size_t mat = F64(12);
-    const uint32_t win = F(15);
-    const int nu = (int)F(1), U = s.n_union;
-    if (threadIdx.x % 32 == 0)
+    const int U = s.n_union;
 #pragma unroll 1
-        for (int e = 0; e < U; e += KS_QUADS)
+    for (int e = 0; e < U; e += KS_QUADS)
 #pragma unroll 1
-            for (int u = 0; u < nu; u++)
+        for (int i = u.first; i < u.first + u.n; i++)
 #pragma unroll 1
-                for (int j = e; j < min(e + KS_QUADS, U); j++)
-                    fill(n++, w0 + s.expert[j] * mat + (size_t)u * KS_SLOT, KS_SLOT, 1, win);
-    __syncwarp();
-    return (uint32_t)(nu * U);
+            for (int j = e; j < min(e + KS_QUADS, U); j++)
+                n = feed(n, w + (int64_t)s.expert[j] * KS_XDOWN + i * KS_SLOT, KS_SLOT, 1);
+    return n;
 }
 
-__device__ inline uint32_t feed_plain(uint32_t n, uint32_t cur, int slots, int bytes)
+/* K 8192 in two halves */
+__device__ inline uint32_t feed_o(uint32_t n, struct units u, const char *w, bool full)
 {
-    const char *w0 = (const char *)F64(4);
-    const uint32_t us = F(8), win = F(15);
-    int nu = (int)F(1), per = slots;
-    const uint32_t all = (uint32_t)(nu * slots);
-    if (us == (uint32_t)(slots * bytes)) per *= nu, nu = 1;
-    if (threadIdx.x % 32 == 0)
+    const int stripe = full ? 131072 : 65536;
+    w += (int64_t)u.first * stripe;
+    if (!full) return feed(n, w, 8192, u.n * 8);
 #pragma unroll 1
-        for (int u = 0; u < nu; u++, n += (uint32_t)per, w0 += us) fill(n, w0, bytes, per, win);
-    __syncwarp();
-    return all;
+    for (int half = 0; half < 2; half++)
+#pragma unroll 1
+        for (int i = 0; i < u.n; i++) n = feed(n, w + i * stripe + half * 65536, 8192, 8);
+    return n;
 }
 
-__device__ __noinline__ void producer(const uint32_t *pp)
+__device__ __noinline__ void producer()
 {
-    uint32_t n = 0, cur = __ldg(pp), nxt;
-    int seg = 0;
-    for (;; cur = nxt) {
-        const uint32_t op = F(0), layer = F(3), flags = F(9);
-        trace(op, seg++);
-        if (op == KS_END) return;
-        pp += 32;
-        nxt = __ldg(pp);
-        if (op == KS_LINEAR_QKV) {
-            if (flags & KS_FULL)
-                find_first<512>((int)layer);
-            else
-                find_first<256>((int)layer);
-        }
-        if (op == KS_XGLU) route((const float *)F64(16), block().args.epoch + layer);
-        if (op == KS_ATTN)
-            n = flags & KS_FULL ? feed_attention<512>(n, (int)layer)
-                                : feed_attention<256>(n, (int)layer);
-        else if (op == KS_GLU || op == KS_XGLU)
-            n += feed_gated(n, cur, op == KS_XGLU);
-        else if (op == KS_XDOWN)
-            n += feed_expert_down(n, cur);
-        else if (op != KS_EMBED && op != KS_RESID1 && op != KS_RESID2)
-            n += feed_plain(n, cur,
-                            op == KS_O      ? 8
-                            : op == KS_DOWN ? 3
-                                            : 4,
-                            op == KS_O ? 8192 : KS_SLOT);
+    const struct ks_args &a = block().args;
+    uint32_t n = 0;
+    struct layer y, next;
+    next.load(0);
+#pragma unroll 1
+    for (int l = 0; l < a.n_layers; l++) {
+        y = next;
+        next.load(l + 1);
+        const bool full = WORD(y, full);
+        mark(l, M_P_QKV);
+        doing(KS_QKV_OP);
+        if (full)
+            find_first<512>(l), n = feed_qkv<512>(n, y);
+        else
+            find_first<256>(l), n = feed_qkv<256>(n, y);
+        mark(l, M_P_ATTN);
+        doing(KS_ATTN_OP);
+        n = full ? feed_attention<512>(n, l) : feed_attention<256>(n, l);
+        mark(l, M_P_O);
+        doing(KS_O_OP);
+        n = feed_o(n, WORD(y, o), PLACE(y, wo), full);
+        mark(l, M_P_GLU);
+        doing(KS_GLU_OP);
+        n = feed_part(n, WORD(y, router), PLACE(y, w_router), 0, KS_E);
+        n = feed_gated(n, WORD(y, glu), PLACE(y, gate), PLACE(y, up));
+        mark(l, M_P_DOWN);
+        doing(KS_DOWN_OP);
+        const struct units down = WORD(y, down);
+        n = feed(n, PLACE(y, w_down) + down.first * 3 * KS_SLOT, KS_SLOT, 3 * down.n);
+        mark(l, M_P_XGLU);
+        doing(KS_XGLU_OP);
+        route(VECTOR(y, expert_scale), a.epoch + l);
+        n = feed_experts(n, expert_share(block().n_union, WORD(y, rank)), PLACE(y, gate_up));
+        mark(l, M_P_XDOWN);
+        doing(KS_XDOWN_OP);
+        n = feed_expert_down(n, down, PLACE(y, expert_down));
     }
+    doing(KS_HEAD_OP);
+    const struct units head = WORD(next, down);
+    feed(n, PLACE(next, wq) + (int64_t)head.first * KS_STRIPE, KS_SLOT, head.n * KS_QUADS);
 }
 
 /* ---- consumers: products ---- */
 
 /* A warp's input: NT tiles, lane (g, q) has row g, inputs 4q .. 4q + 3 of each. GAP: tiles from 8
- * on lie 24 further (the second slot of a stripe of K 4096). p: this lane's first words; of a lane
+ * on lie 120 further (the second set of a stripe of K 4096). p: this lane's first words; of a lane
  * that is off, any. */
 template <int NT, bool GAP>
 __device__ inline void load_x(uint32_t (&x)[32], const uint64_t *p, bool on, uint32_t tag, int what)
 {
-    if (on) await_words(p + (NT - 1 + (GAP ? 24 : 0)) * 8, tag, what);
+    if (on) await_words(p + (NT - 1 + (GAP ? 120 : 0)) * 8, tag, what);
     __syncwarp();
     struct watch w = {0};
     for (;;) {
         uint32_t bad = 0, tags[2 * NT];
 #pragma unroll
         for (int t = 0; t < NT; t++) {
-            struct two_words v = load_words(p + (GAP && t >= 8 ? t + 24 : t) * 8);
+            struct two_words v = load_words(p + (GAP && t >= 8 ? t + 120 : t) * 8);
             x[2 * t] = v.v0, x[2 * t + 1] = v.v1;
             tags[2 * t] = v.tag0, tags[2 * t + 1] = v.tag1;
         }
@@ -349,214 +389,203 @@ __device__ inline void load_own_x(uint32_t (&x)[32], const bf16 *p, bool on)
     }
 }
 
-/* A quad's pieces of nu units; P quads work, SUB pieces of TILES tiles a unit. GLU: gate pieces of
- * all quads come before up pieces, x is the same; else a quad's slots are neighbours. */
-template <int TILES, int SUB, bool GLU>
-__device__ inline void multiply(struct place &z, const uint32_t (&x)[32], int P, int nu)
+/* Where consumers are: slots and sets behind. */
+struct place {
+    uint32_t n;
+    int set;
+};
+
+/* This warp's chain of a set: a slot's tiles 0 .. TILES - 1 from `from` on; its sum to the reducers,
+ * who gave the room back. */
+template <int TILES>
+__device__ inline void chain(struct smem &s, int warp, int lane, uint32_t slot, uint32_t phase,
+                             int set, const uint32_t *x)
 {
-    struct smem &s = *z.c.s;
-    const int lane = z.c.lane;
-    uint32_t at = z.n + (uint32_t)(GLU ? z.quad : z.quad * SUB);
-    uint32_t slot = at % KS_SLOTS, phase = at / KS_SLOTS & 1;
-    const uint32_t ring = smem_at(s.ring) + (uint32_t)(z.i * TILES * KK_TILE_BYTES + lane * 8);
-    const int hop = GLU ? P : (P - 1) * SUB + 1; /* from a quad's last slot to its next */
-    for (int u = 0; u < nu; u++)
+    const uint32_t from = smem_at(s.ring) + slot * KS_SLOT +
+                          (uint32_t)((warp & 3) * TILES * KK_TILE_BYTES + lane * 8);
+    const int b = set & (KS_SETS - 1);
+    uint2 w[TILES];
+    float d[4] = {0, 0, 0, 0};
+    bar_wait(&s.full[slot], (int)phase, 4, slot);
 #pragma unroll
-        for (int k = 0; k < SUB; k++, z.pieces++) {
-            uint2 w[TILES];
-            float d[4] = {0, 0, 0, 0};
-            bar_wait(&s.full[slot], (int)phase, 4, z.n);
+    for (int t = 0; t < TILES; t++)
+        asm volatile("ld.shared.v2.u32 {%0,%1},[%2];"
+                     : "=r"(w[t].x), "=r"(w[t].y)
+                     : "r"(from + t * KK_TILE_BYTES)
+                     : "memory");
 #pragma unroll
-            for (int t = 0; t < TILES; t++)
-                asm volatile("ld.shared.v2.u32 {%0,%1},[%2];"
-                             : "=r"(w[t].x), "=r"(w[t].y)
-                             : "r"(ring + slot * KS_SLOT + t * KK_TILE_BYTES)
-                             : "memory");
-#pragma unroll
-            for (int t = 0; t < TILES; t++) {
-                const int xt = GLU ? t : k * TILES + t;
-                kk__mma(d, x[2 * xt], 0, x[2 * xt + 1], 0, w[t].x, w[t].y);
-            }
-            /* Loads of words clog the unit that shared memory is read through, and an arrival does
-             * not stand in that queue: the slot is given back once what was read has come. */
-            __syncwarp();
-            if (lane == 0) bar_arrive_after(&s.empty[slot], d[0]);
-            slot += GLU || k == SUB - 1 ? hop : 1;
-            if (slot >= KS_SLOTS) slot -= KS_SLOTS, phase ^= 1;
-            const int b = z.pieces & (KS_PIECES - 1);
-            bar_wait(&s.pempty[z.quad][b], (z.pieces / KS_PIECES & 1) ^ 1, 5, z.n);
-            *(float2 *)s.part[z.quad][b][z.i][lane] = make_float2(d[0], d[1]);
-            __threadfence_block(); /* likewise: it is there before it is said to be */
-            __syncwarp();
-            if (lane == 0) bar_arrive(&s.pfull[z.quad][b]);
-        }
+    for (int t = 0; t < TILES; t++) kk__mma(d, x[2 * t], 0, x[2 * t + 1], 0, w[t].x, w[t].y);
+    __syncwarp();
+    if (lane == 0) bar_arrive_after(&s.empty[slot], d[0]);
+    bar_wait(&s.pempty[b], (set / KS_SETS & 1) ^ 1, 5, (uint32_t)set);
+    s.part[b][warp][lane] = make_float2(d[0], d[1]);
+    __threadfence_block();
+    __syncwarp();
+    if (lane == 0) bar_arrive(&s.pfull[b]);
 }
 
-/* x of a product over the model's width: which: 0 qkv and head, 1 dense, 2 experts, 3 router */
-__device__ inline void load_width(struct place &z, uint32_t (&x)[32], int which, uint32_t tag)
-{
-    const struct ks_args &a = *z.c.a;
-    const int g = z.c.lane >> 2, q = z.c.lane & 3, tile = (z.quad * 4 + z.i) * 11;
-    if (a.T == 1)
-        load_own_x(x, z.c.s->x[which ? which - 1 : 0] + tile * KK_TILE_K + 4 * q, g == 0);
-    else
-        load_x<11, false>(x, a.x[which] + (g < a.T ? g : 0) * (KS_C / 2) + tile * 8 + 2 * q,
-                          g < a.T, tag, 10 + which);
-}
-
-/* Segments of products: from slot n on, `pieces` behind; all return the pieces behind then. Each is
- * a function of its own, so that none's registers are another's. */
-__device__ inline struct place place_at(uint32_t n, int pieces)
+/* `count` sets over inputs of 11 tiles a warp, P quads. words: the lane's first, of a lane that is
+ * off any; NULL: x of row 0 is at `own`. Quads that are off say so for each set, when its slots have
+ * come: no one may look at a slot before its last fill but one has come, since parities repeat. */
+__device__ __noinline__ struct place consume(struct place z, int count, int P,
+                                             const uint64_t *words, const bf16 *own, bool on,
+                                             uint32_t tag)
 {
     const struct context c = who(0);
-    return {c, n, c.warp >> 2, c.warp & 3, pieces};
-}
-
-__device__ __noinline__ int consume_plain(uint32_t n, int pieces, int which, int nu, uint32_t tag)
-{
-    struct place z = place_at(n, pieces);
-    uint32_t x[32];
-    load_width(z, x, which, tag);
-    multiply<11, 1, false>(z, x, KS_QUADS, nu);
-    return z.pieces;
-}
-
-__device__ __noinline__ int consume_gated(uint32_t n, int pieces, int which, int nu, uint32_t tag)
-{
-    struct place z = place_at(n, pieces);
-    uint32_t x[32];
-    load_width(z, x, which, tag);
-    multiply<11, 2, true>(z, x, KS_QUADS, nu);
-    return z.pieces;
-}
-
-__device__ __noinline__ int consume_o(uint32_t n, int pieces, uint32_t flags, int nu, uint32_t tag)
-{
-    struct place z = place_at(n, pieces);
-    const struct ks_args &a = *z.c.a;
-    const int g = z.c.lane >> 2, q = z.c.lane & 3;
-    const int width = flags & KS_FULL ? 8192 : 4096;
-    const int tile = z.quad * 64 + z.i * 8 + (flags & KS_SECOND_HALF ? 256 : 0);
-    uint32_t x[32];
-    load_x<16, true>(x, a.attn + (g < a.T ? g : 0) * (width / 2) + tile * 8 + 2 * q, g < a.T, tag,
-                     14);
-    multiply<8, 2, false>(z, x, KS_QUADS, nu);
-    return z.pieces;
-}
-
-__device__ __noinline__ int consume_down(uint32_t n, int pieces, int nu, uint32_t tag)
-{
-    struct place z = place_at(n, pieces);
-    const struct ks_args &a = *z.c.a;
-    const int g = z.c.lane >> 2, q = z.c.lane & 3;
-    if (z.quad < 3) {
+    struct smem &s = *c.s;
+    const int quad = c.warp >> 2;
+    uint32_t slot = (z.n + (uint32_t)(quad < P ? quad : 0)) % KS_SLOTS;
+    uint32_t phase = (z.n + (uint32_t)(quad < P ? quad : 0)) / KS_SLOTS & 1;
+    if (quad < P) {
         uint32_t x[32];
-        load_x<11, false>(x, a.f + (g < a.T ? g : 0) * (KS_F / 2) + (z.quad * 4 + z.i) * 88 + 2 * q,
-                          g < a.T, tag, 15);
-        multiply<11, 1, false>(z, x, 3, nu);
+        if (words)
+            load_x<11, false>(x, words, on, tag, 10);
+        else
+            load_own_x(x, own, on);
+#pragma unroll 1
+        for (int k = 0; k < count; k++) {
+            chain<11>(s, c.warp, c.lane, slot, phase, z.set + k, x);
+            slot += (uint32_t)P;
+            if (slot >= KS_SLOTS) slot -= KS_SLOTS, phase ^= 1;
+        }
+    } else {
+#pragma unroll 1
+        for (int k = 0; k < count; k++) {
+            const int set = z.set + k, b = set & (KS_SETS - 1);
+#pragma unroll 1
+            for (int j = 0; j < P; j++) {
+                bar_wait(&s.full[slot], (int)phase, 4, slot);
+                if (++slot == KS_SLOTS) slot = 0, phase ^= 1;
+            }
+            bar_wait(&s.pempty[b], (set / KS_SETS & 1) ^ 1, 5, (uint32_t)set);
+            __syncwarp();
+            if (c.lane == 0) bar_arrive(&s.pfull[b]);
+        }
     }
-    quads_meet<MEET_DOWN>(z.quad < 3);
-    return z.pieces;
+    return {z.n + (uint32_t)(count * P), z.set + count};
 }
 
-__device__ __noinline__ int consume_expert_down(uint32_t n, int pieces, int nu, uint32_t tag)
+/* Two sets a stripe of K 4096, or of a half of 8192 */
+__device__ __noinline__ struct place consume_o(struct place z, int nu, const uint64_t *words, bool on,
+                                               uint32_t tag)
 {
-    struct place z = place_at(n, pieces);
-    const struct ks_args &a = *z.c.a;
-    struct smem &s = *z.c.s;
-    const int U = s.n_union, g = z.c.lane >> 2, q = z.c.lane & 3;
+    const struct context c = who(0);
+    struct smem &s = *c.s;
+    uint32_t slot = (z.n + (uint32_t)(c.warp >> 2)) % KS_SLOTS;
+    uint32_t phase = (z.n + (uint32_t)(c.warp >> 2)) / KS_SLOTS & 1;
+    uint32_t x[32];
+    load_x<16, true>(x, words, on, tag, 14);
+    mark((int)(tag - c.a->epoch), M_O_X);
+#pragma unroll 1
+    for (int u = 0; u < nu; u++)
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            chain<8>(s, c.warp, c.lane, slot, phase, z.set + 2 * u + k, x + 16 * k);
+            slot += KS_QUADS;
+            if (slot >= KS_SLOTS) slot -= KS_SLOTS, phase ^= 1;
+        }
+    return {z.n + (uint32_t)(nu * 8), z.set + 2 * nu};
+}
+
+/* Products over the model's width: of x: 0 qkv and head, 1 dense, 2 experts, 3 router */
+__device__ inline struct place consume_width(struct place z, int count, int which, uint32_t tag)
+{
+    const struct context c = who(0);
+    const struct ks_args &a = *c.a;
+    const int g = c.lane >> 2, q = c.lane & 3, tile = c.warp * 11;
+    const bool alone = a.T == 1;
+    return consume(z, count, KS_QUADS,
+                   alone ? NULL : a.x[which] + (g < a.T ? g : 0) * (KS_C / 2) + tile * 8 + 2 * q,
+                   c.s->x[which ? which - 1 : 0] + tile * KK_TILE_K + 4 * q, g < a.T, tag);
+}
+
+__device__ inline struct place consume_attn(struct place z, int nu, bool full, uint32_t tag)
+{
+    const struct context c = who(0);
+    const struct ks_args &a = *c.a;
+    const int g = c.lane >> 2, q = c.lane & 3, width = full ? 8192 : 4096;
+    const uint64_t *words = a.attn + (g < a.T ? g : 0) * (width / 2) + c.warp * 64 + 2 * q;
+#pragma unroll 1
+    for (int half = 0; half < (full ? 2 : 1); half++)
+        z = consume_o(z, nu, words + half * 2048, g < a.T, tag);
+    return z;
+}
+
+__device__ inline struct place consume_down(struct place z, int nu, uint32_t tag)
+{
+    const struct context c = who(0);
+    const struct ks_args &a = *c.a;
+    const int g = c.lane >> 2, q = c.lane & 3;
+    return consume(z, nu, 3, a.f + (g < a.T ? g : 0) * (KS_F / 2) + c.warp * 88 + 2 * q, NULL,
+                   g < a.T, tag);
+}
+
+__device__ inline struct place consume_expert_down(struct place z, int nu, uint32_t tag)
+{
+    const struct context c = who(0);
+    const struct ks_args &a = *c.a;
+    const struct smem &s = *c.s;
+    const int U = s.n_union, g = c.lane >> 2, q = c.lane & 3;
 #pragma unroll 1
     for (int e = 0; e < U; e += KS_QUADS) {
-        const int P = min(KS_QUADS, U - e), u = e + z.quad;
-        if (z.quad < P) {
-            uint32_t x[32];
-            const bool on = g < a.T && (s.rows_of[u] >> g & 1);
-            load_x<11, false>(x, a.fx + (int64_t)(u * KS_COLS + g) * (KS_XF / 2) + z.i * 88 + 2 * q,
-                              on, tag, 16);
-            multiply<11, 1, false>(z, x, P, nu);
-        }
-        if (P < KS_QUADS) quads_meet<MEET_XDOWN>(z.quad < P);
-        z.n += (uint32_t)(nu * P);
+        const int u = e + (c.warp >> 2);
+        const bool on = u < U && g < a.T && (s.rows_of[u] >> g & 1);
+        z = consume(z, nu, min(KS_QUADS, U - e),
+                    a.fx + (on ? (u * KS_COLS + g) * (KS_XF / 2) + (c.warp & 3) * 88 + 2 * q : 0),
+                    NULL, on, tag);
     }
-    return z.pieces;
+    return z;
 }
 
-__device__ __noinline__ void consumer(const uint32_t *pp)
+__device__ __noinline__ void consumer()
 {
     const struct smem &s = block();
-    uint32_t n = 0, cur = __ldg(pp), nxt;
-    int pieces = 0, seg = 0;
-    for (;; cur = nxt) {
-        const uint32_t op = F(0), flags = F(9), layer = F(3), tag = s.args.epoch + layer;
-        const int nu = (int)F(1);
-        trace(op, seg++);
-        if (op == KS_END) return;
-        pp += 32;
-        nxt = __ldg(pp);
-        switch (op) {
-        case KS_EMBED:
-        case KS_RESID1:
-        case KS_RESID2:
-            between(cur, tag);
-            break;
-        case KS_LINEAR_QKV:
-        case KS_HEAD:
-        case KS_ROUTER:
-            pieces = consume_plain(n, pieces, op == KS_ROUTER ? 3 : 0, nu, tag);
-            n += (uint32_t)nu * 4;
-            break;
-        case KS_GLU:
-            pieces = consume_gated(n, pieces, 1, nu, tag);
-            n += (uint32_t)nu * 8;
-            break;
-        case KS_XGLU: {
-            int first, count;
-            bar_wait((uint64_t *)&s.routed, (int)layer & 1, 7, layer);
-            expert_share(s.n_union, F(11), first, count);
-            pieces = consume_gated(n, pieces, 2, count, tag);
-            n += (uint32_t)count * 8;
-            break;
-        }
-        case KS_ATTN:
-            n = flags & KS_FULL ? attend<512>(n, cur, tag) : attend<256>(n, cur, tag);
-            break;
-        case KS_O:
-            pieces = consume_o(n, pieces, flags, nu, tag);
-            n += (uint32_t)nu * 8;
-            break;
-        case KS_DOWN:
-            pieces = consume_down(n, pieces, nu, tag);
-            n += (uint32_t)nu * 3;
-            break;
-        case KS_XDOWN:
-            pieces = consume_expert_down(n, pieces, nu, tag);
-            n += (uint32_t)(nu * s.n_union);
-            break;
-        default:
-            break;
-        }
+    const struct ks_args &a = s.args;
+    struct place z = {0, 0};
+    struct layer y, next;
+    const int t = own_row();
+    next.load(0);
+    if (t >= 0) embed(t, a.epoch);
+    between_end();
+#pragma unroll 1
+    for (int l = 0; l < a.n_layers; l++) {
+        const uint32_t tag = a.epoch + l;
+        y = next;
+        next.load(l + 1);
+        const bool full = WORD(y, full);
+        z = consume_width(z, units(WORD(y, qkv)).n, 0, tag);
+        mark(l, M_QKV_END);
+        z.n = full ? attend<512>(z.n, y, l, tag) : attend<256>(z.n, y, l, tag);
+        z = consume_attn(z, units(WORD(y, o)).n, full, tag);
+        mark(l, M_O_END);
+        if (t >= 0) after_attention(y, t, tag);
+        between_end();
+        z = consume_width(z, units(WORD(y, router)).n, 3, tag);
+        mark(l, M_GLU);
+        z = consume_width(z, 2 * units(WORD(y, glu)).n, 1, tag);
+        mark(l, M_GLU_END);
+        z = consume_down(z, units(WORD(y, down)).n, tag);
+        mark(l, M_DOWN_END);
+        bar_wait((uint64_t *)&s.routed, l & 1, 7, (uint32_t)l);
+        mark(l, M_XGLU);
+        z = consume_width(z, 2 * expert_share(s.n_union, WORD(y, rank)).n, 2, tag);
+        mark(l, M_XGLU_END);
+        z = consume_expert_down(z, units(WORD(y, down)).n, tag);
+        mark(l, M_XDOWN_END);
+        if (t >= 0) after_experts(y, t, tag);
+        between_end();
     }
+    consume_width(z, units(WORD(next, down)).n, 0, a.epoch + a.n_layers);
 }
 
 /* ---- reducers ---- */
 
-/* pieces: behind, of each quad, as bytes of a word: few enough are ever waited for. units: the
- * warps take turns over all units of the step, so that neither is ever more than a lap of the
- * pieces behind what it waits for. */
+/* Sets and units behind. The warps take turns over all units of the step, so that neither is ever
+ * more than a lap of the sets behind what it waits for. */
 struct reduce {
     struct context c;
-    uint32_t pieces;
-    int units;
+    int set, units;
     __device__ inline int first() const { return (c.warp ^ units) & 1; }
-    /* P quads have done n pieces more, over nu units */
-    __device__ inline void pass(int P, int n, int nu)
-    {
-#pragma unroll
-        for (int j = 0; j < KS_QUADS; j++)
-            if (j < P)
-                pieces = (pieces & ~(0xffu << 8 * j)) | ((pieces >> 8 * j) + n & 0xff) << 8 * j;
-        units += nu;
-    }
 };
 
 /* The other reducer's carried sums are there. */
@@ -565,124 +594,129 @@ __device__ inline void reducers_meet()
     warps_meet<MEET_REDUCERS, KS_REDUCERS * 32>();
 }
 
-/* a + b, where it stands: what it reads has come before what follows is done. */
-__device__ inline float add(float a, float b)
+/* The chains of a set, by pairs of outputs: p[4 j + i] of quad j */
+__device__ inline void take_set(const struct context &c, int set, float2 (&p)[KS_CONSUMERS])
 {
-    float y;
-    asm volatile("add.rn.f32 %0,%1,%2;" : "=f"(y) : "f"(a), "f"(b));
+    const int b = set & (KS_SETS - 1);
+    bar_wait(&c.s->pfull[b], set / KS_SETS & 1, 8, (uint32_t)set);
+#pragma unroll
+    for (int i = 0; i < KS_CONSUMERS; i++) p[i] = c.s->part[b][i][c.lane];
+}
+
+/* Its room is given back when `sum`, of all of them, is there. */
+__device__ inline void leave_set(const struct context &c, int set, float sum)
+{
+    __syncwarp();
+    if (c.lane == 0) bar_arrive_after(&c.s->pempty[set & (KS_SETS - 1)], sum);
+}
+
+/* The first n chains of a set added to y in order; first: y is their sum alone. */
+__device__ inline float2 add_set(const struct context &c, int set, int n, float2 y, bool first)
+{
+    float2 p[KS_CONSUMERS];
+    take_set(c, set, p);
+    y.x = first ? p[0].x : y.x + p[0].x;
+    y.y = first ? p[0].y : y.y + p[0].y;
+#pragma unroll
+    for (int i = 1; i < KS_CONSUMERS; i++)
+        if (i < n) y.x += p[i].x, y.y += p[i].y;
+    leave_set(c, set, y.x);
     return y;
 }
 
-/* Pieces from, from + 1, .. from + sub - 1 (counted from those behind) of quads j0 .. j1 - 1: their
- * chains added to y in order; first: y is their sum alone. */
-__device__ __noinline__ float2 add_pieces(uint32_t pieces, int j0, int j1, int from, int sub,
-                                          float2 y, bool first)
+/* nu stripes of `sub` sets of n chains each; what becomes of a unit's sum is up to `done`. carry: -1:
+ * the sums are kept, 1: they are of two halves, and were kept. */
+template <class Done>
+__device__ inline void reduce_units(struct reduce &r, int nu, int sub, int n, int carry, Done done)
 {
-    struct smem &s = block();
-    const int lane = (int)threadIdx.x & 31;
-#pragma unroll 1
-    for (int j = j0; j < j1; j++)
-#pragma unroll 1
-        for (int k = 0; k < sub; k++, first = false) {
-            const int m = (int)(pieces >> 8 * j & 0xff) + from + k, b = m & (KS_PIECES - 1);
-            float2 p[4];
-            bar_wait(&s.pfull[j][b], m / KS_PIECES & 1, 8, (uint32_t)m);
-#pragma unroll
-            for (int i = 0; i < 4; i++) p[i] = *(const float2 *)s.part[j][b][i][lane];
-            y.x = first ? p[0].x : add(y.x, p[0].x);
-            y.y = first ? p[0].y : add(y.y, p[0].y);
-#pragma unroll
-            for (int i = 1; i < 4; i++) y.x = add(y.x, p[i].x), y.y = add(y.y, p[i].y);
-            __syncwarp();
-            if (lane == 0) bar_arrive(&s.pempty[j][b]);
-        }
-    return y;
-}
-
-/* A product's stripes, P quads with sub pieces each, to words of f32. */
-__device__ inline void reduce_plain(struct reduce &r, uint32_t cur, int P, int sub, uint64_t *to,
-                                    int ld, uint32_t tag)
-{
-    const int nu = (int)F(1), row0 = (int)F(10), g = r.c.lane >> 2, q = r.c.lane & 3;
-    const uint32_t flags = F(9);
-    const bool more = flags & KS_SECOND_HALF;
 #pragma unroll 1
     for (int u = r.first(); u < nu; u += KS_REDUCERS) {
-        float2 *carry = (float2 *)r.c.s->carry[u & (KS_CARRY - 1)][r.c.lane], y = make_float2(0, 0);
-        if (more) y = *carry;
-        y = add_pieces(r.pieces, 0, P, u * sub, sub, y, !more);
-        if (flags & KS_FIRST_HALF)
-            *carry = y;
-        else if (g < r.c.a->T)
-            store_words(to + (int64_t)g * ld + row0 + u * 8 + 2 * q, y.x, y.y, tag);
+        float2 *kept = &r.c.s->carry[u & (KS_CARRY - 1)][r.c.lane], y = make_float2(0, 0);
+        if (carry > 0) y = *kept;
+#pragma unroll 1
+        for (int k = 0; k < sub; k++)
+            y = add_set(r.c, r.set + u * sub + k, n, y, k == 0 && carry <= 0);
+        if (carry < 0)
+            *kept = y;
+        else
+            done(u, y);
     }
-    r.pass(P, nu * sub, nu);
-    if (flags & (KS_FIRST_HALF | KS_SECOND_HALF)) reducers_meet();
+    r.set += nu * sub, r.units += nu;
+    if (carry) reducers_meet();
 }
 
-/* nu units of gated products: a pair of bf16 for each row */
-__device__ inline void reduce_gated(struct reduce &r, uint32_t cur, bool experts, uint32_t tag)
+/* A product's stripes to words of f32 */
+__device__ __noinline__ struct reduce reduce_plain(struct reduce r, struct units u, int sub, int n,
+                                                   int carry, uint64_t *to, int ld, uint32_t tag)
+{
+    const int g = r.c.lane >> 2, q = r.c.lane & 3;
+    const bool on = g < r.c.a->T;
+    to += (int64_t)g * ld + u.first * 8 + 2 * q;
+    reduce_units(r, u.n, sub, n, carry, [&](int i, float2 y) {
+        if (on) store_words(to + i * 8, y.x, y.y, tag);
+    });
+    return r;
+}
+
+/* Gated units: a pair of bf16 for each row; experts: of those routed to */
+__device__ __noinline__ struct reduce reduce_gated(struct reduce r, struct units units, bool experts,
+                                                   uint32_t tag)
+{
+    const struct ks_args &a = *r.c.a;
+    const struct smem &s = *r.c.s;
+    const int g = r.c.lane >> 2, q = r.c.lane & 3;
+#pragma unroll 1
+    for (int u = r.first(); u < units.n; u += KS_REDUCERS) {
+        const int at = units.first + u, e = at / KS_XSTRIPES, set = r.set + 2 * u;
+        const float2 gate = add_set(r.c, set, KS_CONSUMERS, make_float2(0, 0), true);
+        const float g0 = kk__act(KK_GELU_TANH, gate.x), g1 = kk__act(KK_GELU_TANH, gate.y);
+        const float2 up = add_set(r.c, set + 1, KS_CONSUMERS, make_float2(0, 0), true);
+        uint64_t *to = experts ? a.fx + (int64_t)(e * KS_COLS + g) * (KS_XF / 2) +
+                                     (at - e * KS_XSTRIPES) * 4 + q
+                               : a.f + g * (KS_F / 2) + at * 4 + q;
+        if (g < a.T && (!experts || (s.rows_of[e] >> g & 1)))
+            store_word(to, kk__pack2(g0 * up.x, g1 * up.y), tag);
+    }
+    r.set += 2 * units.n, r.units += units.n;
+    return r;
+}
+
+__device__ __noinline__ struct reduce reduce_expert_down(struct reduce r, struct units units,
+                                                         uint32_t tag)
 {
     const struct ks_args &a = *r.c.a;
     struct smem &s = *r.c.s;
-    const uint32_t rank = F(11);
-    const int g = r.c.lane >> 2, q = r.c.lane & 3;
-    int first = (int)F(2), nu = (int)F(1);
-    if (experts) {
-        bar_wait(&s.routed, (int)F(3) & 1, 9, 0);
-        expert_share(s.n_union, rank, first, nu);
-    }
-#pragma unroll 1
-    for (int u = r.first(); u < nu; u += KS_REDUCERS) {
-        float2 y[2];
-#pragma unroll 1
-        for (int k = 0; k < 2; k++) {
-            y[0] = y[1];
-            y[1] = add_pieces(r.pieces, 0, KS_QUADS, 2 * u + k, 1, y[1], true);
-        }
-        const uint32_t out = kk__pack2(kk__act(KK_GELU_TANH, y[0].x) * y[1].x,
-                                       kk__act(KK_GELU_TANH, y[0].y) * y[1].y);
-        uint64_t *to = a.f + g * (KS_F / 2) + (first + u) * 4 + q;
-        bool on = g < a.T;
-        if (experts) {
-            const int e = (first + u) / KS_XSTRIPES, stripe = (first + u) % KS_XSTRIPES;
-            on = on && (s.rows_of[e] >> g & 1);
-            to = a.fx + (int64_t)(e * KS_COLS + g) * (KS_XF / 2) + stripe * 4 + q;
-        }
-        if (on) store_word(to, out, tag);
-    }
-    r.pass(KS_QUADS, 2 * nu, nu);
-}
-
-__device__ inline void reduce_expert_down(struct reduce &r, uint32_t cur, uint32_t tag)
-{
-    const struct ks_args &a = *r.c.a;
-    struct smem &s = *r.c.s;
-    const int nu = (int)F(1), row0 = (int)F(10), U = s.n_union;
-    const int g = r.c.lane >> 2, q = r.c.lane & 3;
+    const int U = s.n_union, g = r.c.lane >> 2, q = r.c.lane & 3;
 #pragma unroll 1
     for (int e = 0; e < U; e += KS_QUADS) {
-        const int P = min(KS_QUADS, U - e);
 #pragma unroll 1
-        for (int u = r.first(); u < nu; u += KS_REDUCERS) {
-            float2 *carry = (float2 *)s.carry[u & (KS_CARRY - 1)][r.c.lane];
-            float2 y = make_float2(0, 0);
-            if (e) y = *carry;
-#pragma unroll 1
-            for (int j = 0; j < P; j++) {
-                const float2 d = add_pieces(r.pieces, j, j + 1, u, 1, y, true);
+        for (int u = r.first(); u < units.n; u += KS_REDUCERS) {
+            float2 *kept = &s.carry[u & (KS_CARRY - 1)][r.c.lane], y = make_float2(0, 0);
+            float2 p[KS_CONSUMERS];
+            float all = 0;
+            if (e) y = *kept;
+            take_set(r.c, r.set + u, p);
+#pragma unroll
+            for (int j = 0; j < KS_QUADS; j++) {
+                float2 d = p[4 * j];
+#pragma unroll
+                for (int i = 1; i < 4; i++) d.x += p[4 * j + i].x, d.y += p[4 * j + i].y;
+                all += d.x;
+                if (e + j >= U) continue;
                 const float w = s.weight[e + j][g];
-                const bool on = s.rows_of[e + j] >> g & 1;
-                if (on) y.x = __fmaf_rn(w, d.x, y.x), y.y = __fmaf_rn(w, d.y, y.y);
+                if (s.rows_of[e + j] >> g & 1)
+                    y.x = __fmaf_rn(w, d.x, y.x), y.y = __fmaf_rn(w, d.y, y.y);
             }
+            leave_set(r.c, r.set + u, all);
             if (e + KS_QUADS < U)
-                *carry = y;
+                *kept = y;
             else if (g < a.T)
-                store_words(a.xdown + g * KS_C + row0 + u * 8 + 2 * q, y.x, y.y, tag);
+                store_words(a.xdown + g * KS_C + (units.first + u) * 8 + 2 * q, y.x, y.y, tag);
         }
-        r.pass(P, nu, nu);
+        r.set += units.n, r.units += units.n;
         reducers_meet();
     }
+    return r;
 }
 
 /* The largest logit of each row so far, lowest index on ties */
@@ -695,16 +729,14 @@ struct best {
     }
 };
 
-__device__ inline void reduce_head(struct reduce &r, uint32_t cur, uint32_t tag)
+__device__ __noinline__ void reduce_head(struct reduce r, struct units units, uint32_t tag)
 {
     const struct ks_args &a = *r.c.a;
-    const int nu = (int)F(1), u0 = (int)F(2), g = r.c.lane >> 2, q = r.c.lane & 3;
+    const int g = r.c.lane >> 2, q = r.c.lane & 3;
     struct best top = {-INFINITY, INT32_MAX};
-#pragma unroll 1
-    for (int u = r.first(); u < nu; u += KS_REDUCERS) {
-        const float2 sum = add_pieces(r.pieces, 0, KS_QUADS, u & 0xff, 1, make_float2(0, 0), true);
+    reduce_units(r, units.n, 1, KS_CONSUMERS, 0, [&](int u, float2 sum) {
         float y[2] = {sum.x, sum.y};
-        const int at = (u0 + u) * 8 + 2 * q;
+        const int at = (units.first + u) * 8 + 2 * q;
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             if (a.softcap > 0) y[e] = a.softcap * tanhf(y[e] / a.softcap);
@@ -712,7 +744,7 @@ __device__ inline void reduce_head(struct reduce &r, uint32_t cur, uint32_t tag)
         }
         if (a.logits && g < a.T && a.logit_of[g] >= 0)
             *(float2 *)(a.logits + (int64_t)a.logit_of[g] * a.vocab + at) = make_float2(y[0], y[1]);
-    }
+    });
 #pragma unroll
     for (int d = 1; d < 4; d *= 2) {
         const float v = __shfl_xor_sync(FULL_MASK, top.v, d);
@@ -740,119 +772,137 @@ __device__ inline void reduce_head(struct reduce &r, uint32_t cur, uint32_t tag)
     }
 }
 
-/* Splits of row t, 64 elements of head h from d on, merged in ascending order (0020). A lane has
- * two elements, and m and l of one split of 32. */
-template <int D>
-__device__ inline void merge_task(const struct context &c, int t, int h, int d, uint32_t tag)
+/* Splits of row t, 64 elements of head h from d on, merged in ascending order (0020). A lane has two
+ * elements; of each 32 splits it has one's (m, l), and what it and the sums before it are scaled by. */
+__device__ inline void merge_task(const struct context &c, bool sliding, int t, int h, int d,
+                                  uint32_t tag)
 {
-    enum { BATCH = 9 }; /* a window's splits */
+    enum { BATCH = 10, SPAN = 30 }; /* a window's splits are 9 */
     const struct ks_args &a = *c.a;
+    const int D = sliding ? 256 : 512;
     int b = 0;
     while (t >= a.seq[b].t0 + a.seq[b].n) b++;
     const struct ks_seq &q = a.seq[b];
-    const int splits = q.kind[D == 256].n, step = q.n * KS_H;
-    int64_t pair = (int64_t)(q.kind[D == 256].pair0 + t - q.t0) * KS_H + h;
-    float M = -INFINITY, L = 0, O0 = 0, O1 = 0, m = -INFINITY, l = 0;
+    const int splits = q.kind[sliding].n, step = q.n * KS_H;
+    const int64_t pair = (int64_t)(q.kind[sliding].pair0 + t - q.t0) * KS_H + h;
+    const uint64_t *o = a.part_o + pair * D + d + 2 * c.lane;
+    const uint64_t *ml = a.part_ml + (pair + (int64_t)c.lane * step) * 2;
+    float M = -INFINITY, L = 0, O0 = 0, O1 = 0;
+    float before = 1, own = 0, l = 0; /* of split s0 + lane */
 #pragma unroll 1
-    for (int s = 0; s < splits; s += BATCH) {
-        uint32_t o[2 * BATCH];
-        if (s % (3 * BATCH) == 0) {
-            uint32_t ml[2] = {0, 0};
-            if (c.lane < 3 * BATCH && s + c.lane < splits)
-                take_words<1>(ml, a.part_ml + (pair + (int64_t)c.lane * step) * 2, 0, 1, tag, 41);
-            m = __uint_as_float(ml[0]), l = __uint_as_float(ml[1]);
+    for (int s = 0, from = 0; s < splits; s += BATCH, from += BATCH) {
+        uint32_t v[2 * BATCH];
+        if (from == SPAN) from = 0;
+        if (!from) {
+            uint32_t w[2] = {__float_as_uint(-INFINITY), 0};
+            if (c.lane < SPAN && s + c.lane < splits)
+                take_words<1>(w, ml + (int64_t)s * step * 2, 0, 1, tag, 41);
+            __syncwarp();
+            float m = __uint_as_float(w[0]), top = m;
+            l = __uint_as_float(w[1]);
+#pragma unroll
+            for (int k = 1; k < 32; k *= 2) {
+                const float x = __shfl_up_sync(FULL_MASK, top, k);
+                if (c.lane >= k) top = fmaxf(top, x);
+            }
+            top = fmaxf(top, M);
+            float less = __shfl_up_sync(FULL_MASK, top, 1);
+            if (c.lane == 0) less = M;
+            /* a split without a key that is seen changes nothing */
+            before = m == -INFINITY ? 1 : kk__exp2((less - top) * LOG2E);
+            own = m == -INFINITY ? 0 : kk__exp2((m - top) * LOG2E);
+            M = __shfl_sync(FULL_MASK, top, 31);
         }
-        take_words<BATCH>(o, a.part_o + pair * D + d + 2 * c.lane, step * D,
-                          min((int)BATCH, splits - s), tag, 42);
+        take_words<BATCH>(v, o + (int64_t)s * step * D, step * D, min((int)BATCH, splits - s), tag,
+                          42);
         __syncwarp();
-        pair += (int64_t)BATCH * step;
+        mark((int)(tag - a.epoch), M_MERGE);
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
-            const int from = s % (3 * BATCH) + i;
-            const float mi = __shfl_sync(FULL_MASK, m, from), li = __shfl_sync(FULL_MASK, l, from);
-            if (s + i >= splits || mi == -INFINITY) continue;
-            const float M1 = fmaxf(M, mi);
-            const float x = exp2f((M - M1) * LOG2E), y = exp2f((mi - M1) * LOG2E);
+            const float x = __shfl_sync(FULL_MASK, before, from + i);
+            const float y = __shfl_sync(FULL_MASK, own, from + i);
+            const float li = __shfl_sync(FULL_MASK, l, from + i);
+            if (s + i >= splits) continue;
             L = __fmaf_rn(L, x, li * y);
-            O0 = __fmaf_rn(O0, x, __uint_as_float(o[2 * i]) * y);
-            O1 = __fmaf_rn(O1, x, __uint_as_float(o[2 * i + 1]) * y);
-            M = M1;
+            O0 = __fmaf_rn(O0, x, __uint_as_float(v[2 * i]) * y);
+            O1 = __fmaf_rn(O1, x, __uint_as_float(v[2 * i + 1]) * y);
         }
     }
-    store_word(a.attn + ((int64_t)t * KS_H * D + h * D + d) / 2 + c.lane, kk__pack2(O0 / L, O1 / L),
-               tag);
+    /* + 0: no -0 leaves (0023) */
+    const float y0 = L > 0 ? __fadd_rn(__fdiv_rn(O0, L), 0.0f) : 0.0f;
+    const float y1 = L > 0 ? __fadd_rn(__fdiv_rn(O1, L), 0.0f) : 0.0f;
+    store_word(a.attn + ((int64_t)t * KS_H * D + h * D + d) / 2 + c.lane, kk__pack2(y0, y1), tag);
+    mark((int)(tag - a.epoch), M_MERGED);
 }
 
-template <int D> __device__ __noinline__ void merge(uint32_t tag)
+__device__ __noinline__ void merge(bool sliding, uint32_t tag)
 {
     const struct context c = who(KS_CONSUMERS);
-    const int sms = (int)gridDim.x, per_row = KS_H * D / 64, n = c.a->T * per_row;
-    int k = (int)blockIdx.x - (D == 256 ? 68 : 0), turn = 0;
+    const int sms = (int)gridDim.x, parts = sliding ? 4 : 8; /* of a head */
+    const int per_row = KS_H * parts, n = c.a->T * per_row;
+    int k = (int)blockIdx.x - (sliding ? 68 : 0), turn = 0;
     if (k < 0) k += sms;
+#pragma unroll 1
     for (; k < n; k += sms, turn ^= 1) {
         const int i = k % per_row;
-        if (turn == c.warp) merge_task<D>(c, k / per_row, i / (D / 64), i % (D / 64) * 64, tag);
+        if (turn == c.warp) merge_task(c, sliding, k / per_row, i / parts, i % parts * 64, tag);
     }
 }
 
-__device__ __noinline__ void reducer(const uint32_t *pp)
+__device__ __noinline__ void reducer()
 {
     const struct ks_args &a = block().args;
+    const struct smem &s = block();
     struct reduce r = {who(KS_CONSUMERS), 0, 0};
-    uint32_t cur = __ldg(pp), nxt;
-    int seg = 0;
-    for (;; cur = nxt) {
-        const uint32_t op = F(0), layer = F(3), flags = F(9), tag = a.epoch + layer;
-        trace(op, seg++);
-        if (op == KS_END) return;
-        pp += 32;
-        nxt = __ldg(pp);
-        if (op == KS_ATTN) {
-            if (flags & KS_FULL)
-                merge<512>(tag);
-            else
-                merge<256>(tag);
-        } else if (op == KS_GLU || op == KS_XGLU) {
-            reduce_gated(r, cur, op == KS_XGLU, tag);
-        } else if (op == KS_XDOWN) {
-            reduce_expert_down(r, cur, tag);
-        } else if (op == KS_HEAD) {
-            reduce_head(r, cur, tag);
-        } else if (op != KS_EMBED && op != KS_RESID1 && op != KS_RESID2) {
-            uint64_t *to = op == KS_LINEAR_QKV ? a.qkv
-                           : op == KS_O        ? a.o
-                           : op == KS_ROUTER   ? a.router
-                                               : a.down;
-            const int ld = op == KS_LINEAR_QKV ? (flags & KS_FULL ? KS_QKV : 8192)
-                           : op == KS_ROUTER   ? KS_E
-                                               : KS_C;
-            reduce_plain(r, cur, op == KS_DOWN ? 3 : 4, op == KS_O ? 2 : 1, to, ld, tag);
+    struct layer y, next;
+    next.load(0);
+#pragma unroll 1
+    for (int l = 0; l < a.n_layers; l++) {
+        const uint32_t tag = a.epoch + l;
+        y = next;
+        next.load(l + 1);
+        const bool full = WORD(y, full);
+        r = reduce_plain(r, WORD(y, qkv), 1, KS_CONSUMERS, 0, a.qkv, full ? KS_QKV : 8192, tag);
+        merge(!full, tag);
+#pragma unroll 1
+        for (int carry = full ? -1 : 0; carry < 2; carry += 2) {
+            r = reduce_plain(r, WORD(y, o), 2, KS_CONSUMERS, carry, a.o, KS_C, tag);
+            if (!full) break;
         }
+        r = reduce_plain(r, WORD(y, router), 1, KS_CONSUMERS, 0, a.router, KS_E, tag);
+        r = reduce_gated(r, WORD(y, glu), false, tag);
+        r = reduce_plain(r, WORD(y, down), 1, 12, 0, a.down, KS_C, tag);
+        bar_wait((uint64_t *)&s.routed, l & 1, 9, 0);
+        r = reduce_gated(r, expert_share(s.n_union, WORD(y, rank)), true, tag);
+        r = reduce_expert_down(r, WORD(y, down), tag);
     }
+    reduce_head(r, WORD(next, down), a.epoch + a.n_layers);
 }
 
 __global__ void __launch_bounds__(KS_THREADS, 1)
     step_kernel(const __grid_constant__ struct ks_args a)
 {
     struct smem &s = block();
-    const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31;
+    const int warp = (int)threadIdx.x >> 5;
     for (int i = (int)threadIdx.x; i < (int)(sizeof a / 4); i += KS_THREADS)
         ((uint32_t *)&s.args)[i] = ((const uint32_t *)&a)[i];
     if (threadIdx.x == 0) {
         for (int i = 0; i < KS_SLOTS; i++) bar_init(&s.full[i], 1), bar_init(&s.empty[i], 4);
-        for (int i = 0; i < KS_QUADS * KS_PIECES; i++)
-            bar_init(&s.pfull[0][0] + i, 4), bar_init(&s.pempty[0][0] + i, 1);
+        for (int i = 0; i < KS_SETS; i++)
+            bar_init(&s.pfull[i], KS_CONSUMERS), bar_init(&s.pempty[i], 1);
         bar_init(&s.routed, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
-    const uint32_t *pp = (const uint32_t *)(a.prog + (size_t)blockIdx.x * a.max_seg) + lane;
-    if (warp < KS_CONSUMERS)
-        consumer(pp);
-    else if (warp < KS_CONSUMERS + KS_REDUCERS)
-        reducer(pp);
-    else
-        producer(pp);
+    if (warp < KS_CONSUMERS) {
+        consumer();
+    } else if (warp < KS_CONSUMERS + KS_REDUCERS) {
+        reducer();
+    } else {
+        tick(0);
+        producer();
+        tick(1);
+    }
 }
 
 } // namespace

@@ -24,12 +24,12 @@ struct smem {
         alignas(16) bf16 x[3][KS_C];
         struct attn_smem a;
     };
-    float part[KS_QUADS][KS_PIECES][4][32][2];
-    float carry[KS_CARRY][32][2];
+    float2 part[KS_SETS][KS_CONSUMERS][32];
+    float2 carry[KS_CARRY][32];
     float h[KS_C];
     float tmp[4][8];
     uint64_t full[KS_SLOTS], empty[KS_SLOTS];
-    uint64_t pfull[KS_QUADS][KS_PIECES], pempty[KS_QUADS][KS_PIECES], routed;
+    uint64_t pfull[KS_SETS], pempty[KS_SETS], routed;
     /* the router's choice: distinct experts, ascending, and each row's weights */
     int n_union, expert[KS_UNION];
     uint32_t rows_of[KS_UNION];
@@ -38,6 +38,9 @@ struct smem {
     float chosen_w[KS_COLS][KS_A];
     uint64_t row[KK_CUDA_SPLIT]; /* where the rows are that the producer copies next */
     struct ks_args args;
+#ifdef KS_TRACE
+    uint32_t op;
+#endif
 };
 
 __device__ inline struct smem &block()
@@ -98,7 +101,8 @@ __device__ inline void bar_arrive(uint64_t *b)
     asm volatile("mbarrier.arrive.shared::cta.b64 _,[%0];" ::"r"(smem_at(b)) : "memory");
 }
 
-/* The same, once d is there: what d was made of has then been read. (d: no such NaN exists.) */
+/* The same, once d is there: what d was made of has then been read. ptxas lets an arrival follow
+ * loads without waiting for them. (d: no such NaN exists.) */
 __device__ inline void bar_arrive_after(uint64_t *b, float d)
 {
     asm volatile("{.reg .pred p; setp.ne.u32 p,%1,0x7fc12345; "
@@ -119,11 +123,19 @@ __device__ inline void bar_expect(uint64_t *b, int bytes)
                  : "memory");
 }
 
-__device__ inline void bulk(uint32_t dst, const void *src, int bytes, uint64_t *b)
+/* Weights are read once a step: they go first when room is made in L2. */
+__device__ inline uint64_t read_once()
 {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0],[%1],%2,[%3];" ::"r"(dst),
-                 "l"(src), "r"(bytes), "r"(smem_at(b))
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0,1.0;" : "=l"(policy));
+    return policy;
+}
+
+__device__ inline void bulk(uint32_t dst, const void *src, int bytes, uint64_t *b, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0],[%1],%2,[%3],%4;" ::"r"(dst),
+                 "l"(src), "r"(bytes), "r"(smem_at(b)), "l"(policy)
                  : "memory");
 }
 
@@ -134,19 +146,7 @@ template <int ID, int N> __device__ inline void warps_meet()
     asm volatile("barrier.sync %0,%1;" ::"n"(ID), "n"(N) : "memory");
 }
 
-/* Some quads have a segment off. They must not look at a slot while its fill before the last may
- * still be on its way (the parity of the two is the same), so they wait until the others have seen
- * all of the segment's slots; the others do not wait. */
-template <int ID> __device__ inline void quads_meet(bool works)
-{
-    __syncwarp();
-    if (works)
-        asm volatile("barrier.arrive %0,%1;" ::"n"(ID), "n"(KS_CONSUMERS * 32) : "memory");
-    else
-        asm volatile("barrier.sync %0,%1;" ::"n"(ID), "n"(KS_CONSUMERS * 32) : "memory");
-}
-
-enum { MEET_ALL = 1, MEET_REDUCERS = 2, MEET_DOWN = 3, MEET_XDOWN = 4 };
+enum { MEET_ALL = 1, MEET_REDUCERS = 2 };
 
 /* ---- words ---- */
 
@@ -235,8 +235,6 @@ struct context {
     int warp, lane; /* warp within the role */
 };
 
-/* Who this thread is, read anew for each segment: what is computed from it would otherwise be
- * carried in registers from segment to segment. */
 __device__ inline struct context who(int first_warp)
 {
     int tid;
@@ -244,54 +242,96 @@ __device__ inline struct context who(int first_warp)
     return {&block(), &block().args, tid / 32 - first_warp, tid % 32};
 }
 
-/* A value that all lanes have, as one that the compiler takes for new: what a segment works with is
- * then not kept from registers by what another kind of segment needs. */
-__device__ inline int fresh(int v)
-{
-    return __shfl_sync(FULL_MASK, v, 0);
-}
+/* An SM's struct ks_layer: lane i has words 2 i and 2 i + 1. */
+struct layer {
+    uint2 w;
+    __device__ inline void load(int l)
+    {
+        const struct ks_args &a = block().args;
+        const uint2 *p = (const uint2 *)(a.layers + (size_t)blockIdx.x * (a.n_layers + 1) + l);
+        w = __ldg(p + threadIdx.x % 32);
+    }
+    template <int BYTE> __device__ inline uint32_t word() const
+    {
+        return __shfl_sync(FULL_MASK, BYTE & 4 ? w.y : w.x, BYTE / 8);
+    }
+    template <int BYTE> __device__ inline uint64_t address() const
+    {
+        return (uint64_t)__shfl_sync(FULL_MASK, w.y, BYTE / 8) << 32 |
+               __shfl_sync(FULL_MASK, w.x, BYTE / 8);
+    }
+};
+#define WORD(y, f) (y).template word<offsetof(struct ks_layer, f)>()
+#define PLACE(y, f) ((const char *)(y).template address<offsetof(struct ks_layer, f)>())
+#define VECTOR(y, f) ((const float *)(y).template address<offsetof(struct ks_layer, f)>())
 
-#define F(k) __shfl_sync(FULL_MASK, cur, k)
-#define F64(k)                                                                                     \
-    ((uint64_t)__shfl_sync(FULL_MASK, cur, (k) + 1) << 32 | __shfl_sync(FULL_MASK, cur, k))
+/* Units first, first + 1, .. first + n - 1 */
+struct units {
+    int first, n;
+    __device__ inline units(uint32_t v) : first((int)(v & 0xffff)), n((int)(v >> 16)) {}
+};
 
 /* Units of experts that this SM does: [first, first + n) of n_union * KS_XSTRIPES */
-__device__ inline void expert_share(int n_union, uint32_t rank, int &first, int &n)
+__device__ inline struct units expert_share(int n_union, uint32_t rank)
 {
-    const int64_t all = (int64_t)n_union * KS_XSTRIPES;
-    first = (int)(rank * all / gridDim.x);
-    n = (int)((rank + 1) * all / gridDim.x) - first;
+    const uint32_t all = (uint32_t)(n_union * KS_XSTRIPES), first = rank * all / gridDim.x;
+    return first | ((rank + 1) * all / gridDim.x - first) << 16;
 }
 
-/* KS_TRACE: when each warp's segments began, by the SM's clock */
-__device__ inline void trace(uint32_t op, int seg)
-{
-#ifdef KS_TRACE
-    const struct ks_args &a = block().args;
-    const int w = (int)threadIdx.x / 32;
-    if (threadIdx.x % 32 == 0 && (w == 0 || w >= KS_CONSUMERS) && a.trace)
-        a.trace[((int64_t)blockIdx.x * 4 + (w ? w - KS_CONSUMERS + 1 : 0)) * a.max_seg + seg] =
-            (uint64_t)clock64() << 8 | op;
-#endif
-}
-
-/* KS_TRACE: moment k of a layer, by warp 0 of the consumers */
+/* KS_TRACE: when what happened on this SM, by its clock: moment k of a layer; wait: sums of cycles. */
+enum {
+    M_QKV, M_QKV_END, M_ATTN, M_Q, M_SCORES, M_PART, M_MERGE, M_MERGED, M_O_X, M_O_END, M_R1, M_R1_X,
+    M_GLU, M_GLU_END, M_XGLU, M_XGLU_END, M_DOWN_X, M_DOWN_END, M_XDOWN_X, M_XDOWN_X2, M_XDOWN_END,
+    M_R2, M_R2_END, M_LOGITS, M_ROUTED, M_P_QKV, M_P_ATTN, M_P_O, M_P_GLU, M_P_XGLU, M_P_DOWN, M_P_XDOWN,
+    MARKS
+};
 __device__ inline void mark(int layer, int k)
 {
 #ifdef KS_TRACE
     const struct ks_args &a = block().args;
-    if (threadIdx.x == 0 && a.trace)
-        a.trace[(int64_t)gridDim.x * 4 * a.max_seg + (blockIdx.x * KS_LAYERS + layer) * 32 + k] =
-            (uint64_t)clock64();
+    if (threadIdx.x % 32 == 0 && a.trace)
+        a.trace[((size_t)blockIdx.x * KS_LAYERS + layer) * MARKS + k] = (uint64_t)clock64();
 #endif
 }
-
-struct place {
-    struct context c;
-    uint32_t n;  /* slots behind */
-    int quad, i; /* warp i of its quad */
-    int pieces;  /* of this quad, behind */
-};
+__device__ inline long long cycles()
+{
+#ifdef KS_TRACE
+    return clock64();
+#else
+    return 0;
+#endif
+}
+/* Cycles a producer stood still, in segments of kind op: for what 0: full ring, 1: window */
+__device__ inline void stood(int what, long long since)
+{
+#ifdef KS_TRACE
+    const struct ks_args &a = block().args;
+    if (a.trace)
+        atomicAdd((unsigned long long *)a.trace + (size_t)gridDim.x * KS_LAYERS * MARKS +
+                      blockIdx.x * 64 + block().op * 2 + what,
+                  (unsigned long long)(clock64() - since));
+#endif
+}
+enum { KS_QKV_OP = 1, KS_ATTN_OP, KS_O_OP, KS_GLU_OP = 6, KS_XGLU_OP, KS_DOWN_OP, KS_XDOWN_OP, KS_HEAD_OP = 11 };
+__device__ inline void doing(uint32_t op)
+{
+#ifdef KS_TRACE
+    block().op = op;
+#endif
+}
+/* Where this SM's clock stands beside the others' */
+__device__ inline void tick(int which)
+{
+#ifdef KS_TRACE
+    const struct ks_args &a = block().args;
+    if (threadIdx.x % 32 || !a.trace) return;
+    uint64_t g, h;
+    asm volatile("mov.u64 %0,%%globaltimer;" : "=l"(g));
+    do asm volatile("mov.u64 %0,%%globaltimer;" : "=l"(h)); while (h == g);
+    uint64_t *to = a.trace + (size_t)gridDim.x * KS_LAYERS * MARKS + gridDim.x * 64 + blockIdx.x * 4 + 2 * which;
+    to[0] = h, to[1] = (uint64_t)clock64();
+#endif
+}
 
 } // namespace
 
