@@ -753,6 +753,9 @@ static void trace_step(struct model *m, const struct kk_stack_step *st)
     CK(cudaDeviceSynchronize());
     std::vector<uint64_t> v = get(a->trace, n);
     a->trace = NULL;
+    char path[256];
+    snprintf(path, sizeof path, "%s/trace-%d-%d.bin", getenv("OUT"), m->o.ctx, m->o.rows);
+    if (FILE *f = fopen(path, "w")) fwrite(v.data(), 8, n, f), fclose(f);
     auto us = [&](int b, int l, int k) {
         const uint64_t t = v[((size_t)b * KS_LAYERS + l) * MARKS + k], *q = &v[ticks + (size_t)b * 4];
         if (!t) return -1e9;
@@ -788,24 +791,6 @@ static void trace_step(struct model *m, const struct kk_stack_step *st)
                 printf("%9s %6.1f %6.1f %6.1f (%.0f)%s", name[k], sum[k][0] / layers[k], sum[k][1] / layers[k],
                        sum[k][2] / layers[k], mid[k] / layers[k], k % 3 == 2 ? "\n" : " ");
         printf("\n");
-    }
-    static const char *const op[] = {"embed", "qkv",  "attn",  "o",      "resid1", "router", "glu",
-                                     "xglu",  "down", "xdown", "resid2", "head",   "end"};
-    for (int w = 0; w < 2; w++) {
-        printf(w ? "stood, window, us a step:" : "stood, ring full, us a step:");
-        double all = 0;
-        for (int k = 0; k < 13; k++) {
-            double t = 0, most = 0;
-            for (int b = 0; b < device_sms; b++) {
-                const uint64_t *q = &v[ticks + (size_t)b * 4];
-                const double hz = (double)(q[3] - q[1]) / (double)(q[2] - q[0]);
-                const double x = (double)v[stood + (size_t)b * 64 + k * 2 + w] / hz / 1e3;
-                t += x / device_sms, most = std::max(most, x);
-            }
-            if (t > .5) printf(" %s %.0f/%.0f", op[k], t, most);
-            all += t;
-        }
-        printf(" all %.0f\n", all);
     }
 }
 #endif

@@ -30,118 +30,60 @@ __device__ __noinline__ void fill(uint32_t n, const char *from, int bytes, int c
     uint32_t slot = n % KS_SLOTS, phase = (n / KS_SLOTS & 1) ^ 1;
 #pragma unroll 1
     for (; count; count--, from += bytes, n++) {
-        long long since = cycles();
         bar_wait(&s.empty[slot], (int)phase, 1, n);
-        stood(0, since);
-        since = cycles();
         if (n >= win) {
             int back = (int)slot - (int)win, ph = (int)phase ^ 1;
             if (back < 0) back += KS_SLOTS, ph ^= 1;
             bar_wait(&s.full[back], ph, 2, n);
         }
-        stood(1, since);
         bar_expect(&s.full[slot], bytes);
         bulk(smem_at(s.ring) + slot * KS_SLOT, from, bytes, &s.full[slot], policy);
         if (++slot == KS_SLOTS) slot = 0, phase ^= 1;
     }
 }
 
-/* Rows are copied by lanes, 16 bytes each: a bulk copy of half a KB would take one lane 70 ns. */
-__device__ inline void copy16(uint32_t dst, const char *src)
+/* An item's rows are brought by those who use them; the producer hands out room in the ring. */
+template <int D> __device__ inline uint32_t hand_out(uint32_t n)
 {
-    asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(dst), "l"(src) : "memory");
-}
-
-/* The lane's copies so far are one more arrival, when they are done. */
-__device__ inline void copies_arrive(uint64_t *b)
-{
-    asm volatile("cp.async.mbarrier.arrive.shared::cta.b64 [%0];" ::"r"(smem_at(b)) : "memory");
-}
-
-/* Stored rows of an item */
-__device__ inline int stored_rows(const struct ks_args &a, const struct item &it)
-{
-    return min(max(a.seq[it.seq].pos0 - it.base - it.lo * 16, 0), (it.hi - it.lo) * 16);
-}
-
-/* Look up where they are: two loads, one after another. */
-template <int D> __device__ inline void find_rows(const struct item &it, int layer)
-{
-    const struct context c = who(KS_CONSUMERS + KS_REDUCERS);
-    const struct kk_kv_seq *q = c.a->kv[layer].seqs + it.seq;
-    const unsigned long long *blocks = (const unsigned long long *)q->blocks;
-    const int block_rows = q->block_rows, sinks = q->sinks, ring = q->ring;
-    const int from = it.base + it.lo * 16, stored = stored_rows(*c.a, it);
-    __syncwarp();
-#pragma unroll
-    for (int k = 0; k < KK_CUDA_SPLIT / 32; k++) {
-        const int i = c.lane + 32 * k, j = from + i;
-        const int at = !ring || j < sinks ? j : sinks + (j - sinks) % ring;
-        if (i < stored)
-            c.s->row[i] = __ldg(blocks + at / block_rows) +
-                          (uint64_t)(at % block_rows) * shape<D>::kv_row + (uint64_t)(it.g * D * 2);
-    }
-    __syncwarp();
-}
-
-/* All of an item may be in flight: others' streams stand still meanwhile. */
-template <int D> __device__ inline uint32_t feed_rows(uint32_t n, const struct item &it)
-{
-    typedef struct shape<D> Z;
-    const struct context c = who(KS_CONSUMERS + KS_REDUCERS);
-    struct smem &s = *c.s;
-    const int keys = (it.hi - it.lo) * 16, stored = stored_rows(*c.a, it);
-#pragma unroll 1
-    for (int part = 0; part < (Z::derived ? 1 : 2); part++)
-#pragma unroll 1
-        for (int i = 0; i < keys; i += Z::keys, n++) {
-            const uint32_t slot = n % KS_SLOTS;
-            const int end = min(i + Z::keys, stored);
-            uint32_t to = smem_at(s.ring) + slot * KS_SLOT + c.lane * 16;
-            const long long since = cycles();
-            if (c.lane == 0) bar_wait(&s.empty[slot], (int)(n / KS_SLOTS & 1) ^ 1, 1, n);
-            if (c.lane == 0) stood(0, since);
-            __syncwarp();
-#pragma unroll 2
-            for (int r = i; r < end; r++, to += Z::row) {
-                const char *p = (const char *)s.row[r] + part * Z::G * D * 2 + c.lane * 16;
-                copy16(to, p);
-                if (D == 512) copy16(to + 512, p + 512);
+    for (struct items<D> i; i.next();)
+        for (int k = item_slots<D>(i.it); k; k--, n++)
+            if (threadIdx.x % 32 == 0) {
+                const uint32_t slot = n % KS_SLOTS;
+                bar_wait(&block().empty[slot], (int)(n / KS_SLOTS & 1) ^ 1, 1, n);
+                bar_arrive(&block().full[slot]);
             }
-            if (end > i) copies_arrive(&s.full[slot]);
-            __syncwarp();
-            if (c.lane == 0) bar_arrive(&s.full[slot]);
-        }
+    __syncwarp();
     return n;
 }
 
-/* The SM's first item of a layer, found while there is still much in the ring */
-template <int D> __device__ inline void find_first(int layer)
+/* Where the stored rows of the layer's items are: two loads, one after another. There is room for
+ * two items. */
+template <int D> __device__ __noinline__ void find_rows()
 {
-    const struct ks_args &a = block().args;
-    struct item it;
-    for (int b = 0; b < a.B; b++) {
-        int wrap, v = first_item(D == 256, b, wrap);
-        if (v == INT32_MAX || !make_item(a, D == 256, b, v, shape<D>::G, it)) continue;
-        find_rows<D>(it, layer);
-        return;
-    }
-}
-
-template <int D> __device__ inline uint32_t feed_attention(uint32_t n, int layer)
-{
-    const struct ks_args &a = block().args;
-    bool found = true;
-    for (int b = 0; b < a.B; b++) {
-        int wrap, v = first_item(D == 256, b, wrap);
-        struct item it;
-        if (v == INT32_MAX) continue;
-        for (; make_item(a, D == 256, b, v, shape<D>::G, it); v += wrap, found = false) {
-            if (!found) find_rows<D>(it, layer);
-            n = feed_rows<D>(n, it);
+    const struct context c = who(0);
+    const struct ks_args &a = *c.a;
+    struct walk &w = here();
+    int item = w.items;
+    for (struct items<D> i; i.next(); item++) {
+        const struct item &it = i.it;
+        const struct kk_kv_seq *q = a.kv[w.layer].seqs + it.seq;
+        const unsigned long long *blocks = (const unsigned long long *)q->blocks;
+        const int block_rows = q->block_rows, sinks = q->sinks, ring = q->ring;
+        const int from = it.base + it.lo * 16, stored = stored_rows(a, it);
+        if (item >= 2) bar_wait(&c.s->done[item & 1], (item >> 1 & 1) ^ 1, 33, (uint32_t)item);
+        __syncwarp();
+#pragma unroll 1
+        for (int r = c.lane; r < stored; r += 32) {
+            const int j = from + r, at = !ring || j < sinks ? j : sinks + (j - sinks) % ring;
+            c.s->row[item & 1][r] = __ldg(blocks + at / block_rows) +
+                                    (uint64_t)(at % block_rows) * shape<D>::kv_row +
+                                    (uint64_t)(it.g * D * 2);
         }
+        __syncwarp();
+        if (c.lane == 0) bar_arrive(&c.s->found[item & 1]);
     }
-    return n;
+    w.items = item;
+    __syncwarp();
 }
 
 /* Row t's KS_A largest logits, ties to the lowest index, and their weights (0020): lane e < KS_A
@@ -187,7 +129,7 @@ __device__ inline void choose(const struct context &c, int t, const float *scale
 /* All rows' choices as distinct experts in ascending order. */
 __device__ inline void route(const float *scale, uint32_t tag)
 {
-    const struct context c = who(KS_CONSUMERS + KS_REDUCERS);
+    const struct context c = who(KS_CONSUMERS + KS_REDUCERS + 1);
     struct smem &s = *c.s;
     const int T = c.a->T, n = T * KS_A;
     uint32_t bits[4] = {0, 0, 0, 0};
@@ -228,6 +170,22 @@ __device__ inline void route(const float *scale, uint32_t tag)
     if (c.lane == 0) bar_arrive(&s.routed);
 }
 
+/* Where things are that this layer reads. */
+__device__ __noinline__ void finder()
+{
+    const struct ks_args &a = block().args;
+    for (bool more = true; more; more = go_on()) {
+        const int l = here().layer;
+        const struct ks_layer *y = a.layers + (size_t)blockIdx.x * (a.n_layers + 1) + l;
+        const float *scale = (const float *)__ldg((const unsigned long long *)&y->expert_scale);
+        if (__ldg(&y->full))
+            find_rows<512>();
+        else
+            find_rows<256>();
+        route(scale, now_tag());
+    }
+}
+
 /* `count` slots of `bytes` from one place, by the warp; returns the slots behind then. */
 __device__ inline uint32_t feed(uint32_t n, const char *from, int bytes, int count)
 {
@@ -243,13 +201,13 @@ __device__ inline uint32_t feed_part(uint32_t n, struct units u, const char *w, 
     return feed(n, w + (int64_t)(lo - before) * KS_STRIPE, KS_SLOT, (hi - lo) * KS_QUADS);
 }
 
-template <int D> __device__ inline uint32_t feed_qkv(uint32_t n, const struct layer &y)
+__device__ inline uint32_t feed_qkv(uint32_t n, const struct ks_layer &y)
 {
-    const struct units u = WORD(y, qkv);
-    constexpr int q = KS_H * D, kv = shape<D>::G * D;
-    n = feed_part(n, u, PLACE(y, wq), 0, q);
-    n = feed_part(n, u, PLACE(y, wk), q / KK_TILE_ROWS, kv);
-    if (!shape<D>::derived) n = feed_part(n, u, PLACE(y, wv), (q + kv) / KK_TILE_ROWS, kv);
+    const struct units u = y.qkv;
+    const int q = KS_H * (y.full ? 512 : 256), kv = y.full ? 1024 : 2048;
+    n = feed_part(n, u, (const char *)y.wq, 0, q);
+    n = feed_part(n, u, (const char *)y.wk, q / KK_TILE_ROWS, kv);
+    if (!y.full) n = feed_part(n, u, (const char *)y.wv, (q + kv) / KK_TILE_ROWS, kv);
     return n;
 }
 
@@ -305,48 +263,55 @@ __device__ inline uint32_t feed_o(uint32_t n, struct units u, const char *w, boo
     return n;
 }
 
+/* What this SM does in layer l, read a layer before it is kept. */
+struct record {
+    uint2 w;
+    __device__ inline void read(int l)
+    {
+        const struct ks_args &a = block().args;
+        const struct ks_layer *p = a.layers + (size_t)blockIdx.x * (a.n_layers + 1) + l;
+        w = __ldg((const uint2 *)p + threadIdx.x % 32);
+    }
+    __device__ inline void keep(int l) const
+    {
+        ((uint2 *)&block().layer[l & 3])[threadIdx.x % 32] = w;
+    }
+};
+
 __device__ __noinline__ void producer()
 {
-    const struct ks_args &a = block().args;
+    const struct smem &s = block();
+    const struct ks_args &a = s.args;
     uint32_t n = 0;
-    struct layer y, next;
-    next.load(0);
+    struct record next;
+    next.read(1);
 #pragma unroll 1
     for (int l = 0; l < a.n_layers; l++) {
-        y = next;
-        next.load(l + 1);
-        const bool full = WORD(y, full);
+        const struct ks_layer &y = layer_at(l);
+        next.keep(l + 1);
+        __syncwarp();
+        if (l + 2 <= a.n_layers) next.read(l + 2);
         mark(l, M_P_QKV);
-        doing(KS_QKV_OP);
-        if (full)
-            find_first<512>(l), n = feed_qkv<512>(n, y);
-        else
-            find_first<256>(l), n = feed_qkv<256>(n, y);
+        n = feed_qkv(n, y);
         mark(l, M_P_ATTN);
-        doing(KS_ATTN_OP);
-        n = full ? feed_attention<512>(n, l) : feed_attention<256>(n, l);
+        n = y.full ? hand_out<512>(n) : hand_out<256>(n);
         mark(l, M_P_O);
-        doing(KS_O_OP);
-        n = feed_o(n, WORD(y, o), PLACE(y, wo), full);
+        n = feed_o(n, y.o, (const char *)y.wo, y.full);
         mark(l, M_P_GLU);
-        doing(KS_GLU_OP);
-        n = feed_part(n, WORD(y, router), PLACE(y, w_router), 0, KS_E);
-        n = feed_gated(n, WORD(y, glu), PLACE(y, gate), PLACE(y, up));
+        n = feed_part(n, y.router, (const char *)y.w_router, 0, KS_E);
+        n = feed_gated(n, y.glu, (const char *)y.gate, (const char *)y.up);
         mark(l, M_P_DOWN);
-        doing(KS_DOWN_OP);
-        const struct units down = WORD(y, down);
-        n = feed(n, PLACE(y, w_down) + down.first * 3 * KS_SLOT, KS_SLOT, 3 * down.n);
+        const struct units down = y.down;
+        n = feed(n, (const char *)y.w_down + down.first * 3 * KS_SLOT, KS_SLOT, 3 * down.n);
         mark(l, M_P_XGLU);
-        doing(KS_XGLU_OP);
-        route(VECTOR(y, expert_scale), a.epoch + l);
-        n = feed_experts(n, expert_share(block().n_union, WORD(y, rank)), PLACE(y, gate_up));
+        bar_wait((uint64_t *)&s.routed, l & 1, 3, (uint32_t)l);
+        n = feed_experts(n, expert_share(s.n_union, y.rank), (const char *)y.gate_up);
         mark(l, M_P_XDOWN);
-        doing(KS_XDOWN_OP);
-        n = feed_expert_down(n, down, PLACE(y, expert_down));
+        n = feed_expert_down(n, down, (const char *)y.expert_down);
     }
-    doing(KS_HEAD_OP);
-    const struct units head = WORD(next, down);
-    feed(n, PLACE(next, wq) + (int64_t)head.first * KS_STRIPE, KS_SLOT, head.n * KS_QUADS);
+    const struct ks_layer &y = layer_at(a.n_layers);
+    const struct units head = y.down;
+    feed(n, (const char *)y.wq + (int64_t)head.first * KS_STRIPE, KS_SLOT, head.n * KS_QUADS);
 }
 
 /* ---- consumers: products ---- */
@@ -357,8 +322,6 @@ __device__ __noinline__ void producer()
 template <int NT, bool GAP>
 __device__ inline void load_x(uint32_t (&x)[32], const uint64_t *p, bool on, uint32_t tag, int what)
 {
-    if (on) await_words(p + (NT - 1 + (GAP ? 120 : 0)) * 8, tag, what);
-    __syncwarp();
     struct watch w = {0};
     for (;;) {
         uint32_t bad = 0, tags[2 * NT];
@@ -371,29 +334,14 @@ __device__ inline void load_x(uint32_t (&x)[32], const uint64_t *p, bool on, uin
 #pragma unroll
         for (int t = 0; t < 2 * NT; t++) bad |= tags[t] ^ tag;
         if (!__any_sync(FULL_MASK, on && bad)) break;
+        if (on) await_words(p + (NT - 1 + (GAP ? 120 : 0)) * 8, tag, what);
+        __syncwarp();
         still_waiting(w, what, bad);
     }
 #pragma unroll
     for (int i = 0; i < 2 * NT; i++)
         if (!on) x[i] = 0;
 }
-
-/* The same from shared memory, of row 0 */
-__device__ inline void load_own_x(uint32_t (&x)[32], const bf16 *p, bool on)
-{
-#pragma unroll
-    for (int t = 0; t < 11; t++) {
-        uint2 v = make_uint2(0, 0);
-        if (on) v = *(const uint2 *)(p + t * KK_TILE_K);
-        x[2 * t] = v.x, x[2 * t + 1] = v.y;
-    }
-}
-
-/* Where consumers are: slots and sets behind. */
-struct place {
-    uint32_t n;
-    int set;
-};
 
 /* This warp's chain of a set: a slot's tiles 0 .. TILES - 1 from `from` on; its sum to the reducers,
  * who gave the room back. */
@@ -424,169 +372,160 @@ __device__ inline void chain(struct smem &s, int warp, int lane, uint32_t slot, 
     if (lane == 0) bar_arrive(&s.pfull[b]);
 }
 
-/* `count` sets over inputs of 11 tiles a warp, P quads. words: the lane's first, of a lane that is
- * off any; NULL: x of row 0 is at `own`. Quads that are off say so for each set, when its slots have
- * come: no one may look at a slot before its last fill but one has come, since parities repeat. */
-__device__ __noinline__ struct place consume(struct place z, int count, int P,
-                                             const uint64_t *words, const bf16 *own, bool on,
-                                             uint32_t tag)
+/* Slots and sets behind are as much more. */
+__device__ inline void walked(int slots, int sets)
+{
+    struct walk &w = here();
+    const uint32_t n = w.n + (uint32_t)slots;
+    const int set = w.set + sets;
+    __syncwarp();
+    w.n = n, w.set = set;
+    __syncwarp();
+}
+
+/* What a product's input is: x of qkv and head, of the dense part, of experts, of the router; gated
+ * units of the dense part; of experts e, e + 1, .. a quad each */
+enum input { X, X_DENSE, X_EXPERTS, X_ROUTER, GATED, GATED_EXPERTS };
+
+/* `count` sets over inputs of 11 tiles a warp, P quads. Quads that are off say so for each set, no
+ * more than three sets ahead of the reducers: then no slot is looked at before its last fill but one
+ * has come (parities repeat), P <= 3 slots a set. */
+__device__ __noinline__ void consume(enum input in, int count, int P, int e)
 {
     const struct context c = who(0);
+    const struct ks_args &a = *c.a;
     struct smem &s = *c.s;
-    const int quad = c.warp >> 2;
-    uint32_t slot = (z.n + (uint32_t)(quad < P ? quad : 0)) % KS_SLOTS;
-    uint32_t phase = (z.n + (uint32_t)(quad < P ? quad : 0)) / KS_SLOTS & 1;
+    const int quad = c.warp >> 2, first = here().set;
+    const uint32_t tag = now_tag(), n = here().n + (uint32_t)quad;
     if (quad < P) {
-        uint32_t x[32];
-        if (words)
-            load_x<11, false>(x, words, on, tag, 10);
-        else
-            load_own_x(x, own, on);
+        const int g = c.lane >> 2, q = c.lane & 3, row = g < a.T ? g : 0;
+        uint32_t slot = n % KS_SLOTS, phase = n / KS_SLOTS & 1, x[32];
+        if (in <= X_ROUTER && a.T == 1) {
+            const bf16 *own = s.x[in ? in - 1 : 0] + c.warp * 176 + 4 * q;
+#pragma unroll
+            for (int t = 0; t < 11; t++) {
+                const uint2 v = *(const uint2 *)(own + t * KK_TILE_K);
+                x[2 * t] = v.x, x[2 * t + 1] = v.y; /* rows but one are not looked at */
+            }
+        } else {
+            bool on = g < a.T;
+            const uint64_t *words;
+            if (in <= X_ROUTER) {
+                words = a.x[in] + row * (KS_C / 2) + c.warp * 88;
+            } else if (in == GATED) {
+                words = a.f + row * (KS_F / 2) + c.warp * 88;
+            } else {
+                on = on && (s.rows_of[e + quad] >> g & 1);
+                words = a.fx + ((e + quad) * KS_COLS + row) * (KS_XF / 2) + (c.warp & 3) * 88;
+            }
+            load_x<11, false>(x, words + 2 * q, on, tag, 10 + in);
+        }
+        if (in == GATED) mark((int)(tag - a.epoch), M_DOWN_X);
+        if (in == GATED_EXPERTS) mark((int)(tag - a.epoch), e ? M_XDOWN_X2 : M_XDOWN_X);
 #pragma unroll 1
         for (int k = 0; k < count; k++) {
-            chain<11>(s, c.warp, c.lane, slot, phase, z.set + k, x);
+            chain<11>(s, c.warp, c.lane, slot, phase, first + k, x);
             slot += (uint32_t)P;
             if (slot >= KS_SLOTS) slot -= KS_SLOTS, phase ^= 1;
         }
     } else {
 #pragma unroll 1
         for (int k = 0; k < count; k++) {
-            const int set = z.set + k, b = set & (KS_SETS - 1);
-#pragma unroll 1
-            for (int j = 0; j < P; j++) {
-                bar_wait(&s.full[slot], (int)phase, 4, slot);
-                if (++slot == KS_SLOTS) slot = 0, phase ^= 1;
-            }
-            bar_wait(&s.pempty[b], (set / KS_SETS & 1) ^ 1, 5, (uint32_t)set);
+            const int set = first + k, back = set - (KS_SETS - 1);
+            bar_wait(&s.pempty[set & (KS_SETS - 1)], (set / KS_SETS & 1) ^ 1, 5, (uint32_t)set);
+            bar_wait(&s.pempty[back & (KS_SETS - 1)], back / KS_SETS & 1, 5, (uint32_t)set);
             __syncwarp();
-            if (c.lane == 0) bar_arrive(&s.pfull[b]);
+            if (c.lane == 0) bar_arrive(&s.pfull[set & (KS_SETS - 1)]);
         }
     }
-    return {z.n + (uint32_t)(count * P), z.set + count};
+    walked(count * P, count);
 }
 
-/* Two sets a stripe of K 4096, or of a half of 8192 */
-__device__ __noinline__ struct place consume_o(struct place z, int nu, const uint64_t *words, bool on,
-                                               uint32_t tag)
+/* Attention's output, two sets a stripe of K 4096, or of a half of 8192 */
+__device__ __noinline__ void consume_o(int half)
 {
     const struct context c = who(0);
+    const struct ks_args &a = *c.a;
     struct smem &s = *c.s;
-    uint32_t slot = (z.n + (uint32_t)(c.warp >> 2)) % KS_SLOTS;
-    uint32_t phase = (z.n + (uint32_t)(c.warp >> 2)) / KS_SLOTS & 1;
-    uint32_t x[32];
-    load_x<16, true>(x, words, on, tag, 14);
-    mark((int)(tag - c.a->epoch), M_O_X);
+    const int g = c.lane >> 2, q = c.lane & 3, width = now().full ? 8192 : 4096;
+    const int first = here().set, nu = units(now().o).n;
+    const uint32_t n = here().n + (uint32_t)(c.warp >> 2);
+    uint32_t slot = n % KS_SLOTS, phase = n / KS_SLOTS & 1, x[32];
+    load_x<16, true>(x, a.attn + (g < a.T ? g : 0) * (width / 2) + half * 2048 + c.warp * 64 + 2 * q,
+                     g < a.T, now_tag(), 20);
+    mark(here().layer, M_O_X);
 #pragma unroll 1
     for (int u = 0; u < nu; u++)
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            chain<8>(s, c.warp, c.lane, slot, phase, z.set + 2 * u + k, x + 16 * k);
+            chain<8>(s, c.warp, c.lane, slot, phase, first + 2 * u + k, x + 16 * k);
             slot += KS_QUADS;
             if (slot >= KS_SLOTS) slot -= KS_SLOTS, phase ^= 1;
         }
-    return {z.n + (uint32_t)(nu * 8), z.set + 2 * nu};
-}
-
-/* Products over the model's width: of x: 0 qkv and head, 1 dense, 2 experts, 3 router */
-__device__ inline struct place consume_width(struct place z, int count, int which, uint32_t tag)
-{
-    const struct context c = who(0);
-    const struct ks_args &a = *c.a;
-    const int g = c.lane >> 2, q = c.lane & 3, tile = c.warp * 11;
-    const bool alone = a.T == 1;
-    return consume(z, count, KS_QUADS,
-                   alone ? NULL : a.x[which] + (g < a.T ? g : 0) * (KS_C / 2) + tile * 8 + 2 * q,
-                   c.s->x[which ? which - 1 : 0] + tile * KK_TILE_K + 4 * q, g < a.T, tag);
-}
-
-__device__ inline struct place consume_attn(struct place z, int nu, bool full, uint32_t tag)
-{
-    const struct context c = who(0);
-    const struct ks_args &a = *c.a;
-    const int g = c.lane >> 2, q = c.lane & 3, width = full ? 8192 : 4096;
-    const uint64_t *words = a.attn + (g < a.T ? g : 0) * (width / 2) + c.warp * 64 + 2 * q;
-#pragma unroll 1
-    for (int half = 0; half < (full ? 2 : 1); half++)
-        z = consume_o(z, nu, words + half * 2048, g < a.T, tag);
-    return z;
-}
-
-__device__ inline struct place consume_down(struct place z, int nu, uint32_t tag)
-{
-    const struct context c = who(0);
-    const struct ks_args &a = *c.a;
-    const int g = c.lane >> 2, q = c.lane & 3;
-    return consume(z, nu, 3, a.f + (g < a.T ? g : 0) * (KS_F / 2) + c.warp * 88 + 2 * q, NULL,
-                   g < a.T, tag);
-}
-
-__device__ inline struct place consume_expert_down(struct place z, int nu, uint32_t tag)
-{
-    const struct context c = who(0);
-    const struct ks_args &a = *c.a;
-    const struct smem &s = *c.s;
-    const int U = s.n_union, g = c.lane >> 2, q = c.lane & 3;
-#pragma unroll 1
-    for (int e = 0; e < U; e += KS_QUADS) {
-        const int u = e + (c.warp >> 2);
-        const bool on = u < U && g < a.T && (s.rows_of[u] >> g & 1);
-        z = consume(z, nu, min(KS_QUADS, U - e),
-                    a.fx + (on ? (u * KS_COLS + g) * (KS_XF / 2) + (c.warp & 3) * 88 + 2 * q : 0),
-                    NULL, on, tag);
-    }
-    return z;
+    walked(nu * 8, nu * 2);
 }
 
 __device__ __noinline__ void consumer()
 {
     const struct smem &s = block();
-    const struct ks_args &a = s.args;
-    struct place z = {0, 0};
-    struct layer y, next;
-    const int t = own_row();
-    next.load(0);
-    if (t >= 0) embed(t, a.epoch);
+    if (own_row() >= 0) embed(own_row());
     between_end();
-#pragma unroll 1
-    for (int l = 0; l < a.n_layers; l++) {
-        const uint32_t tag = a.epoch + l;
-        y = next;
-        next.load(l + 1);
-        const bool full = WORD(y, full);
-        z = consume_width(z, units(WORD(y, qkv)).n, 0, tag);
-        mark(l, M_QKV_END);
-        z.n = full ? attend<512>(z.n, y, l, tag) : attend<256>(z.n, y, l, tag);
-        z = consume_attn(z, units(WORD(y, o)).n, full, tag);
-        mark(l, M_O_END);
-        if (t >= 0) after_attention(y, t, tag);
+    for (bool more = true; more; more = go_on()) {
+        consume(X, units(now().qkv).n, KS_QUADS, 0);
+        mark(here().layer, M_QKV_END);
+        if (now().full)
+            attend<512>();
+        else
+            attend<256>();
+        consume_o(0);
+        if (now().full) consume_o(1);
+        mark(here().layer, M_O_END);
+        if (own_row() >= 0) after_attention(own_row());
         between_end();
-        z = consume_width(z, units(WORD(y, router)).n, 3, tag);
-        mark(l, M_GLU);
-        z = consume_width(z, 2 * units(WORD(y, glu)).n, 1, tag);
-        mark(l, M_GLU_END);
-        z = consume_down(z, units(WORD(y, down)).n, tag);
-        mark(l, M_DOWN_END);
-        bar_wait((uint64_t *)&s.routed, l & 1, 7, (uint32_t)l);
-        mark(l, M_XGLU);
-        z = consume_width(z, 2 * expert_share(s.n_union, WORD(y, rank)).n, 2, tag);
-        mark(l, M_XGLU_END);
-        z = consume_expert_down(z, units(WORD(y, down)).n, tag);
-        mark(l, M_XDOWN_END);
-        if (t >= 0) after_experts(y, t, tag);
+        if (units(now().router).n) consume(X_ROUTER, units(now().router).n, KS_QUADS, 0);
+        mark(here().layer, M_GLU);
+        consume(X_DENSE, 2 * units(now().glu).n, KS_QUADS, 0);
+        mark(here().layer, M_GLU_END);
+        consume(GATED, units(now().down).n, 3, 0);
+        mark(here().layer, M_DOWN_END);
+        bar_wait((uint64_t *)&s.routed, here().layer & 1, 7, 0);
+        mark(here().layer, M_XGLU);
+        consume(X_EXPERTS, 2 * expert_share(s.n_union, now().rank).n, KS_QUADS, 0);
+        mark(here().layer, M_XGLU_END);
+#pragma unroll 1
+        for (int e = 0; e < s.n_union; e += KS_QUADS)
+            consume(GATED_EXPERTS, units(now().down).n, min(KS_QUADS, s.n_union - e), e);
+        mark(here().layer, M_XDOWN_END);
+        if (own_row() >= 0) after_experts(own_row());
         between_end();
     }
-    consume_width(z, units(WORD(next, down)).n, 0, a.epoch + a.n_layers);
+    consume(X, units(now().down).n, KS_QUADS, 0);
 }
 
 /* ---- reducers ---- */
 
-/* Sets and units behind. The warps take turns over all units of the step, so that neither is ever
- * more than a lap of the sets behind what it waits for. */
+/* Sets behind and a warp's first of the units that follow. The warps take turns over all units of the
+ * step, so that neither is ever more than a lap of the sets behind what it waits for. */
 struct reduce {
     struct context c;
-    int set, units;
-    __device__ inline int first() const { return (c.warp ^ units) & 1; }
+    int set, first;
 };
+
+__device__ inline struct reduce reduce_from()
+{
+    const struct context c = who(KS_CONSUMERS);
+    const struct walk &w = here();
+    return {c, w.set, (c.warp ^ w.units) & 1};
+}
+
+__device__ inline void reduced(int sets, int units)
+{
+    struct walk &w = here();
+    const int set = w.set + sets, u = w.units + units;
+    __syncwarp();
+    w.set = set, w.units = u;
+    __syncwarp();
+}
 
 /* The other reducer's carried sums are there. */
 __device__ inline void reducers_meet()
@@ -624,99 +563,95 @@ __device__ inline float2 add_set(const struct context &c, int set, int n, float2
     return y;
 }
 
-/* nu stripes of `sub` sets of n chains each; what becomes of a unit's sum is up to `done`. carry: -1:
- * the sums are kept, 1: they are of two halves, and were kept. */
-template <class Done>
-__device__ inline void reduce_units(struct reduce &r, int nu, int sub, int n, int carry, Done done)
+/* A product's stripes, of `sub` sets of n chains each, to words of f32. carry: -1: the sums are kept,
+ * 1: they are of two halves, and were kept. */
+__device__ __noinline__ void reduce_plain(struct units u, int sub, int n, int carry, uint64_t *to,
+                                          int ld)
 {
+    const struct reduce r = reduce_from();
+    const struct context &c = r.c;
+    const int g = c.lane >> 2, q = c.lane & 3;
+    const uint32_t tag = now_tag();
+    to += (int64_t)g * ld + u.first * 8 + 2 * q;
 #pragma unroll 1
-    for (int u = r.first(); u < nu; u += KS_REDUCERS) {
-        float2 *kept = &r.c.s->carry[u & (KS_CARRY - 1)][r.c.lane], y = make_float2(0, 0);
+    for (int i = r.first; i < u.n; i += KS_REDUCERS) {
+        float2 *kept = &c.s->carry[i & (KS_CARRY - 1)][c.lane], y = make_float2(0, 0);
         if (carry > 0) y = *kept;
 #pragma unroll 1
         for (int k = 0; k < sub; k++)
-            y = add_set(r.c, r.set + u * sub + k, n, y, k == 0 && carry <= 0);
+            y = add_set(c, r.set + i * sub + k, n, y, k == 0 && carry <= 0);
         if (carry < 0)
             *kept = y;
-        else
-            done(u, y);
+        else if (g < c.a->T)
+            store_words(to + i * 8, y.x, y.y, tag);
     }
-    r.set += nu * sub, r.units += nu;
+    reduced(u.n * sub, u.n);
     if (carry) reducers_meet();
 }
 
-/* A product's stripes to words of f32 */
-__device__ __noinline__ struct reduce reduce_plain(struct reduce r, struct units u, int sub, int n,
-                                                   int carry, uint64_t *to, int ld, uint32_t tag)
-{
-    const int g = r.c.lane >> 2, q = r.c.lane & 3;
-    const bool on = g < r.c.a->T;
-    to += (int64_t)g * ld + u.first * 8 + 2 * q;
-    reduce_units(r, u.n, sub, n, carry, [&](int i, float2 y) {
-        if (on) store_words(to + i * 8, y.x, y.y, tag);
-    });
-    return r;
-}
-
 /* Gated units: a pair of bf16 for each row; experts: of those routed to */
-__device__ __noinline__ struct reduce reduce_gated(struct reduce r, struct units units, bool experts,
-                                                   uint32_t tag)
+__device__ __noinline__ void reduce_gated(struct units u, bool experts)
 {
-    const struct ks_args &a = *r.c.a;
-    const struct smem &s = *r.c.s;
-    const int g = r.c.lane >> 2, q = r.c.lane & 3;
+    const struct reduce r = reduce_from();
+    const struct context &c = r.c;
+    const struct ks_args &a = *c.a;
+    const struct smem &s = *c.s;
+    const int g = c.lane >> 2, q = c.lane & 3;
+    const uint32_t tag = now_tag();
 #pragma unroll 1
-    for (int u = r.first(); u < units.n; u += KS_REDUCERS) {
-        const int at = units.first + u, e = at / KS_XSTRIPES, set = r.set + 2 * u;
-        const float2 gate = add_set(r.c, set, KS_CONSUMERS, make_float2(0, 0), true);
+    for (int i = r.first; i < u.n; i += KS_REDUCERS) {
+        const int at = u.first + i, e = at / KS_XSTRIPES, set = r.set + 2 * i;
+        const float2 gate = add_set(c, set, KS_CONSUMERS, make_float2(0, 0), true);
         const float g0 = kk__act(KK_GELU_TANH, gate.x), g1 = kk__act(KK_GELU_TANH, gate.y);
-        const float2 up = add_set(r.c, set + 1, KS_CONSUMERS, make_float2(0, 0), true);
+        const float2 up = add_set(c, set + 1, KS_CONSUMERS, make_float2(0, 0), true);
         uint64_t *to = experts ? a.fx + (int64_t)(e * KS_COLS + g) * (KS_XF / 2) +
                                      (at - e * KS_XSTRIPES) * 4 + q
                                : a.f + g * (KS_F / 2) + at * 4 + q;
         if (g < a.T && (!experts || (s.rows_of[e] >> g & 1)))
             store_word(to, kk__pack2(g0 * up.x, g1 * up.y), tag);
     }
-    r.set += 2 * units.n, r.units += units.n;
-    return r;
+    reduced(2 * u.n, u.n);
 }
 
-__device__ __noinline__ struct reduce reduce_expert_down(struct reduce r, struct units units,
-                                                         uint32_t tag)
+__device__ __noinline__ void reduce_expert_down()
 {
-    const struct ks_args &a = *r.c.a;
-    struct smem &s = *r.c.s;
-    const int U = s.n_union, g = r.c.lane >> 2, q = r.c.lane & 3;
+    const struct units u = now().down;
+    const uint32_t tag = now_tag();
+    const int U = block().n_union;
 #pragma unroll 1
     for (int e = 0; e < U; e += KS_QUADS) {
+        const struct reduce r = reduce_from();
+        const struct context &c = r.c;
+        const struct ks_args &a = *c.a;
+        struct smem &s = *c.s;
+        const int g = c.lane >> 2, q = c.lane & 3;
 #pragma unroll 1
-        for (int u = r.first(); u < units.n; u += KS_REDUCERS) {
-            float2 *kept = &s.carry[u & (KS_CARRY - 1)][r.c.lane], y = make_float2(0, 0);
+        for (int i = r.first; i < u.n; i += KS_REDUCERS) {
+            float2 *kept = &s.carry[i & (KS_CARRY - 1)][c.lane], y = make_float2(0, 0);
             float2 p[KS_CONSUMERS];
             float all = 0;
             if (e) y = *kept;
-            take_set(r.c, r.set + u, p);
+            take_set(c, r.set + i, p);
 #pragma unroll
             for (int j = 0; j < KS_QUADS; j++) {
                 float2 d = p[4 * j];
 #pragma unroll
-                for (int i = 1; i < 4; i++) d.x += p[4 * j + i].x, d.y += p[4 * j + i].y;
+                for (int k = 1; k < 4; k++) d.x += p[4 * j + k].x, d.y += p[4 * j + k].y;
                 all += d.x;
                 if (e + j >= U) continue;
                 const float w = s.weight[e + j][g];
                 if (s.rows_of[e + j] >> g & 1)
                     y.x = __fmaf_rn(w, d.x, y.x), y.y = __fmaf_rn(w, d.y, y.y);
             }
-            leave_set(r.c, r.set + u, all);
+            leave_set(c, r.set + i, all);
             if (e + KS_QUADS < U)
                 *kept = y;
             else if (g < a.T)
-                store_words(a.xdown + g * KS_C + (units.first + u) * 8 + 2 * q, y.x, y.y, tag);
+                store_words(a.xdown + g * KS_C + (u.first + i) * 8 + 2 * q, y.x, y.y, tag);
         }
-        r.set += units.n, r.units += units.n;
+        reduced(u.n, u.n);
         reducers_meet();
     }
-    return r;
 }
 
 /* The largest logit of each row so far, lowest index on ties */
@@ -729,12 +664,18 @@ struct best {
     }
 };
 
-__device__ __noinline__ void reduce_head(struct reduce r, struct units units, uint32_t tag)
+__device__ __noinline__ void reduce_head()
 {
-    const struct ks_args &a = *r.c.a;
-    const int g = r.c.lane >> 2, q = r.c.lane & 3;
+    const struct reduce r = reduce_from();
+    const struct context &c = r.c;
+    const struct ks_args &a = *c.a;
+    const struct units units = now().down;
+    const uint32_t tag = now_tag();
+    const int g = c.lane >> 2, q = c.lane & 3;
     struct best top = {-INFINITY, INT32_MAX};
-    reduce_units(r, units.n, 1, KS_CONSUMERS, 0, [&](int u, float2 sum) {
+#pragma unroll 1
+    for (int u = r.first; u < units.n; u += KS_REDUCERS) {
+        const float2 sum = add_set(c, r.set + u, KS_CONSUMERS, make_float2(0, 0), true);
         float y[2] = {sum.x, sum.y};
         const int at = (units.first + u) * 8 + 2 * q;
 #pragma unroll
@@ -744,20 +685,20 @@ __device__ __noinline__ void reduce_head(struct reduce r, struct units units, ui
         }
         if (a.logits && g < a.T && a.logit_of[g] >= 0)
             *(float2 *)(a.logits + (int64_t)a.logit_of[g] * a.vocab + at) = make_float2(y[0], y[1]);
-    });
+    }
 #pragma unroll
     for (int d = 1; d < 4; d *= 2) {
         const float v = __shfl_xor_sync(FULL_MASK, top.v, d);
         top.see(v, __shfl_xor_sync(FULL_MASK, top.i, d));
     }
     if (q == 0 && g < a.T)
-        store_words(a.best + ((blockIdx.x * KS_REDUCERS + r.c.warp) * KS_COLS + g) * 2, top.v,
+        store_words(a.best + ((blockIdx.x * KS_REDUCERS + c.warp) * KS_COLS + g) * 2, top.v,
                     __int_as_float(top.i), tag);
-    if (blockIdx.x || r.c.warp || !a.choice) return;
+    if (blockIdx.x || c.warp || !a.choice) return;
     for (int t = 0; t < a.T; t++) {
         if (a.logit_of[t] < 0) continue;
         top = {-INFINITY, INT32_MAX};
-        for (int i = r.c.lane; i < (int)gridDim.x * KS_REDUCERS; i += 32) {
+        for (int i = c.lane; i < (int)gridDim.x * KS_REDUCERS; i += 32) {
             uint32_t v[2];
             take_words<1>(v, a.best + (i * KS_COLS + t) * 2, 0, 1, tag, 40);
             top.see(__uint_as_float(v[0]), (int)v[1]);
@@ -768,7 +709,7 @@ __device__ __noinline__ void reduce_head(struct reduce r, struct units units, ui
             const float v = __shfl_xor_sync(FULL_MASK, top.v, d);
             top.see(v, __shfl_xor_sync(FULL_MASK, top.i, d));
         }
-        if (r.c.lane == 0) a.choice[a.logit_of[t]] = top.i == INT32_MAX ? 0 : top.i;
+        if (c.lane == 0) a.choice[a.logit_of[t]] = top.i == INT32_MAX ? 0 : top.i;
     }
 }
 
@@ -835,8 +776,9 @@ __device__ inline void merge_task(const struct context &c, bool sliding, int t, 
     mark((int)(tag - a.epoch), M_MERGED);
 }
 
-__device__ __noinline__ void merge(bool sliding, uint32_t tag)
+__device__ __noinline__ void merge(bool sliding)
 {
+    const uint32_t tag = now_tag();
     const struct context c = who(KS_CONSUMERS);
     const int sms = (int)gridDim.x, parts = sliding ? 4 : 8; /* of a head */
     const int per_row = KS_H * parts, n = c.a->T * per_row;
@@ -853,30 +795,19 @@ __device__ __noinline__ void reducer()
 {
     const struct ks_args &a = block().args;
     const struct smem &s = block();
-    struct reduce r = {who(KS_CONSUMERS), 0, 0};
-    struct layer y, next;
-    next.load(0);
-#pragma unroll 1
-    for (int l = 0; l < a.n_layers; l++) {
-        const uint32_t tag = a.epoch + l;
-        y = next;
-        next.load(l + 1);
-        const bool full = WORD(y, full);
-        r = reduce_plain(r, WORD(y, qkv), 1, KS_CONSUMERS, 0, a.qkv, full ? KS_QKV : 8192, tag);
-        merge(!full, tag);
-#pragma unroll 1
-        for (int carry = full ? -1 : 0; carry < 2; carry += 2) {
-            r = reduce_plain(r, WORD(y, o), 2, KS_CONSUMERS, carry, a.o, KS_C, tag);
-            if (!full) break;
-        }
-        r = reduce_plain(r, WORD(y, router), 1, KS_CONSUMERS, 0, a.router, KS_E, tag);
-        r = reduce_gated(r, WORD(y, glu), false, tag);
-        r = reduce_plain(r, WORD(y, down), 1, 12, 0, a.down, KS_C, tag);
-        bar_wait((uint64_t *)&s.routed, l & 1, 9, 0);
-        r = reduce_gated(r, expert_share(s.n_union, WORD(y, rank)), true, tag);
-        r = reduce_expert_down(r, WORD(y, down), tag);
+    for (bool more = true; more; more = go_on()) {
+        reduce_plain(now().qkv, 1, KS_CONSUMERS, 0, a.qkv, now().full ? KS_QKV : 8192);
+        merge(!now().full);
+        reduce_plain(now().o, 2, KS_CONSUMERS, now().full ? -1 : 0, a.o, KS_C);
+        if (now().full) reduce_plain(now().o, 2, KS_CONSUMERS, 1, a.o, KS_C);
+        if (units(now().router).n) reduce_plain(now().router, 1, KS_CONSUMERS, 0, a.router, KS_E);
+        reduce_gated(now().glu, false);
+        reduce_plain(now().down, 1, 12, 0, a.down, KS_C);
+        bar_wait((uint64_t *)&s.routed, here().layer & 1, 9, 0);
+        reduce_gated(expert_share(s.n_union, now().rank), true);
+        reduce_expert_down();
     }
-    reduce_head(r, WORD(next, down), a.epoch + a.n_layers);
+    reduce_head();
 }
 
 __global__ void __launch_bounds__(KS_THREADS, 1)
@@ -884,6 +815,7 @@ __global__ void __launch_bounds__(KS_THREADS, 1)
 {
     struct smem &s = block();
     const int warp = (int)threadIdx.x >> 5;
+    if (threadIdx.x % 32 == 0) s.walks[warp] = {0, 0, 0, 0, 0};
     for (int i = (int)threadIdx.x; i < (int)(sizeof a / 4); i += KS_THREADS)
         ((uint32_t *)&s.args)[i] = ((const uint32_t *)&a)[i];
     if (threadIdx.x == 0) {
@@ -891,13 +823,22 @@ __global__ void __launch_bounds__(KS_THREADS, 1)
         for (int i = 0; i < KS_SETS; i++)
             bar_init(&s.pfull[i], KS_CONSUMERS), bar_init(&s.pempty[i], 1);
         bar_init(&s.routed, 1);
+        for (int i = 0; i < 2; i++) bar_init(&s.found[i], 1), bar_init(&s.done[i], 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    if (warp == 0) {
+        struct record first;
+        __syncwarp();
+        first.read(0);
+        first.keep(0);
     }
     __syncthreads();
     if (warp < KS_CONSUMERS) {
         consumer();
     } else if (warp < KS_CONSUMERS + KS_REDUCERS) {
         reducer();
+    } else if (warp == KS_CONSUMERS + KS_REDUCERS + 1) {
+        finder();
     } else {
         tick(0);
         producer();

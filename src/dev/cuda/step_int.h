@@ -26,7 +26,7 @@ enum {
     KS_QUADS = 4,    /* of consumer warps */
     KS_CONSUMERS = 16,
     KS_REDUCERS = 2,
-    KS_THREADS = (KS_CONSUMERS + KS_REDUCERS + 1) * 32,
+    KS_THREADS = (KS_CONSUMERS + KS_REDUCERS + 2) * 32, /* and the producer, and who routes */
     KS_SETS = 4,  /* sets whose partial sums there is room for */
     KS_CARRY = 8, /* units of an SM whose sums are carried from set to set, at most */
     KS_XSTRIPES = KS_XF / KK_TILE_ROWS,
@@ -35,8 +35,7 @@ enum {
     KS_XDOWN = KS_C / KK_TILE_ROWS * KS_SLOT,  /* of its down */
 };
 
-/* What an SM does in a layer: 64 words, two read by each lane of a warp, one layer ahead. Units are
- * first | count << 16. Of the layer behind the last: `down` are units of the head, wq its weights. */
+/* What an SM does in a layer: 64 words, two read by each lane of a warp. Units are first | count << 16. Of the layer behind the last: `down` are units of the head, wq its weights. */
 struct ks_layer {
     uint32_t qkv, o, router, glu, down; /* units; of q, k and v: one after the other */
     uint32_t rank;                      /* which share of the experts' gated units */

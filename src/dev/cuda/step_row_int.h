@@ -59,6 +59,15 @@ struct twelve {
             set(c, c < 2 || l < 192 ? *(const float4 *)(p + 1024 * c + 4 * l)
                                     : make_float4(0, 0, 0, 0));
     }
+    __device__ inline void ask(const float *p, int l)
+    {
+#pragma unroll
+        for (int c = 0; c < 3; c++)
+            if (c < 2 || l < 192)
+                set(c, load4(p + 1024 * c + 4 * l));
+            else
+                set(c, make_float4(0, 0, 0, 0));
+    }
     __device__ inline void take(const uint64_t *p, int l, uint32_t tag, int what)
     {
         struct watch w = {0};
@@ -137,15 +146,16 @@ __device__ inline void tap_h(const struct context &c, const struct twelve &h, in
     }
 }
 
-__device__ __noinline__ void embed(int t, uint32_t tag)
+__device__ __noinline__ void embed(int t)
 {
+    const uint32_t tag = now_tag();
     const struct context c = who(0);
     const struct ks_args &a = *c.a;
     const int id = __ldg(a.ids + t), l = (c.warp & 7) * 32 + c.lane;
     const bool there = id >= 0 && id < a.vocab;
     struct twelve h, w;
     if (!there && l == 0 && a.fault) a.fault->id = id, a.fault->bound = a.vocab;
-    w.load(a.first_norm, l);
+    w.ask(a.first_norm, l);
     const char *row =
         a.table + (int64_t)(id >> 3) * (KS_C / KK_TILE_K * KK_TILE_BYTES) + (id & 7) * 32;
 #pragma unroll
@@ -206,22 +216,23 @@ __device__ inline void take_row(const struct context &c, const uint64_t *from, u
 }
 
 /* The first half's threads leave dense x, the second's that of experts and router. */
-__device__ __noinline__ void after_attention(struct layer y, int t, uint32_t tag)
+__device__ __noinline__ void after_attention(int t)
 {
+    const int layer = here().layer;
+    const uint32_t tag = now_tag();
     const struct context c = who(0);
     const struct ks_args &a = *c.a;
-    const int l = (c.warp & 7) * 32 + c.lane, at = (int)(tag - a.epoch);
+    const struct ks_layer &y = layer_at(layer);
+    const int l = (c.warp & 7) * 32 + c.lane;
     const bool second = c.warp >= 8;
-    const float *w1 = VECTOR(y, pre_ff), *w2 = VECTOR(y, pre_ff_2);
-    const float *w3 = VECTOR(y, router_scale);
     struct twelve x, h, p, n, r;
-    p.load(VECTOR(y, post_attn), l);
-    n.load(second ? w2 : w1, l);
-    r.load(w3, l);
-    mark(at, M_R1);
+    p.ask((const float *)y.post_attn, l);
+    n.ask((const float *)(second ? y.pre_ff_2 : y.pre_ff), l);
+    r.ask((const float *)y.router_scale, l);
+    mark(layer, M_R1);
     take_row(c, a.o + t * KS_C, tag, l);
     warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
-    mark(at, M_R1_X);
+    mark(layer, M_R1_X);
     x.load(shared_row(c), l);
     const float f = add_to_h(c, x, p, 1.0f, h);
     if (!second) keep_h(c, h, l);
@@ -231,21 +242,23 @@ __device__ __noinline__ void after_attention(struct layer y, int t, uint32_t tag
 
 /* The first half's threads have the dense part, the second's that of the experts, until both are
  * added; then the first half's go on. */
-__device__ __noinline__ void after_experts(struct layer y, int t, uint32_t tag)
+__device__ __noinline__ void after_experts(int t)
 {
+    const int layer = here().layer;
+    const uint32_t tag = now_tag();
     const struct context c = who(0);
     const struct ks_args &a = *c.a;
-    const int l = (c.warp & 7) * 32 + c.lane, at = (int)(tag - a.epoch);
+    const struct ks_layer &y = layer_at(layer);
+    const int l = (c.warp & 7) * 32 + c.lane;
     const bool second = c.warp >= 8;
     const uint64_t *from = (second ? a.xdown : a.down) + t * KS_C;
-    const float *w1 = VECTOR(y, post_ff_1), *w2 = VECTOR(y, post_ff_2);
-    const float scale = __uint_as_float(WORD(y, scalar));
+    const float scale = y.scalar;
     float *half = shared_row(c);
     struct twelve x, h, n, p, next;
-    n.load(second ? w2 : w1, l);
-    p.load(VECTOR(y, post_ff), l);
-    next.load(VECTOR(y, next_norm), l);
-    mark(at, M_R2);
+    n.ask((const float *)(second ? y.post_ff_2 : y.post_ff_1), l);
+    p.ask((const float *)y.post_ff, l);
+    next.ask((const float *)y.next_norm, l);
+    mark(layer, M_R2);
     await_words(from + (l < 192 ? 2048 : 1024) + 4 * l, tag, 21);
     __syncwarp();
     x.take(from, l, tag, 21);
@@ -265,9 +278,9 @@ __device__ __noinline__ void after_experts(struct layer y, int t, uint32_t tag)
     const float f = add_to_h(c, x, p, scale, h);
     if (second) return;
     keep_h(c, h, l);
-    tap_h(c, h, t, l, at);
+    tap_h(c, h, t, l, layer);
     leave(c, h, f, next, 0, t, l, tag + 1);
-    mark(at, M_R2_END);
+    mark(layer, M_R2_END);
 }
 
 /* Which row is this SM's, between products: -1: none. With one row every SM does it. */

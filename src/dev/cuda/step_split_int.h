@@ -39,16 +39,6 @@ __device__ inline bool make_item(const struct ks_args &a, int sliding, int b, in
     return true;
 }
 
-/* Items of this SM, one after another: v of sequence b runs over first, first + wrap, .. */
-__device__ inline int first_item(int sliding, int b, int &wrap)
-{
-    const int sms = (int)gridDim.x, me = (int)blockIdx.x;
-    const int off = sliding ? 72 * b : 64 + 31 * b;
-    const int r = ((me - off) % sms + sms) % sms;
-    wrap = sliding ? 128 : sms;
-    return r < wrap ? r : INT32_MAX;
-}
-
 template <int D> struct shape {
     static constexpr bool derived = D == 512;
     static constexpr int G = D == 512 ? 2 : 8, per_kv = KS_H / G;
@@ -69,6 +59,44 @@ template <int D> __device__ inline int item_slots(const struct item &it)
     return half_slots<D>(it) * (shape<D>::derived ? 1 : 2);
 }
 
+/* This SM's items of a layer, one after another: of sequence b those from `first` on, `wrap` apart */
+template <int D> struct items {
+    struct item it;
+    int b, v;
+    __device__ inline items() : b(-1), v(INT32_MAX) {}
+    __device__ inline bool next()
+    {
+        const struct ks_args &a = block().args;
+        const int sms = (int)gridDim.x, wrap = D == 256 ? 128 : sms;
+        if (v != INT32_MAX) v += wrap;
+        for (;;) {
+            if (v != INT32_MAX && make_item(a, D == 256, b, v, shape<D>::G, it)) return true;
+            if (++b >= a.B) return false;
+            v = ((int)blockIdx.x - (D == 256 ? 72 * b : 64 + 31 * b)) % sms;
+            if (v < 0) v += sms;
+            if (v >= wrap) v = INT32_MAX;
+        }
+    }
+};
+
+/* Stored rows of an item */
+__device__ inline int stored_rows(const struct ks_args &a, const struct item &it)
+{
+    return min(max(a.seq[it.seq].pos0 - it.base - it.lo * 16, 0), (it.hi - it.lo) * 16);
+}
+
+/* 16 bytes a lane, beside what it does. */
+__device__ inline void copy16(uint32_t dst, const char *src)
+{
+    asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(dst), "l"(src) : "memory");
+}
+
+__device__ inline void copies_wait()
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncwarp();
+}
+
 /* ---- consumers: attention ---- */
 
 /* A head's row by a warp: lane l has elements 128 j + 4 l .. + 3. Norm and rope are asked for before
@@ -81,12 +109,12 @@ template <int D> struct head {
 #pragma unroll
         for (int j = 0; j < D / 128; j++) {
             w[j] = make_float4(1, 1, 1, 1);
-            if (norm) w[j] = __ldg((const float4 *)(norm + 128 * j + 4 * lane));
+            if (norm) w[j] = load4(norm + 128 * j + 4 * lane);
         }
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             t[i] = make_float4(1, 0, 1, 0);
-            if (cs && 4 * lane < shape<D>::R) t[i] = __ldg((const float4 *)(cs + 8 * lane + 4 * i));
+            if (cs && 4 * lane < shape<D>::R) t[i] = load4(cs + 8 * lane + 4 * i);
         }
     }
     __device__ inline void take(const uint64_t *p, int lane, uint32_t tag, int what)
@@ -152,15 +180,29 @@ __device__ inline void ldsm_t(uint32_t (&r)[4], uint32_t at)
                  : "r"(at));
 }
 
+/* Row `from` of qkv's words, normed and turned: to shared memory, and to the step's rows. */
+template <int D>
+__device__ __noinline__ void bring(const uint64_t *from, const float *norm, const float *cs, char *to,
+                                   char *also, float scale)
+{
+    const struct context c = who(0);
+    struct head<D> x;
+    x.ask(norm, cs, c.lane);
+    x.take(from, c.lane, now_tag(), 30);
+    x.norm_and_turn(cs != NULL, c.lane, c.a->eps);
+    x.store(to, c.lane, scale);
+    if (also) x.store(also, c.lane, 1.0f);
+}
+
 /* Consumers over one item: slots from n on. */
 template <int D> struct split_work {
     typedef struct shape<D> Z;
     const struct context &c;
     uint32_t n;
     const struct item &it;
+    const uint64_t *rows; /* where the item's stored rows are */
     int layer;
     uint32_t tag;
-    const float *q_norm, *k_norm;
 
     /* where row i of the item (i from it.lo * 16) is; values: of a layer that has both */
     __device__ inline uint32_t slot_of(int i, bool values) const
@@ -179,17 +221,6 @@ template <int D> struct split_work {
         bar_wait(&c.s->full[m % KS_SLOTS], (int)(m / KS_SLOTS & 1), 6, m);
     }
 
-    /* Row `from` of qkv's words, normed and turned: to shared memory, and to the step's rows. */
-    __device__ inline void bring(const uint64_t *from, const float *norm, const float *cs, char *to,
-                                 char *also, float scale)
-    {
-        struct head<D> x;
-        x.ask(norm, cs, c.lane);
-        x.take(from, c.lane, tag, 30);
-        x.norm_and_turn(cs != NULL, c.lane, c.a->eps);
-        x.store(to, c.lane, scale);
-        if (also) x.store(also, c.lane, 1.0f);
-    }
     __device__ inline const uint64_t *words_of(int t) const
     {
         return c.a->qkv + (int64_t)t * (KS_H * D + Z::G * D * (Z::derived ? 1 : 2));
@@ -209,7 +240,7 @@ template <int D> struct split_work {
         if (i < 16) {
             const int r = r0 + i, t = r / Z::per_kv, h = it.g * Z::per_kv + r % Z::per_kv;
             if (r < rows)
-                bring(words_of(q.t0 + t) + h * D, q_norm, rope_of(q.pos0 + t),
+                bring<D>(words_of(q.t0 + t) + h * D, (const float *)layer_at(layer).q_norm, rope_of(q.pos0 + t),
                       (char *)(c.s->a.q + i * (D + 8)), NULL, c.a->attn_scale);
             return;
         }
@@ -226,7 +257,8 @@ template <int D> struct split_work {
                 *(uint2 *)(to + (128 * m + 4 * c.lane) * 2) = make_uint2(0, 0);
         } else {
             const int t = q.t0 + k, part = values && !Z::derived ? Z::G : 0;
-            bring(words_of(t) + (KS_H + part + it.g) * D, values ? NULL : k_norm,
+            bring<D>(words_of(t) + (KS_H + part + it.g) * D,
+                  values ? NULL : (const float *)layer_at(layer).k_norm,
                   values ? NULL : rope_of(q.pos0 + k), to,
                   c.a->kv[layer].rows + (int64_t)t * Z::kv_row + (part + it.g) * D * 2, 1.0f);
         }
@@ -426,13 +458,32 @@ template <int D> struct split_work {
         }
     }
 
+    /* Stored rows come: of 16 keys by a warp, which is the one that scores them; of their values, where
+     * there are both, by the other half of the warps. */
+    __device__ inline void fetch()
+    {
+        const bool values = !Z::derived && c.warp >= 8;
+        const int kg = c.warp - (values ? 8 : 0), i0 = (kg - it.lo) * 16;
+        if (kg < it.lo || kg >= it.hi) return;
+        const int end = min(stored_rows(*c.a, it) - i0, 16), part = values ? Z::G * D * 2 : 0;
+        arrived(i0, values);
+        arrived(i0 + 15, values);
+#pragma unroll 4
+        for (int r = 0; r < end; r++) {
+            const uint32_t to = smem_at(row(i0 + r, values)) + c.lane * 16;
+            const char *from = (const char *)rows[i0 + r] + part + c.lane * 16;
+            copy16(to, from);
+            if (D == 512) copy16(to + 512, from + 512);
+        }
+    }
+
     /* What keys are derived with is on its way. */
     __device__ inline void begin()
     {
         const int tid = c.warp * 32 + c.lane, first = it.base + it.lo * 16;
         const struct ks_seq &q = c.a->seq[it.seq];
         const int lines = min((it.hi - it.lo) * 16, q.pos0 + q.n - first) * (Z::R / 16);
-        c.s->a.k_norm[tid] = __ldg(k_norm + tid);
+        c.s->a.k_norm[tid] = __ldg((const float *)layer_at(layer).k_norm + tid);
         for (int i = tid; i < lines; i += KS_CONSUMERS * 32)
             asm volatile("prefetch.global.L2 [%0];" ::"l"(rope_of(first) + 32 * i));
         warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
@@ -444,29 +495,35 @@ template <int D> struct split_work {
     {
         const struct ks_seq &q = c.a->seq[it.seq];
         const int rows = q.n * Z::per_kv, slots = item_slots<D>(it), kg = c.warp;
+        const int ours = it.base + it.hi * 16 - max(q.pos0, it.base + it.lo * 16);
         const bool mine = kg >= it.lo && kg < it.hi;
         const bool stored = it.base + kg * 16 + 16 <= q.pos0;
         mark(layer, M_ATTN);
+        fetch();
         warps_meet<MEET_ALL, KS_CONSUMERS * 32>(); /* x is no longer read */
-        if (Z::derived) {
-            begin();
-            if (mine && stored) turn(kg);
-        }
+        if (Z::derived) begin();
 #pragma unroll 1
         for (int r0 = 0; r0 < rows; r0 += 16) {
             float p[2][4];
-            /* q of rows r0.., then what is of this step; the scoring warps last */
-            const int end = r0 ? 16 : 16 + max(it.base + it.hi * 16 - max(q.pos0, it.base + it.lo * 16), 0) *
-                                           (Z::derived ? 1 : 2);
 #pragma unroll 1
-            for (int k = 0; k < end; k += 16) {
-                const int i = k + (k & 16 ? 7 - c.warp & 15 : c.warp + 8 & 15);
-                if (i < end) prepare(r0, rows, i);
+            for (int pass = 0; pass < 2; pass++) {
+                if (pass) {
+                    const int end = r0 ? 16 : 16 + max(ours, 0) * (Z::derived ? 1 : 2);
+#pragma unroll 1
+                    for (int k = 0; k < end; k += 16) {
+                        const int i = k + (k & 16 ? 7 - c.warp & 15 : c.warp + 8 & 15);
+                        if (i < end) prepare(r0, rows, i);
+                    }
+                    if (!r0) copies_wait();
+                    warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+                }
+                if (Z::derived && !r0 && mine && stored != (pass == 1)) {
+                    copies_wait();
+                    turn(kg);
+                }
             }
-            warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
             mark(layer, M_Q);
             if (mine) {
-                if (Z::derived && !stored && !r0) turn(kg);
                 scores(p, kg);
                 tops(p, kg, r0);
             }
@@ -475,34 +532,37 @@ template <int D> struct split_work {
             if (mine) weights(p, kg);
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
             publish(r0);
+            /* what was copied and made there was not written as bulk copies write */
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>(); /* q and p are no longer read */
             mark(layer, M_PART);
         }
-        /* what was copied and patched there was not written as bulk copies write */
-        if (c.warp == 15 && c.lane < slots) {
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        if (c.warp == 15 && c.lane < slots)
             bar_arrive4(&c.s->empty[(n + (uint32_t)c.lane) % KS_SLOTS]);
-        }
         __syncwarp();
         n += (uint32_t)slots;
     }
 };
 
-template <int D> __device__ __noinline__ uint32_t attend(uint32_t n, struct layer y, int l, uint32_t tag)
+/* The SM's splits of a layer */
+template <int D> __device__ __noinline__ void attend()
 {
     const struct context c = who(0);
-    const float *q_norm = VECTOR(y, q_norm), *k_norm = VECTOR(y, k_norm);
-    for (int b = 0; b < c.a->B; b++) {
-        int wrap, v = first_item(D == 256, b, wrap);
-        struct item it;
-        if (v == INT32_MAX) continue;
-        for (; make_item(*c.a, D == 256, b, v, shape<D>::G, it); v += wrap) {
-            struct split_work<D> work = {c, n, it, l, tag, q_norm, k_norm};
-            work.run();
-            n = work.n;
-        }
+    struct walk &w = here();
+    const int layer = w.layer;
+    const uint32_t tag = now_tag();
+    uint32_t n = w.n;
+    int k = w.items;
+    for (struct items<D> i; i.next(); k++) {
+        bar_wait(&c.s->found[k & 1], k >> 1 & 1, 32, (uint32_t)k);
+        struct split_work<D> work = {c, n, i.it, c.s->row[k & 1], layer, tag};
+        work.run();
+        n = work.n;
+        if (c.warp == 15 && c.lane == 0) bar_arrive(&c.s->done[k & 1]);
     }
-    return n;
+    __syncwarp();
+    w.n = n, w.items = k;
+    __syncwarp();
 }
 
 } // namespace

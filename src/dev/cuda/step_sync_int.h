@@ -18,6 +18,14 @@ struct attn_smem {
     float k_norm[512];
 };
 
+/* Where a warp is: kept here from call to call, since a stack that 640 threads have is far away. */
+struct walk {
+    uint32_t n;     /* slots behind */
+    int set, units; /* sets, and units of the reducers */
+    int items;      /* of attention */
+    int layer;
+};
+
 struct smem {
     alignas(128) char ring[KS_SLOTS * KS_SLOT];
     union {
@@ -29,19 +37,23 @@ struct smem {
     float h[KS_C];
     float tmp[4][8];
     uint64_t full[KS_SLOTS], empty[KS_SLOTS];
-    uint64_t pfull[KS_SETS], pempty[KS_SETS], routed;
+    uint64_t pfull[KS_SETS], pempty[KS_SETS], routed, found[2], done[2];
+    struct walk walks[KS_THREADS / 32];
     /* the router's choice: distinct experts, ascending, and each row's weights */
     int n_union, expert[KS_UNION];
     uint32_t rows_of[KS_UNION];
     float weight[KS_UNION][KS_COLS];
     int chosen[KS_COLS][KS_A];
     float chosen_w[KS_COLS][KS_A];
-    uint64_t row[KK_CUDA_SPLIT]; /* where the rows are that the producer copies next */
+    uint64_t row[2][KK_CUDA_SPLIT]; /* where the rows of an item are, and of the next */
+    struct ks_layer layer[4];       /* layer l's at l % 4, from when the producer is in l - 1 on */
     struct ks_args args;
 #ifdef KS_TRACE
     uint32_t op;
 #endif
 };
+
+static_assert(sizeof(struct smem) <= 227 << 10, "shared memory of a block");
 
 __device__ inline struct smem &block()
 {
@@ -211,6 +223,16 @@ __device__ inline void take_words(uint32_t (&v)[2 * N], const uint64_t *p, int s
     }
 }
 
+/* A load that stays where it is written, however far off it is used. */
+__device__ inline float4 load4(const float *p)
+{
+    float4 v;
+    asm volatile("ld.global.nc.v4.f32 {%0,%1,%2,%3},[%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(p));
+    return v;
+}
+
 __device__ inline float lo_of(uint32_t v)
 {
     return __uint_as_float(v << 16);
@@ -242,28 +264,39 @@ __device__ inline struct context who(int first_warp)
     return {&block(), &block().args, tid / 32 - first_warp, tid % 32};
 }
 
-/* An SM's struct ks_layer: lane i has words 2 i and 2 i + 1. */
-struct layer {
-    uint2 w;
-    __device__ inline void load(int l)
-    {
-        const struct ks_args &a = block().args;
-        const uint2 *p = (const uint2 *)(a.layers + (size_t)blockIdx.x * (a.n_layers + 1) + l);
-        w = __ldg(p + threadIdx.x % 32);
-    }
-    template <int BYTE> __device__ inline uint32_t word() const
-    {
-        return __shfl_sync(FULL_MASK, BYTE & 4 ? w.y : w.x, BYTE / 8);
-    }
-    template <int BYTE> __device__ inline uint64_t address() const
-    {
-        return (uint64_t)__shfl_sync(FULL_MASK, w.y, BYTE / 8) << 32 |
-               __shfl_sync(FULL_MASK, w.x, BYTE / 8);
-    }
-};
-#define WORD(y, f) (y).template word<offsetof(struct ks_layer, f)>()
-#define PLACE(y, f) ((const char *)(y).template address<offsetof(struct ks_layer, f)>())
-#define VECTOR(y, f) ((const float *)(y).template address<offsetof(struct ks_layer, f)>())
+__device__ inline const struct ks_layer &layer_at(int l)
+{
+    return block().layer[l & 3];
+}
+
+/* This warp's walk; `now`: layer of it. */
+__device__ inline struct walk &here()
+{
+    int tid;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(tid));
+    return block().walks[tid / 32];
+}
+
+__device__ inline const struct ks_layer &now()
+{
+    return layer_at(here().layer);
+}
+
+/* To the next layer; false behind the last. All lanes. */
+__device__ inline bool go_on()
+{
+    struct walk &w = here();
+    const int l = w.layer + 1;
+    __syncwarp();
+    w.layer = l;
+    __syncwarp();
+    return l < block().args.n_layers;
+}
+
+__device__ inline uint32_t now_tag()
+{
+    return block().args.epoch + (uint32_t)here().layer;
+}
 
 /* Units first, first + 1, .. first + n - 1 */
 struct units {
@@ -291,32 +324,6 @@ __device__ inline void mark(int layer, int k)
     const struct ks_args &a = block().args;
     if (threadIdx.x % 32 == 0 && a.trace)
         a.trace[((size_t)blockIdx.x * KS_LAYERS + layer) * MARKS + k] = (uint64_t)clock64();
-#endif
-}
-__device__ inline long long cycles()
-{
-#ifdef KS_TRACE
-    return clock64();
-#else
-    return 0;
-#endif
-}
-/* Cycles a producer stood still, in segments of kind op: for what 0: full ring, 1: window */
-__device__ inline void stood(int what, long long since)
-{
-#ifdef KS_TRACE
-    const struct ks_args &a = block().args;
-    if (a.trace)
-        atomicAdd((unsigned long long *)a.trace + (size_t)gridDim.x * KS_LAYERS * MARKS +
-                      blockIdx.x * 64 + block().op * 2 + what,
-                  (unsigned long long)(clock64() - since));
-#endif
-}
-enum { KS_QKV_OP = 1, KS_ATTN_OP, KS_O_OP, KS_GLU_OP = 6, KS_XGLU_OP, KS_DOWN_OP, KS_XDOWN_OP, KS_HEAD_OP = 11 };
-__device__ inline void doing(uint32_t op)
-{
-#ifdef KS_TRACE
-    block().op = op;
 #endif
 }
 /* Where this SM's clock stands beside the others' */
