@@ -822,6 +822,7 @@ int main(int argc, char **argv)
         printf("the geometry is not taken\n");
         return 1;
     }
+    kk__cuda_stack_args(the_stack)->window = (uint32_t)option(argc, argv, "window", 5);
     const int T = m.o.rows;
     float *logits = scratch<float>((size_t)T * m.o.vocab);
     float *taps = scratch<float>((size_t)T * m.o.layers * KS_C);

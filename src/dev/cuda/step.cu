@@ -25,7 +25,7 @@ namespace
 __device__ __noinline__ void fill(uint32_t n, const char *from, int bytes, int count)
 {
     struct smem &s = block();
-    const uint32_t win = bytes == KS_SLOT ? 5 : 7;
+    const uint32_t win = bytes == KS_SLOT ? s.args.window : (s.args.window * 11 + 4) / 8;
     const uint64_t policy = read_once();
     uint32_t slot = n % KS_SLOTS, phase = (n / KS_SLOTS & 1) ^ 1;
 #pragma unroll 1
@@ -46,7 +46,7 @@ __device__ __noinline__ void fill(uint32_t n, const char *from, int bytes, int c
 template <int D> __device__ inline uint32_t hand_out(uint32_t n)
 {
     for (struct items<D> i; i.next();)
-        for (int k = item_slots<D>(i.it); k; k--, n++)
+        for (int k = 2 * half_slots(i.it); k; k--, n++)
             if (threadIdx.x % 32 == 0) {
                 const uint32_t slot = n % KS_SLOTS;
                 bar_wait(&block().empty[slot], (int)(n / KS_SLOTS & 1) ^ 1, 1, n);
@@ -54,6 +54,12 @@ template <int D> __device__ inline uint32_t hand_out(uint32_t n)
             }
     __syncwarp();
     return n;
+}
+
+/* To L2, where they are still when they are needed: weights do not drive them out. */
+__device__ inline void prefetch(uint64_t p, int bytes)
+{
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0],%1;" ::"l"(p), "r"(bytes) : "memory");
 }
 
 /* Where the stored rows of the layer's items are: two loads, one after another. There is room for
@@ -75,9 +81,13 @@ template <int D> __device__ __noinline__ void find_rows()
 #pragma unroll 1
         for (int r = c.lane; r < stored; r += 32) {
             const int j = from + r, at = !ring || j < sinks ? j : sinks + (j - sinks) % ring;
-            c.s->row[item & 1][r] = __ldg(blocks + at / block_rows) +
-                                    (uint64_t)(at % block_rows) * shape<D>::kv_row +
-                                    (uint64_t)(it.g * D * 2);
+            const uint64_t p = __ldg(blocks + at / block_rows) +
+                               (uint64_t)(at % block_rows) * shape<D>::kv_row +
+                               (uint64_t)(it.g * D * 2);
+            c.s->row[item & 1][r] = p;
+            prefetch(p, 512);
+            prefetch(D == 256 ? p + shape<D>::G * D * 2 : p + 512, 512);
+            if (D == 512) prefetch((uint64_t)(a.rope[0] + (int64_t)j * shape<D>::R * 2), 512);
         }
         __syncwarp();
         if (c.lane == 0) bar_arrive(&c.s->found[item & 1]);
@@ -178,6 +188,9 @@ __device__ __noinline__ void finder()
         const int l = here().layer;
         const struct ks_layer *y = a.layers + (size_t)blockIdx.x * (a.n_layers + 1) + l;
         const float *scale = (const float *)__ldg((const unsigned long long *)&y->expert_scale);
+        /* one of the layer's norms for each of some SMs */
+        if (blockIdx.x < KS_NORMS && threadIdx.x % 32 == 0)
+            prefetch(__ldg((const unsigned long long *)&y->post_attn + blockIdx.x), KS_C * 4);
         if (__ldg(&y->full))
             find_rows<512>();
         else
@@ -733,14 +746,27 @@ __device__ inline void merge_task(const struct context &c, bool sliding, int t, 
 #pragma unroll 1
     for (int s = 0, from = 0; s < splits; s += BATCH, from += BATCH) {
         uint32_t v[2 * BATCH];
+        struct two_words w = {__float_as_uint(-INFINITY), tag, 0, tag};
+        struct watch still = {0};
         if (from == SPAN) from = 0;
+        for (;;) {
+            uint32_t bad = 0;
+            if (!from && c.lane < SPAN && s + c.lane < splits)
+                w = load_words(ml + (int64_t)s * step * 2);
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                if (s + i >= splits) continue;
+                const struct two_words x = load_words(o + (int64_t)(s + i) * step * D);
+                v[2 * i] = x.v0, v[2 * i + 1] = x.v1, bad |= (x.tag0 ^ tag) | (x.tag1 ^ tag);
+            }
+            if (!(bad | (w.tag0 ^ tag) | (w.tag1 ^ tag))) break;
+            still_waiting(still, 41, bad);
+        }
+        __syncwarp();
+        mark((int)(tag - a.epoch), M_MERGE);
         if (!from) {
-            uint32_t w[2] = {__float_as_uint(-INFINITY), 0};
-            if (c.lane < SPAN && s + c.lane < splits)
-                take_words<1>(w, ml + (int64_t)s * step * 2, 0, 1, tag, 41);
-            __syncwarp();
-            float m = __uint_as_float(w[0]), top = m;
-            l = __uint_as_float(w[1]);
+            float m = __uint_as_float(w.v0), top = m;
+            l = __uint_as_float(w.v1);
 #pragma unroll
             for (int k = 1; k < 32; k *= 2) {
                 const float x = __shfl_up_sync(FULL_MASK, top, k);
@@ -754,10 +780,6 @@ __device__ inline void merge_task(const struct context &c, bool sliding, int t, 
             own = m == -INFINITY ? 0 : kk__exp2((m - top) * LOG2E);
             M = __shfl_sync(FULL_MASK, top, 31);
         }
-        take_words<BATCH>(v, o + (int64_t)s * step * D, step * D, min((int)BATCH, splits - s), tag,
-                          42);
-        __syncwarp();
-        mark((int)(tag - a.epoch), M_MERGE);
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
             const float x = __shfl_sync(FULL_MASK, before, from + i);

@@ -23,12 +23,15 @@ enum {
     KS_QKV = 9216,   /* most outputs of q, k and v together */
     KS_SLOT = 11264, /* bytes of a ring slot: 44 tiles */
     KS_SLOTS = 15,   /* of the ring */
+    KS_RING = KS_SLOTS * KS_SLOT,
+    KS_LINE = 528, /* bytes of 256 elements of a row in the ring: `ldmatrix` meets no bank twice */
     KS_QUADS = 4,    /* of consumer warps */
     KS_CONSUMERS = 16,
     KS_REDUCERS = 2,
     KS_THREADS = (KS_CONSUMERS + KS_REDUCERS + 2) * 32, /* and the producer, and who routes */
     KS_SETS = 4,  /* sets whose partial sums there is room for */
     KS_CARRY = 8, /* units of an SM whose sums are carried from set to set, at most */
+    KS_NORMS = 8, /* vectors of the model's width that a layer has */
     KS_XSTRIPES = KS_XF / KK_TILE_ROWS,
     KS_STRIPE = KS_QUADS * KS_SLOT, /* bytes of a stripe of the model's width */
     KS_XGATE_UP = 2 * KS_XSTRIPES * KS_STRIPE, /* of an expert's gate and up */
@@ -42,8 +45,8 @@ struct ks_layer {
     uint32_t full;
     float scalar;
     uint64_t wq, wk, wv, wo, w_router, gate, up, gate_up, w_down, expert_down;
-    uint64_t q_norm, k_norm, post_attn, pre_ff, pre_ff_2, router_scale;
-    uint64_t post_ff_1, post_ff_2, post_ff, next_norm, expert_scale;
+    uint64_t q_norm, k_norm, expert_scale;
+    uint64_t post_attn, pre_ff, pre_ff_2, router_scale, post_ff_1, post_ff_2, post_ff, next_norm;
     uint32_t unused[14];
 };
 
@@ -72,6 +75,7 @@ struct ks_args {
     const float *first_norm;
     float embed_scale;
     int T, B, n_layers;
+    uint32_t window; /* slots in flight, at most */
     uint32_t epoch; /* tag of layer l's words: epoch + l */
     float eps, attn_scale, softcap;
     struct ks_seq seq[KS_COLS];

@@ -11,8 +11,8 @@ namespace
  * All 16 warps. A lane of the row's sums is two threads, of warp w and of warp w + 8, both with the
  * lane's elements; the first half's threads sum. */
 
-/* The sum of 256 lanes' v. Sums that follow each other take turns with tmp's halves, so that one
- * meeting is enough. */
+/* The sum of 256 lanes' v, of the first half of the warps; all get it. Sums that follow each other
+ * take turns with tmp's halves, so that one meeting is enough. */
 __device__ inline float row_sum(const struct context &c, float v, int turn)
 {
     float *tmp = c.s->tmp[turn];
@@ -59,14 +59,11 @@ struct twelve {
             set(c, c < 2 || l < 192 ? *(const float4 *)(p + 1024 * c + 4 * l)
                                     : make_float4(0, 0, 0, 0));
     }
+    /* Past the row's end any: what they are used with is 0. */
     __device__ inline void ask(const float *p, int l)
     {
 #pragma unroll
-        for (int c = 0; c < 3; c++)
-            if (c < 2 || l < 192)
-                set(c, load4(p + 1024 * c + 4 * l));
-            else
-                set(c, make_float4(0, 0, 0, 0));
+        for (int c = 0; c < 3; c++) set(c, load4(p + (c < 2 || l < 192 ? 1024 * c : 0) + 4 * l));
     }
     __device__ inline void take(const uint64_t *p, int l, uint32_t tag, int what)
     {
@@ -173,16 +170,25 @@ __device__ __noinline__ void embed(int t)
     leave(c, h, f, w, 0, t, l, tag);
 }
 
-/* h = (h + rms(x) * post) * scale; returns the factor of rms(h). Nobody keeps h before all have
- * met again. */
+/* h = (h + rms(x) * post) * scale, by the first half of the warps; returns the factor of rms(h) to
+ * all. */
 __device__ inline float add_to_h(const struct context &c, const struct twelve &x,
                                  const struct twelve &post, float scale, struct twelve &h)
 {
-    const float f = rms_factor(row_sum(c, x.squares(), 0), KS_C, c.a->eps);
-    h.load(c.s->h, (c.warp & 7) * 32 + c.lane);
+    const bool second = c.warp >= 8;
+    float s = 0;
+    if (!second) s = x.squares();
+    const float sum = row_sum(c, s, 0);
+    if (!second) {
+        const int l = c.warp * 32 + c.lane;
+        const float f = rms_factor(sum, KS_C, c.a->eps);
+        h.load(c.s->h, l);
 #pragma unroll
-    for (int i = 0; i < 12; i++) h.v[i] = (h.v[i] + (x.v[i] * f) * post.v[i]) * scale;
-    return rms_factor(row_sum(c, h.squares(), 1), KS_C, c.a->eps);
+        for (int i = 0; i < 12; i++) h.v[i] = (h.v[i] + (x.v[i] * f) * post.v[i]) * scale;
+        keep_h(c, h, l);
+        s = h.squares();
+    }
+    return rms_factor(row_sum(c, s, 1), KS_C, c.a->eps);
 }
 
 /* Where a row's words of f32 are put when they have come, for the other half of the warps. */
@@ -225,19 +231,18 @@ __device__ __noinline__ void after_attention(int t)
     const struct ks_layer &y = layer_at(layer);
     const int l = (c.warp & 7) * 32 + c.lane;
     const bool second = c.warp >= 8;
-    struct twelve x, h, p, n, r;
-    p.ask((const float *)y.post_attn, l);
+    struct twelve x, h, p, n;
+    p.ask((const float *)(second ? y.router_scale : y.post_attn), l);
     n.ask((const float *)(second ? y.pre_ff_2 : y.pre_ff), l);
-    r.ask((const float *)y.router_scale, l);
     mark(layer, M_R1);
     take_row(c, a.o + t * KS_C, tag, l);
     warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
     mark(layer, M_R1_X);
-    x.load(shared_row(c), l);
+    if (!second) x.load(shared_row(c), l);
     const float f = add_to_h(c, x, p, 1.0f, h);
-    if (!second) keep_h(c, h, l);
+    if (second) h.load(c.s->h, l);
     leave(c, h, f, n, second ? 2 : 1, t, l, tag);
-    if (second) leave(c, h, f, r, 3, t, l, tag);
+    if (second) leave(c, h, f, p, 3, t, l, tag);
 }
 
 /* The first half's threads have the dense part, the second's that of the experts, until both are
@@ -257,11 +262,11 @@ __device__ __noinline__ void after_experts(int t)
     struct twelve x, h, n, p, next;
     n.ask((const float *)(second ? y.post_ff_2 : y.post_ff_1), l);
     p.ask((const float *)y.post_ff, l);
-    next.ask((const float *)y.next_norm, l);
     mark(layer, M_R2);
     await_words(from + (l < 192 ? 2048 : 1024) + 4 * l, tag, 21);
     __syncwarp();
     x.take(from, l, tag, 21);
+    next.ask((const float *)y.next_norm, l); /* it is in L2 */
     __syncwarp();
     const float f0 = rms_factor(own_row_sum(c, x.squares()), KS_C, a.eps);
 #pragma unroll
@@ -277,7 +282,6 @@ __device__ __noinline__ void after_experts(int t)
     }
     const float f = add_to_h(c, x, p, scale, h);
     if (second) return;
-    keep_h(c, h, l);
     tap_h(c, h, t, l, layer);
     leave(c, h, f, next, 0, t, l, tag + 1);
     mark(layer, M_R2_END);

@@ -43,20 +43,14 @@ template <int D> struct shape {
     static constexpr bool derived = D == 512;
     static constexpr int G = D == 512 ? 2 : 8, per_kv = KS_H / G;
     static constexpr int R = D == 512 ? 64 : 128;
-    static constexpr int row = D * 2 + 16;          /* bytes of a row in the ring */
-    static constexpr int keys = D == 512 ? 10 : 20; /* rows of a slot */
     static constexpr int kv_row = G * D * 2 * (derived ? 1 : 2);
 };
 
-/* Slots of the item's keys, or of its values */
-template <int D> __device__ inline int half_slots(const struct item &it)
+/* Slots of the first lines of an item's rows (keys; of rows of 512, the first half), and as many of the
+ * second (values; the other half) */
+__device__ inline int half_slots(const struct item &it)
 {
-    return ((it.hi - it.lo) * 16 + shape<D>::keys - 1) / shape<D>::keys;
-}
-
-template <int D> __device__ inline int item_slots(const struct item &it)
-{
-    return half_slots<D>(it) * (shape<D>::derived ? 1 : 2);
+    return ((it.hi - it.lo) * 16 * KS_LINE + KS_SLOT - 1) / KS_SLOT;
 }
 
 /* This SM's items of a layer, one after another: of sequence b those from `first` on, `wrap` apart */
@@ -156,11 +150,11 @@ template <int D> struct head {
             v[half + 2 * i + 1] = b1 * t[i].z + a1 * t[i].w;
         }
     }
-    __device__ inline void store(char *p, int lane, float scale) const
+    __device__ inline void store(char *p, char *far, int lane, float scale) const
     {
 #pragma unroll
         for (int j = 0; j < D / 128; j++)
-            *(uint2 *)(p + (128 * j + 4 * lane) * 2) =
+            *(uint2 *)((j < 2 ? p : far) + (128 * (j & 1) + 4 * lane) * 2) =
                 make_uint2(kk__pack2(v[4 * j] * scale, v[4 * j + 1] * scale),
                            kk__pack2(v[4 * j + 2] * scale, v[4 * j + 3] * scale));
     }
@@ -183,15 +177,15 @@ __device__ inline void ldsm_t(uint32_t (&r)[4], uint32_t at)
 /* Row `from` of qkv's words, normed and turned: to shared memory, and to the step's rows. */
 template <int D>
 __device__ __noinline__ void bring(const uint64_t *from, const float *norm, const float *cs, char *to,
-                                   char *also, float scale)
+                                   char *far, char *also, float scale)
 {
     const struct context c = who(0);
     struct head<D> x;
     x.ask(norm, cs, c.lane);
     x.take(from, c.lane, now_tag(), 30);
     x.norm_and_turn(cs != NULL, c.lane, c.a->eps);
-    x.store(to, c.lane, scale);
-    if (also) x.store(also, c.lane, 1.0f);
+    x.store(to, far, c.lane, scale);
+    if (also) x.store(also, also + 512, c.lane, 1.0f);
 }
 
 /* Consumers over one item: slots from n on. */
@@ -204,21 +198,19 @@ template <int D> struct split_work {
     int layer;
     uint32_t tag;
 
-    /* where row i of the item (i from it.lo * 16) is; values: of a layer that has both */
-    __device__ inline uint32_t slot_of(int i, bool values) const
+    /* Where line `half` of row i of the item (i from it.lo * 16) is in the ring */
+    __device__ inline uint32_t line(int i, int half) const
     {
-        const int at = i / Z::keys + (values && !Z::derived ? half_slots<D>(it) : 0);
-        return (n + (uint32_t)at) % KS_SLOTS;
+        const uint32_t at = (n % KS_SLOTS + (uint32_t)(half * half_slots(it))) * KS_SLOT + i * KS_LINE;
+        return at < KS_RING ? at : at - KS_RING;
     }
-    __device__ inline char *row(int i, bool values) const
+    /* The item's room has been handed out. */
+    __device__ inline void arrived() const
     {
-        return c.s->ring + slot_of(i, values) * KS_SLOT + (i % Z::keys) * Z::row;
-    }
-    __device__ inline void arrived(int i, bool values) const
-    {
-        const int at = i / Z::keys + (values && !Z::derived ? half_slots<D>(it) : 0);
-        const uint32_t m = n + (uint32_t)at;
-        bar_wait(&c.s->full[m % KS_SLOTS], (int)(m / KS_SLOTS & 1), 6, m);
+        const uint32_t m = n + (uint32_t)c.lane;
+        if (c.lane < 2 * half_slots(it))
+            bar_wait(&c.s->full[m % KS_SLOTS], (int)(m / KS_SLOTS & 1), 6, m);
+        __syncwarp();
     }
 
     __device__ inline const uint64_t *words_of(int t) const
@@ -240,8 +232,9 @@ template <int D> struct split_work {
         if (i < 16) {
             const int r = r0 + i, t = r / Z::per_kv, h = it.g * Z::per_kv + r % Z::per_kv;
             if (r < rows)
-                bring<D>(words_of(q.t0 + t) + h * D, (const float *)layer_at(layer).q_norm, rope_of(q.pos0 + t),
-                      (char *)(c.s->a.q + i * (D + 8)), NULL, c.a->attn_scale);
+                bring<D>(words_of(q.t0 + t) + h * D, (const float *)layer_at(layer).q_norm,
+                         rope_of(q.pos0 + t), (char *)(c.s->a.q + i * (D + 8)),
+                         (char *)(c.s->a.q + i * (D + 8) + 256), NULL, c.a->attn_scale);
             return;
         }
         const int keys = (it.hi - it.lo) * 16, first = it.base + it.lo * 16;
@@ -249,17 +242,17 @@ template <int D> struct split_work {
         const int row_at = from + (Z::derived ? j : j / 2), k = first + row_at - q.pos0;
         const bool values = Z::derived || j & 1;
         if (row_at >= keys) return;
-        char *to = row(row_at, values);
-        arrived(row_at, values);
+        char *to = c.s->ring + line(row_at, !Z::derived && values);
+        char *far = c.s->ring + line(row_at, 1); /* elements from 256 on */
         if (k >= q.n) {
 #pragma unroll
             for (int m = 0; m < D / 128; m++)
-                *(uint2 *)(to + (128 * m + 4 * c.lane) * 2) = make_uint2(0, 0);
+                *(uint2 *)((m < 2 ? to : far) + (128 * (m & 1) + 4 * c.lane) * 2) = make_uint2(0, 0);
         } else {
             const int t = q.t0 + k, part = values && !Z::derived ? Z::G : 0;
             bring<D>(words_of(t) + (KS_H + part + it.g) * D,
                   values ? NULL : (const float *)layer_at(layer).k_norm,
-                  values ? NULL : rope_of(q.pos0 + k), to,
+                  values ? NULL : rope_of(q.pos0 + k), to, far,
                   c.a->kv[layer].rows + (int64_t)t * Z::kv_row + (part + it.g) * D * 2, 1.0f);
         }
     }
@@ -286,18 +279,27 @@ template <int D> struct split_work {
             b[i] = kk__pack2(lo_of(b[i]) * w.x, hi_of(b[i]) * w.y);
         }
     }
-    __device__ inline void derive_pair(uint32_t (&b)[4], uint32_t (&far)[4], int kt, int key) const
+    /* The lane's part of rope, tiles kt and on: of keys g and g + 8 */
+    __device__ inline void ask_rope(float4 (&t)[4], int kt, int key) const
     {
         const int g = c.lane >> 2, q = c.lane & 3;
         const struct ks_seq &sq = c.a->seq[it.seq];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const int d = 16 * kt + 2 * q + 8 * (i & 1);
             const int j = min(key + g + 8 * (i >> 1), sq.pos0 + sq.n - 1); /* past it: zeros */
-            const float *cs = c.a->rope[0] + (int64_t)j * Z::R * 2;
+            t[i] = load4(rope_of(j) + 2 * (16 * kt + 2 * q + 8 * (i & 1)));
+        }
+    }
+    __device__ inline void derive_pair(uint32_t (&b)[4], uint32_t (&far)[4], int kt,
+                                       const float4 (&rope)[4]) const
+    {
+        const int q = c.lane & 3;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int d = 16 * kt + 2 * q + 8 * (i & 1);
             const float2 wb = *(const float2 *)(c.s->a.k_norm + d);
             const float2 wc = *(const float2 *)(c.s->a.k_norm + d + D / 2);
-            const float4 t = __ldg((const float4 *)(cs + 2 * d));
+            const float4 t = rope[i];
             const float b0 = lo_of(b[i]) * wb.x, b1 = hi_of(b[i]) * wb.y;
             const float c0 = lo_of(far[i]) * wc.x, c1 = hi_of(far[i]) * wc.y;
             b[i] = kk__pack2(b0 * t.x - c0 * t.y, b1 * t.z - c1 * t.w);
@@ -309,21 +311,23 @@ template <int D> struct split_work {
      * derived key that turn are made beforehand, `turned`. */
     static constexpr int TURN = Z::derived ? Z::R / 16 : 0, HALF = D / 32;
     uint32_t turned[TURN + 1][2][4];
-    __device__ inline uint32_t key_at(int kg) const
+    __device__ inline uint32_t key_at(int kg, int half) const
     {
-        const int i0 = (kg - it.lo) * 16;
-        arrived(i0, false);
-        arrived(i0 + 15, false);
-        return smem_at(row(i0 + (c.lane >> 4) * 8 + (c.lane & 7), false)) + (c.lane >> 3 & 1) * 16;
+        return smem_at(c.s->ring) +
+               line((kg - it.lo) * 16 + (c.lane >> 4) * 8 + (c.lane & 7), half) +
+               (c.lane >> 3 & 1) * 16;
     }
     __device__ inline void turn(int kg)
     {
-        const uint32_t at = key_at(kg);
+        const uint32_t at = key_at(kg, 0), far = key_at(kg, 1);
 #pragma unroll
         for (int kt = 0; kt < TURN; kt++) {
+            float4 rope[4];
+            ask_rope(rope, kt, it.base + kg * 16);
+            if (kt == 0) copies_wait();
             ldsm(turned[kt][0], at + kt * 32);
-            ldsm(turned[kt][1], at + (kt + HALF) * 32);
-            derive_pair(turned[kt][0], turned[kt][1], kt, it.base + kg * 16);
+            ldsm(turned[kt][1], far + kt * 32);
+            derive_pair(turned[kt][0], turned[kt][1], kt, rope);
         }
     }
     __device__ inline void tile(float (&s)[2][4], uint32_t qa, const uint32_t (&b)[4]) const
@@ -336,23 +340,22 @@ template <int D> struct split_work {
     __device__ inline void scores(float (&s)[2][4], int kg)
     {
         const int lane = c.lane;
-        const uint32_t at = key_at(kg);
         const uint32_t qa = smem_at(c.s->a.q) + ((lane & 7) + (lane >> 3 & 1) * 8) * (D + 8) * 2 +
                             (lane >> 4) * 16;
         uint32_t b[4];
 #pragma unroll
         for (int m = 0; m < 2; m++) s[m][0] = s[m][1] = s[m][2] = s[m][3] = 0;
 #pragma unroll
-        for (int half = 0; half < (Z::derived ? 2 : 1); half++) {
+        for (int half = 0; half < D / 256; half++) {
+            const uint32_t at = key_at(kg, half);
 #pragma unroll
             for (int kt = 0; kt < TURN; kt++)
                 tile(s, qa + (half * HALF + kt) * 32, turned[kt][half]);
 #pragma unroll 4
-            for (int kt = half * HALF + TURN; kt < (Z::derived ? half * HALF + HALF : D / 16);
-                 kt++) {
+            for (int kt = TURN; kt < 16; kt++) {
                 ldsm(b, at + kt * 32);
-                if (Z::derived) derive(b, kt);
-                tile(s, qa + kt * 32, b);
+                if (Z::derived) derive(b, half * HALF + kt);
+                tile(s, qa + (half * HALF + kt) * 32, b);
             }
         }
     }
@@ -361,6 +364,11 @@ template <int D> struct split_work {
     __device__ inline void tops(float (&s)[2][4], int kg, int r0)
     {
         const int g = c.lane >> 2, q = c.lane & 3, key = it.base + kg * 16 + 2 * q;
+        const struct ks_mask &mask = c.a->mask[!Z::derived];
+        const struct ks_seq &sq = c.a->seq[it.seq];
+        /* every row sees all 16 */
+        const bool all = it.base + kg * 16 + 15 <= sq.pos0 &&
+                         sq.pos0 + sq.n - 1 - it.base - kg * 16 < min(mask.window, mask.near);
 #pragma unroll
         for (int k = 0; k < 2; k++) {
             float m = -INFINITY;
@@ -369,7 +377,7 @@ template <int D> struct split_work {
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     float &v = s[n][2 * k + e];
-                    if (!sees(r0 + g + 8 * k, key + 8 * n + e)) v = -INFINITY;
+                    if (!all && !sees(r0 + g + 8 * k, key + 8 * n + e)) v = -INFINITY;
                     m = fmaxf(m, v);
                 }
             m = fmaxf(m, __shfl_xor_sync(FULL_MASK, m, 1));
@@ -380,8 +388,11 @@ template <int D> struct split_work {
     __device__ inline float top_of(int r) const
     {
         float m = -INFINITY;
-#pragma unroll 1
-        for (int k = it.lo; k < it.hi; k++) m = fmaxf(m, c.s->a.top[k][r]);
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            const float x = c.s->a.top[k][r];
+            if (k >= it.lo && k < it.hi) m = fmaxf(m, x);
+        }
         return m;
     }
     __device__ inline void weights(const float (&s)[2][4], int kg)
@@ -426,19 +437,20 @@ template <int D> struct split_work {
         const uint32_t pa = smem_at(w.p) +
                             ((lane & 7) + (lane >> 3 & 1) * 8) * (KK_CUDA_SPLIT + 8) * 2 +
                             (lane >> 4) * 16;
-#pragma unroll 1
+        const uint32_t ring = smem_at(c.s->ring) + ((d0 & 255) + (lane >> 4) * 8) * 2;
+        uint32_t at = line((lane & 7) + (lane >> 3 & 1) * 8, Z::derived ? d0 >> 8 : 1);
+#pragma unroll 2
         for (int kg = it.lo; kg < it.hi; kg++) {
             uint32_t p[4], v[4];
-            const int i0 = (kg - it.lo) * 16, key = i0 + (lane & 7) + (lane >> 3 & 1) * 8;
-            if (!Z::derived) arrived(i0, true), arrived(i0 + 15, true);
-            const uint32_t at = smem_at(row(key, true)) + (d0 + (lane >> 4) * 8) * 2;
             ldsm(p, pa + kg * 32);
 #pragma unroll
             for (int b = 0; b < NB; b++) {
-                ldsm_t(v, at + b * 32);
+                ldsm_t(v, ring + at + b * 32);
                 kk__mma(o[2 * b], p[0], p[1], p[2], p[3], v[0], v[1]);
                 kk__mma(o[2 * b + 1], p[0], p[1], p[2], p[3], v[2], v[3]);
             }
+            at += 16 * KS_LINE;
+            if (at >= KS_RING) at -= KS_RING;
         }
 #pragma unroll
         for (int k = 0; k < 2; k++) {
@@ -466,27 +478,13 @@ template <int D> struct split_work {
         const int kg = c.warp - (values ? 8 : 0), i0 = (kg - it.lo) * 16;
         if (kg < it.lo || kg >= it.hi) return;
         const int end = min(stored_rows(*c.a, it) - i0, 16), part = values ? Z::G * D * 2 : 0;
-        arrived(i0, values);
-        arrived(i0 + 15, values);
+        const uint32_t ring = smem_at(c.s->ring) + c.lane * 16;
 #pragma unroll 4
         for (int r = 0; r < end; r++) {
-            const uint32_t to = smem_at(row(i0 + r, values)) + c.lane * 16;
             const char *from = (const char *)rows[i0 + r] + part + c.lane * 16;
-            copy16(to, from);
-            if (D == 512) copy16(to + 512, from + 512);
+            copy16(ring + line(i0 + r, values), from);
+            if (D == 512) copy16(ring + line(i0 + r, 1), from + 512);
         }
-    }
-
-    /* What keys are derived with is on its way. */
-    __device__ inline void begin()
-    {
-        const int tid = c.warp * 32 + c.lane, first = it.base + it.lo * 16;
-        const struct ks_seq &q = c.a->seq[it.seq];
-        const int lines = min((it.hi - it.lo) * 16, q.pos0 + q.n - first) * (Z::R / 16);
-        c.s->a.k_norm[tid] = __ldg((const float *)layer_at(layer).k_norm + tid);
-        for (int i = tid; i < lines; i += KS_CONSUMERS * 32)
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(rope_of(first) + 32 * i));
-        warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
     }
 
     /* 16 rows at a time. Warps that score prepare rows last, and turn keys before they wait for q,
@@ -494,14 +492,19 @@ template <int D> struct split_work {
     __device__ inline void run()
     {
         const struct ks_seq &q = c.a->seq[it.seq];
-        const int rows = q.n * Z::per_kv, slots = item_slots<D>(it), kg = c.warp;
+        const int rows = q.n * Z::per_kv, slots = 2 * half_slots(it), kg = c.warp;
         const int ours = it.base + it.hi * 16 - max(q.pos0, it.base + it.lo * 16);
         const bool mine = kg >= it.lo && kg < it.hi;
         const bool stored = it.base + kg * 16 + 16 <= q.pos0;
         mark(layer, M_ATTN);
+        arrived();
         fetch();
         warps_meet<MEET_ALL, KS_CONSUMERS * 32>(); /* x is no longer read */
-        if (Z::derived) begin();
+        if (Z::derived) {
+            const int tid = c.warp * 32 + c.lane;
+            c.s->a.k_norm[tid] = __ldg((const float *)layer_at(layer).k_norm + tid);
+            warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+        }
 #pragma unroll 1
         for (int r0 = 0; r0 < rows; r0 += 16) {
             float p[2][4];
@@ -514,13 +517,14 @@ template <int D> struct split_work {
                         const int i = k + (k & 16 ? 7 - c.warp & 15 : c.warp + 8 & 15);
                         if (i < end) prepare(r0, rows, i);
                     }
-                    if (!r0) copies_wait();
+                    if (!r0) {
+                        copies_wait();
+                        /* this is not how bulk copies write, which come next */
+                        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+                    }
                     warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
                 }
-                if (Z::derived && !r0 && mine && stored != (pass == 1)) {
-                    copies_wait();
-                    turn(kg);
-                }
+                if (Z::derived && !r0 && mine && stored != (pass == 1)) turn(kg);
             }
             mark(layer, M_Q);
             if (mine) {
@@ -532,8 +536,6 @@ template <int D> struct split_work {
             if (mine) weights(p, kg);
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
             publish(r0);
-            /* what was copied and made there was not written as bulk copies write */
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
             warps_meet<MEET_ALL, KS_CONSUMERS * 32>(); /* q and p are no longer read */
             mark(layer, M_PART);
         }

@@ -27,7 +27,7 @@ struct walk {
 };
 
 struct smem {
-    alignas(128) char ring[KS_SLOTS * KS_SLOT];
+    alignas(128) char ring[KS_RING + KS_LINE]; /* a line may go on behind the end */
     union {
         alignas(16) bf16 x[3][KS_C];
         struct attn_smem a;
