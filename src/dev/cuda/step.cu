@@ -46,7 +46,7 @@ __device__ __noinline__ void fill(uint32_t n, const char *from, int bytes, int c
 template <int D> __device__ inline uint32_t hand_out(uint32_t n)
 {
     for (struct items<D> i; i.next();)
-        for (int k = 2 * half_slots(i.it); k; k--, n++)
+        for (int k = item_slots<D>(i.it); k; k--, n++)
             if (threadIdx.x % 32 == 0) {
                 const uint32_t slot = n % KS_SLOTS;
                 bar_wait(&block().empty[slot], (int)(n / KS_SLOTS & 1) ^ 1, 1, n);
@@ -54,12 +54,6 @@ template <int D> __device__ inline uint32_t hand_out(uint32_t n)
             }
     __syncwarp();
     return n;
-}
-
-/* To L2, where they are still when they are needed: weights do not drive them out. */
-__device__ inline void prefetch(uint64_t p, int bytes)
-{
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0],%1;" ::"l"(p), "r"(bytes) : "memory");
 }
 
 /* Where the stored rows of the layer's items are: two loads, one after another. There is room for
@@ -81,13 +75,9 @@ template <int D> __device__ __noinline__ void find_rows()
 #pragma unroll 1
         for (int r = c.lane; r < stored; r += 32) {
             const int j = from + r, at = !ring || j < sinks ? j : sinks + (j - sinks) % ring;
-            const uint64_t p = __ldg(blocks + at / block_rows) +
-                               (uint64_t)(at % block_rows) * shape<D>::kv_row +
-                               (uint64_t)(it.g * D * 2);
-            c.s->row[item & 1][r] = p;
-            prefetch(p, 512);
-            prefetch(D == 256 ? p + shape<D>::G * D * 2 : p + 512, 512);
-            if (D == 512) prefetch((uint64_t)(a.rope[0] + (int64_t)j * shape<D>::R * 2), 512);
+            c.s->row[item & 1][r] = __ldg(blocks + at / block_rows) +
+                                    (uint64_t)(at % block_rows) * shape<D>::kv_row +
+                                    (uint64_t)(it.g * D * 2);
         }
         __syncwarp();
         if (c.lane == 0) bar_arrive(&c.s->found[item & 1]);
@@ -188,9 +178,6 @@ __device__ __noinline__ void finder()
         const int l = here().layer;
         const struct ks_layer *y = a.layers + (size_t)blockIdx.x * (a.n_layers + 1) + l;
         const float *scale = (const float *)__ldg((const unsigned long long *)&y->expert_scale);
-        /* one of the layer's norms for each of some SMs */
-        if (blockIdx.x < KS_NORMS && threadIdx.x % 32 == 0)
-            prefetch(__ldg((const unsigned long long *)&y->post_attn + blockIdx.x), KS_C * 4);
         if (__ldg(&y->full))
             find_rows<512>();
         else
@@ -403,7 +390,7 @@ enum input { X, X_DENSE, X_EXPERTS, X_ROUTER, GATED, GATED_EXPERTS };
 /* `count` sets over inputs of 11 tiles a warp, P quads. Quads that are off say so for each set, no
  * more than three sets ahead of the reducers: then no slot is looked at before its last fill but one
  * has come (parities repeat), P <= 3 slots a set. */
-__device__ __noinline__ void consume(enum input in, int count, int P, int e)
+__device__ inline void consume_sets(enum input in, int count, int P, int e)
 {
     const struct context c = who(0);
     const struct ks_args &a = *c.a;
@@ -454,65 +441,78 @@ __device__ __noinline__ void consume(enum input in, int count, int P, int e)
     walked(count * P, count);
 }
 
+/* A product of the layer, or the head: all units that the SM has of it */
+__device__ __noinline__ void consume(enum input in)
+{
+    struct smem &s = block();
+    const struct ks_layer &y = now();
+    const bool head = here().layer == s.args.n_layers;
+    int count = units(in == X ? (head ? y.down : y.qkv) : in == X_ROUTER ? y.router : y.down).n;
+    int P = in == GATED ? 3 : KS_QUADS, U = 1;
+    if (in == X_DENSE) count = 2 * units(y.glu).n;
+    if (in == X_EXPERTS) {
+        bar_wait(&s.routed, here().layer & 1, 7, 0);
+        mark(here().layer, M_XGLU);
+        count = 2 * expert_share(s.n_union, y.rank).n;
+    }
+    if (in == GATED_EXPERTS) U = s.n_union;
+#pragma unroll 1
+    for (int e = 0; e < U && count; e += KS_QUADS) {
+        if (in == GATED_EXPERTS) P = min(KS_QUADS, U - e);
+        consume_sets(in, count, P, e);
+    }
+    static const int8_t ends[] = {M_QKV_END, M_GLU_END, M_XGLU_END, M_GLU, M_DOWN_END, M_XDOWN_END};
+    if (!head) mark(here().layer, ends[in]);
+}
+
 /* Attention's output, two sets a stripe of K 4096, or of a half of 8192 */
-__device__ __noinline__ void consume_o(int half)
+__device__ __noinline__ void consume_o()
 {
     const struct context c = who(0);
     const struct ks_args &a = *c.a;
     struct smem &s = *c.s;
-    const int g = c.lane >> 2, q = c.lane & 3, width = now().full ? 8192 : 4096;
-    const int first = here().set, nu = units(now().o).n;
-    const uint32_t n = here().n + (uint32_t)(c.warp >> 2);
-    uint32_t slot = n % KS_SLOTS, phase = n / KS_SLOTS & 1, x[32];
-    load_x<16, true>(x, a.attn + (g < a.T ? g : 0) * (width / 2) + half * 2048 + c.warp * 64 + 2 * q,
-                     g < a.T, now_tag(), 20);
-    mark(here().layer, M_O_X);
+    const bool full = now().full;
+    const int g = c.lane >> 2, q = c.lane & 3, width = full ? 8192 : 4096, nu = units(now().o).n;
 #pragma unroll 1
-    for (int u = 0; u < nu; u++)
+    for (int half = 0; half < (full ? 2 : 1); half++) {
+        const int first = here().set;
+        const uint32_t n = here().n + (uint32_t)(c.warp >> 2);
+        uint32_t slot = n % KS_SLOTS, phase = n / KS_SLOTS & 1, x[32];
+        load_x<16, true>(x, a.attn + (g < a.T ? g : 0) * (width / 2) + half * 2048 + c.warp * 64 +
+                                2 * q,
+                         g < a.T, now_tag(), 20);
+        if (!half) mark(here().layer, M_O_X);
+#pragma unroll 1
+        for (int u = 0; u < nu; u++)
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
-            chain<8>(s, c.warp, c.lane, slot, phase, first + 2 * u + k, x + 16 * k);
-            slot += KS_QUADS;
-            if (slot >= KS_SLOTS) slot -= KS_SLOTS, phase ^= 1;
-        }
-    walked(nu * 8, nu * 2);
+            for (int k = 0; k < 2; k++) {
+                chain<8>(s, c.warp, c.lane, slot, phase, first + 2 * u + k, x + 16 * k);
+                slot += KS_QUADS;
+                if (slot >= KS_SLOTS) slot -= KS_SLOTS, phase ^= 1;
+            }
+        walked(nu * 8, nu * 2);
+    }
+    mark(here().layer, M_O_END);
 }
 
+/* What a role does in a layer are functions that take nothing: what one works with is then not kept,
+ * in registers or on the stack, while another works. */
 __device__ __noinline__ void consumer()
 {
-    const struct smem &s = block();
-    if (own_row() >= 0) embed(own_row());
-    between_end();
-    for (bool more = true; more; more = go_on()) {
-        consume(X, units(now().qkv).n, KS_QUADS, 0);
-        mark(here().layer, M_QKV_END);
-        if (now().full)
-            attend<512>();
-        else
-            attend<256>();
-        consume_o(0);
-        if (now().full) consume_o(1);
-        mark(here().layer, M_O_END);
-        if (own_row() >= 0) after_attention(own_row());
-        between_end();
-        if (units(now().router).n) consume(X_ROUTER, units(now().router).n, KS_QUADS, 0);
-        mark(here().layer, M_GLU);
-        consume(X_DENSE, 2 * units(now().glu).n, KS_QUADS, 0);
-        mark(here().layer, M_GLU_END);
-        consume(GATED, units(now().down).n, 3, 0);
-        mark(here().layer, M_DOWN_END);
-        bar_wait((uint64_t *)&s.routed, here().layer & 1, 7, 0);
-        mark(here().layer, M_XGLU);
-        consume(X_EXPERTS, 2 * expert_share(s.n_union, now().rank).n, KS_QUADS, 0);
-        mark(here().layer, M_XGLU_END);
-#pragma unroll 1
-        for (int e = 0; e < s.n_union; e += KS_QUADS)
-            consume(GATED_EXPERTS, units(now().down).n, min(KS_QUADS, s.n_union - e), e);
-        mark(here().layer, M_XDOWN_END);
-        if (own_row() >= 0) after_experts(own_row());
-        between_end();
-    }
-    consume(X, units(now().down).n, KS_QUADS, 0);
+    embed();
+    do {
+        consume(X);
+        attention();
+        consume_o();
+        after_attention();
+        consume(X_ROUTER);
+        consume(X_DENSE);
+        consume(GATED);
+        consume(X_EXPERTS);
+        consume(GATED_EXPERTS);
+        after_experts();
+    } while (go_on());
+    consume(X);
 }
 
 /* ---- reducers ---- */
@@ -578,8 +578,7 @@ __device__ inline float2 add_set(const struct context &c, int set, int n, float2
 
 /* A product's stripes, of `sub` sets of n chains each, to words of f32. carry: -1: the sums are kept,
  * 1: they are of two halves, and were kept. */
-__device__ __noinline__ void reduce_plain(struct units u, int sub, int n, int carry, uint64_t *to,
-                                          int ld)
+__device__ inline void reduce_stripes(struct units u, int sub, int n, int carry, uint64_t *to, int ld)
 {
     const struct reduce r = reduce_from();
     const struct context &c = r.c;
@@ -602,15 +601,32 @@ __device__ __noinline__ void reduce_plain(struct units u, int sub, int n, int ca
     if (carry) reducers_meet();
 }
 
+enum product { QKV, O, ROUTER, DOWN };
+
+__device__ __noinline__ void reduce_plain(enum product p)
+{
+    const struct ks_args &a = block().args;
+    const struct ks_layer &y = now();
+    uint64_t *to = p == QKV ? a.qkv : p == O ? a.o : p == ROUTER ? a.router : a.down;
+    const int ld = p == QKV ? (y.full ? KS_QKV : 8192) : p == ROUTER ? KS_E : KS_C;
+    const struct units u = p == QKV ? y.qkv : p == O ? y.o : p == ROUTER ? y.router : y.down;
+    const bool halves = p == O && y.full;
+#pragma unroll 1
+    for (int carry = halves ? -1 : 0; carry < 2; carry += halves ? 2 : 3)
+        reduce_stripes(u, p == O ? 2 : 1, p == DOWN ? 12 : KS_CONSUMERS, carry, to, ld);
+}
+
 /* Gated units: a pair of bf16 for each row; experts: of those routed to */
-__device__ __noinline__ void reduce_gated(struct units u, bool experts)
+__device__ __noinline__ void reduce_gated(bool experts)
 {
     const struct reduce r = reduce_from();
     const struct context &c = r.c;
     const struct ks_args &a = *c.a;
-    const struct smem &s = *c.s;
+    struct smem &s = *c.s;
     const int g = c.lane >> 2, q = c.lane & 3;
     const uint32_t tag = now_tag();
+    if (experts) bar_wait(&s.routed, here().layer & 1, 9, 0);
+    const struct units u = experts ? expert_share(s.n_union, now().rank) : units(now().glu);
 #pragma unroll 1
     for (int i = r.first; i < u.n; i += KS_REDUCERS) {
         const int at = u.first + i, e = at / KS_XSTRIPES, set = r.set + 2 * i;
@@ -798,9 +814,10 @@ __device__ inline void merge_task(const struct context &c, bool sliding, int t, 
     mark((int)(tag - a.epoch), M_MERGED);
 }
 
-__device__ __noinline__ void merge(bool sliding)
+__device__ __noinline__ void merge()
 {
     const uint32_t tag = now_tag();
+    const bool sliding = !now().full;
     const struct context c = who(KS_CONSUMERS);
     const int sms = (int)gridDim.x, parts = sliding ? 4 : 8; /* of a head */
     const int per_row = KS_H * parts, n = c.a->T * per_row;
@@ -815,20 +832,16 @@ __device__ __noinline__ void merge(bool sliding)
 
 __device__ __noinline__ void reducer()
 {
-    const struct ks_args &a = block().args;
-    const struct smem &s = block();
-    for (bool more = true; more; more = go_on()) {
-        reduce_plain(now().qkv, 1, KS_CONSUMERS, 0, a.qkv, now().full ? KS_QKV : 8192);
-        merge(!now().full);
-        reduce_plain(now().o, 2, KS_CONSUMERS, now().full ? -1 : 0, a.o, KS_C);
-        if (now().full) reduce_plain(now().o, 2, KS_CONSUMERS, 1, a.o, KS_C);
-        if (units(now().router).n) reduce_plain(now().router, 1, KS_CONSUMERS, 0, a.router, KS_E);
-        reduce_gated(now().glu, false);
-        reduce_plain(now().down, 1, 12, 0, a.down, KS_C);
-        bar_wait((uint64_t *)&s.routed, here().layer & 1, 9, 0);
-        reduce_gated(expert_share(s.n_union, now().rank), true);
+    do {
+        reduce_plain(QKV);
+        merge();
+        reduce_plain(O);
+        reduce_plain(ROUTER);
+        reduce_gated(false);
+        reduce_plain(DOWN);
+        reduce_gated(true);
         reduce_expert_down();
-    }
+    } while (go_on());
     reduce_head();
 }
 

@@ -53,6 +53,13 @@ __device__ inline int half_slots(const struct item &it)
     return ((it.hi - it.lo) * 16 * KS_LINE + KS_SLOT - 1) / KS_SLOT;
 }
 
+/* Of rows of 512 there is room for what turns of the keys that are derived, 256 bytes each. */
+template <int D> __device__ inline int item_slots(const struct item &it)
+{
+    const int turned = ((it.hi - it.lo) * 16 * 256 + KS_SLOT - 1) / KS_SLOT;
+    return 2 * half_slots(it) + (D == 512 ? turned : 0);
+}
+
 /* This SM's items of a layer, one after another: of sequence b those from `first` on, `wrap` apart */
 template <int D> struct items {
     struct item it;
@@ -208,7 +215,7 @@ template <int D> struct split_work {
     __device__ inline void arrived() const
     {
         const uint32_t m = n + (uint32_t)c.lane;
-        if (c.lane < 2 * half_slots(it))
+        if (c.lane < item_slots<D>(it))
             bar_wait(&c.s->full[m % KS_SLOTS], (int)(m / KS_SLOTS & 1), 6, m);
         __syncwarp();
     }
@@ -251,10 +258,12 @@ template <int D> struct split_work {
         } else {
             const int t = q.t0 + k, part = values && !Z::derived ? Z::G : 0;
             bring<D>(words_of(t) + (KS_H + part + it.g) * D,
-                  values ? NULL : (const float *)layer_at(layer).k_norm,
-                  values ? NULL : rope_of(q.pos0 + k), to, far,
-                  c.a->kv[layer].rows + (int64_t)t * Z::kv_row + (part + it.g) * D * 2, 1.0f);
+                     values ? NULL : (const float *)layer_at(layer).k_norm,
+                     values ? NULL : rope_of(q.pos0 + k), to, far,
+                     c.a->kv[layer].rows + (int64_t)t * Z::kv_row + (part + it.g) * D * 2, 1.0f);
         }
+        __syncwarp();
+        if (Z::derived) turn<1>(row_at, row_at + 1, false);
     }
 
     /* is key j visible to row r of the item */
@@ -279,57 +288,44 @@ template <int D> struct split_work {
             b[i] = kk__pack2(lo_of(b[i]) * w.x, hi_of(b[i]) * w.y);
         }
     }
-    /* The lane's part of rope, tiles kt and on: of keys g and g + 8 */
-    __device__ inline void ask_rope(float4 (&t)[4], int kt, int key) const
+    /* What turns of a derived key: elements 0 .. 63 and 256 .. 319, 16 bytes at a time, where `ldmatrix`
+     * meets no bank twice. */
+    __device__ inline uint32_t turned(int i) const
     {
-        const int g = c.lane >> 2, q = c.lane & 3;
-        const struct ks_seq &sq = c.a->seq[it.seq];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int j = min(key + g + 8 * (i >> 1), sq.pos0 + sq.n - 1); /* past it: zeros */
-            t[i] = load4(rope_of(j) + 2 * (16 * kt + 2 * q + 8 * (i & 1)));
-        }
+        const uint32_t at = (n % KS_SLOTS + (uint32_t)(2 * half_slots(it))) * KS_SLOT + i * 256;
+        return at < KS_RING ? at : at - KS_RING;
     }
-    __device__ inline void derive_pair(uint32_t (&b)[4], uint32_t (&far)[4], int kt,
-                                       const float4 (&rope)[4]) const
+    /* Rows i, i + 16, .. < end of the item, by a warp; a lane has pairs 2 l, 2 l + 1 of the 64. The
+     * lane's rope is asked for before `wait`. */
+    template <int N> __device__ inline void turn(int i, int end, bool wait) const
     {
-        const int q = c.lane & 3;
+        const int l = c.lane, first = it.base + it.lo * 16;
+        const float *w = (const float *)layer_at(layer).k_norm;
+        const float2 wb = *(const float2 *)(w + 2 * l), wc = *(const float2 *)(w + 256 + 2 * l);
+        float4 t[N];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int d = 16 * kt + 2 * q + 8 * (i & 1);
-            const float2 wb = *(const float2 *)(c.s->a.k_norm + d);
-            const float2 wc = *(const float2 *)(c.s->a.k_norm + d + D / 2);
-            const float4 t = rope[i];
-            const float b0 = lo_of(b[i]) * wb.x, b1 = hi_of(b[i]) * wb.y;
-            const float c0 = lo_of(far[i]) * wc.x, c1 = hi_of(far[i]) * wc.y;
-            b[i] = kk__pack2(b0 * t.x - c0 * t.y, b1 * t.z - c1 * t.w);
-            far[i] = kk__pack2(c0 * t.x + b0 * t.y, c1 * t.z + b1 * t.w);
+        for (int k = 0; k < N; k++)
+            if (i + 16 * k < end) t[k] = load4(rope_of(first + i + 16 * k) + 4 * l);
+        if (wait) {
+            copies_wait();
+            warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+        }
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            const int row = i + 16 * k;
+            if (row >= end) continue;
+            const uint32_t vb = *(const uint32_t *)(c.s->ring + line(row, 0) + 4 * l);
+            const uint32_t vc = *(const uint32_t *)(c.s->ring + line(row, 1) + 4 * l);
+            const float b0 = lo_of(vb) * wb.x, b1 = hi_of(vb) * wb.y;
+            const float c0 = lo_of(vc) * wc.x, c1 = hi_of(vc) * wc.y;
+            uint32_t *to = (uint32_t *)(c.s->ring + turned(row) + (l / 4 ^ (row & 7)) * 16 + l % 4 * 4);
+            to[0] = kk__pack2(b0 * t[k].x - c0 * t[k].y, b1 * t[k].z - c1 * t[k].w);
+            to[32] = kk__pack2(c0 * t[k].x + b0 * t[k].y, c1 * t[k].z + b1 * t[k].w);
         }
     }
 
-    /* Scores of 16 keys, group kg of the split, by one warp: s[n][..] of keys 8 n .. Tiles of a
-     * derived key that turn are made beforehand, `turned`. */
-    static constexpr int TURN = Z::derived ? Z::R / 16 : 0, HALF = D / 32;
-    uint32_t turned[TURN + 1][2][4];
-    __device__ inline uint32_t key_at(int kg, int half) const
-    {
-        return smem_at(c.s->ring) +
-               line((kg - it.lo) * 16 + (c.lane >> 4) * 8 + (c.lane & 7), half) +
-               (c.lane >> 3 & 1) * 16;
-    }
-    __device__ inline void turn(int kg)
-    {
-        const uint32_t at = key_at(kg, 0), far = key_at(kg, 1);
-#pragma unroll
-        for (int kt = 0; kt < TURN; kt++) {
-            float4 rope[4];
-            ask_rope(rope, kt, it.base + kg * 16);
-            if (kt == 0) copies_wait();
-            ldsm(turned[kt][0], at + kt * 32);
-            ldsm(turned[kt][1], far + kt * 32);
-            derive_pair(turned[kt][0], turned[kt][1], kt, rope);
-        }
-    }
+    /* Scores of 16 keys, group kg of the split, by one warp: s[n][..] of keys 8 n .. */
+    static constexpr int TURN = Z::derived ? Z::R / 16 : 0;
     __device__ inline void tile(float (&s)[2][4], uint32_t qa, const uint32_t (&b)[4]) const
     {
         uint32_t a[4];
@@ -339,23 +335,27 @@ template <int D> struct split_work {
     }
     __device__ inline void scores(float (&s)[2][4], int kg)
     {
-        const int lane = c.lane;
+        const int lane = c.lane, i = (kg - it.lo) * 16 + (lane >> 4) * 8 + (lane & 7);
         const uint32_t qa = smem_at(c.s->a.q) + ((lane & 7) + (lane >> 3 & 1) * 8) * (D + 8) * 2 +
                             (lane >> 4) * 16;
+        const uint32_t ring = smem_at(c.s->ring);
         uint32_t b[4];
 #pragma unroll
         for (int m = 0; m < 2; m++) s[m][0] = s[m][1] = s[m][2] = s[m][3] = 0;
-#pragma unroll
+#pragma unroll 1
         for (int half = 0; half < D / 256; half++) {
-            const uint32_t at = key_at(kg, half);
-#pragma unroll
-            for (int kt = 0; kt < TURN; kt++)
-                tile(s, qa + (half * HALF + kt) * 32, turned[kt][half]);
+            const uint32_t at = ring + line(i, half) + (lane >> 3 & 1) * 16;
+            const uint32_t swap = ((lane >> 3 & 1) ^ (i & 7)) * 16;
+#pragma unroll 2
+            for (int kt = 0; kt < TURN; kt++) {
+                ldsm(b, ring + turned(i) + half * 128 + (kt * 32 ^ swap));
+                tile(s, qa + (half * 16 + kt) * 32, b);
+            }
 #pragma unroll 4
             for (int kt = TURN; kt < 16; kt++) {
                 ldsm(b, at + kt * 32);
-                if (Z::derived) derive(b, half * HALF + kt);
-                tile(s, qa + (half * HALF + kt) * 32, b);
+                if (Z::derived) derive(b, half * 16 + kt);
+                tile(s, qa + (half * 16 + kt) * 32, b);
             }
         }
     }
@@ -487,45 +487,38 @@ template <int D> struct split_work {
         }
     }
 
-    /* 16 rows at a time. Warps that score prepare rows last, and turn keys before they wait for q,
-     * if those are all stored. */
+    /* 16 rows at a time. Warps that score prepare rows last. */
     __device__ inline void run()
     {
         const struct ks_seq &q = c.a->seq[it.seq];
-        const int rows = q.n * Z::per_kv, slots = 2 * half_slots(it), kg = c.warp;
-        const int ours = it.base + it.hi * 16 - max(q.pos0, it.base + it.lo * 16);
+        const int rows = q.n * Z::per_kv, slots = item_slots<D>(it), kg = c.warp;
+        const int keys = (it.hi - it.lo) * 16, stored = stored_rows(*c.a, it);
         const bool mine = kg >= it.lo && kg < it.hi;
-        const bool stored = it.base + kg * 16 + 16 <= q.pos0;
         mark(layer, M_ATTN);
         arrived();
         fetch();
-        warps_meet<MEET_ALL, KS_CONSUMERS * 32>(); /* x is no longer read */
         if (Z::derived) {
+            turn<8>(c.warp, stored, true);
             const int tid = c.warp * 32 + c.lane;
             c.s->a.k_norm[tid] = __ldg((const float *)layer_at(layer).k_norm + tid);
-            warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+        } else {
+            warps_meet<MEET_ALL, KS_CONSUMERS * 32>(); /* x is no longer read */
         }
 #pragma unroll 1
         for (int r0 = 0; r0 < rows; r0 += 16) {
+            const int end = r0 ? 16 : 16 + (keys - stored) * (Z::derived ? 1 : 2);
             float p[2][4];
 #pragma unroll 1
-            for (int pass = 0; pass < 2; pass++) {
-                if (pass) {
-                    const int end = r0 ? 16 : 16 + max(ours, 0) * (Z::derived ? 1 : 2);
-#pragma unroll 1
-                    for (int k = 0; k < end; k += 16) {
-                        const int i = k + (k & 16 ? 7 - c.warp & 15 : c.warp + 8 & 15);
-                        if (i < end) prepare(r0, rows, i);
-                    }
-                    if (!r0) {
-                        copies_wait();
-                        /* this is not how bulk copies write, which come next */
-                        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-                    }
-                    warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
-                }
-                if (Z::derived && !r0 && mine && stored != (pass == 1)) turn(kg);
+            for (int k = 0; k < end; k += 16) {
+                const int i = k + (k & 16 ? 7 - c.warp & 15 : c.warp + 8 & 15);
+                if (i < end) prepare(r0, rows, i);
             }
+            if (!r0) {
+                copies_wait();
+                /* this is not how bulk copies write, which come next */
+                asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            }
+            warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
             mark(layer, M_Q);
             if (mine) {
                 scores(p, kg);
@@ -547,7 +540,7 @@ template <int D> struct split_work {
 };
 
 /* The SM's splits of a layer */
-template <int D> __device__ __noinline__ void attend()
+template <int D> __device__ inline void attend()
 {
     const struct context c = who(0);
     struct walk &w = here();
@@ -565,6 +558,24 @@ template <int D> __device__ __noinline__ void attend()
     __syncwarp();
     w.n = n, w.items = k;
     __syncwarp();
+}
+
+__device__ __noinline__ void attend_full()
+{
+    attend<512>();
+}
+
+__device__ __noinline__ void attend_window()
+{
+    attend<256>();
+}
+
+__device__ inline void attention()
+{
+    if (now().full)
+        attend_full();
+    else
+        attend_window();
 }
 
 } // namespace

@@ -233,6 +233,30 @@ __device__ inline float4 load4(const float *p)
     return v;
 }
 
+/* The first n of N pairs of words, two together, the next two STEP words on; each is asked for until it
+ * has come, so that what waits for one SM does not ask others again. */
+template <int N, int STEP>
+__device__ inline void take_pairs(uint32_t (&v)[2 * N], const uint64_t *p, int n, uint32_t tag,
+                                  int what)
+{
+    struct watch w = {0};
+    uint32_t missing = (1u << n) - 1;
+    for (;;) {
+        uint32_t t[2 * N];
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (missing >> i & 1) {
+                const struct two_words x = load_words(p + (i >> 1) * STEP + 2 * (i & 1));
+                v[2 * i] = x.v0, v[2 * i + 1] = x.v1, t[2 * i] = x.tag0, t[2 * i + 1] = x.tag1;
+            }
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if ((missing >> i & 1) && t[2 * i] == tag && t[2 * i + 1] == tag) missing ^= 1u << i;
+        if (!missing) return;
+        still_waiting(w, what, missing);
+    }
+}
+
 __device__ inline float lo_of(uint32_t v)
 {
     return __uint_as_float(v << 16);
@@ -283,7 +307,7 @@ __device__ inline const struct ks_layer &now()
 }
 
 /* To the next layer; false behind the last. All lanes. */
-__device__ inline bool go_on()
+__device__ __noinline__ bool go_on()
 {
     struct walk &w = here();
     const int l = w.layer + 1;
