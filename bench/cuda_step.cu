@@ -823,6 +823,7 @@ int main(int argc, char **argv)
         return 1;
     }
     kk__cuda_stack_args(the_stack)->window = (uint32_t)option(argc, argv, "window", 5);
+    kk__cuda_stack_args(the_stack)->ahead = (uint32_t)option(argc, argv, "ahead", 2);
     const int T = m.o.rows;
     float *logits = scratch<float>((size_t)T * m.o.vocab);
     float *taps = scratch<float>((size_t)T * m.o.layers * KS_C);

@@ -20,16 +20,19 @@ namespace
 
 /* ---- producer ---- */
 
-/* Slots n, n + 1, .. n + count - 1 from one place, by one lane: the one loop that fills slots. At
- * most `win` are in flight. */
+/* Slots n, n + 1, .. n + count - 1 from one place, by one lane: the one loop that fills slots. What is
+ * not needed yet has fewer in flight: others' weights that are come first. */
 __device__ __noinline__ void fill(uint32_t n, const char *from, int bytes, int count)
 {
     struct smem &s = block();
-    const uint32_t win = bytes == KS_SLOT ? s.args.window : (s.args.window * 11 + 4) / 8;
+    const bool small = bytes < KS_SLOT;
+    const uint32_t window = s.args.window + 2 * small, ahead = s.args.ahead + small;
+    const int number = s.feeding;
     const uint64_t policy = read_once();
     uint32_t slot = n % KS_SLOTS, phase = (n / KS_SLOTS & 1) ^ 1;
 #pragma unroll 1
     for (; count; count--, from += bytes, n++) {
+        const uint32_t win = number > s.doing ? ahead : window;
         bar_wait(&s.empty[slot], (int)phase, 1, n);
         if (n >= win) {
             int back = (int)slot - (int)win, ph = (int)phase ^ 1;
@@ -194,6 +197,12 @@ __device__ inline uint32_t feed(uint32_t n, const char *from, int bytes, int cou
     return n + (uint32_t)max(count, 0);
 }
 
+/* What comes next is of this product. */
+__device__ inline void feeding(int layer, enum product p)
+{
+    if (threadIdx.x % 32 == 0) block().feeding = number_of(layer, p);
+}
+
 /* Those of `u` that lie in a matrix of `rows` outputs, whose stripes begin at `before` */
 __device__ inline uint32_t feed_part(uint32_t n, struct units u, const char *w, int before, int rows)
 {
@@ -292,25 +301,33 @@ __device__ __noinline__ void producer()
         __syncwarp();
         if (l + 2 <= a.n_layers) next.read(l + 2);
         mark(l, M_P_QKV);
+        feeding(l, QKV);
         n = feed_qkv(n, y);
         mark(l, M_P_ATTN);
         n = y.full ? hand_out<512>(n) : hand_out<256>(n);
         mark(l, M_P_O);
+        feeding(l, O);
         n = feed_o(n, y.o, (const char *)y.wo, y.full);
         mark(l, M_P_GLU);
+        feeding(l, ROUTER);
         n = feed_part(n, y.router, (const char *)y.w_router, 0, KS_E);
+        feeding(l, GLU);
         n = feed_gated(n, y.glu, (const char *)y.gate, (const char *)y.up);
         mark(l, M_P_DOWN);
         const struct units down = y.down;
+        feeding(l, DOWN);
         n = feed(n, (const char *)y.w_down + down.first * 3 * KS_SLOT, KS_SLOT, 3 * down.n);
         mark(l, M_P_XGLU);
         bar_wait((uint64_t *)&s.routed, l & 1, 3, (uint32_t)l);
+        feeding(l, XGLU);
         n = feed_experts(n, expert_share(s.n_union, y.rank), (const char *)y.gate_up);
         mark(l, M_P_XDOWN);
+        feeding(l, XDOWN);
         n = feed_expert_down(n, down, (const char *)y.expert_down);
     }
     const struct ks_layer &y = layer_at(a.n_layers);
     const struct units head = y.down;
+    feeding(a.n_layers, QKV);
     feed(n, (const char *)y.wq + (int64_t)head.first * KS_STRIPE, KS_SLOT, head.n * KS_QUADS);
 }
 
@@ -334,8 +351,6 @@ __device__ inline void load_x(uint32_t (&x)[32], const uint64_t *p, bool on, uin
 #pragma unroll
         for (int t = 0; t < 2 * NT; t++) bad |= tags[t] ^ tag;
         if (!__any_sync(FULL_MASK, on && bad)) break;
-        if (on) await_words(p + (NT - 1 + (GAP ? 120 : 0)) * 8, tag, what);
-        __syncwarp();
         still_waiting(w, what, bad);
     }
 #pragma unroll
@@ -383,14 +398,16 @@ __device__ inline void walked(int slots, int sets)
     __syncwarp();
 }
 
-/* What a product's input is: x of qkv and head, of the dense part, of experts, of the router; gated
- * units of the dense part; of experts e, e + 1, .. a quad each */
-enum input { X, X_DENSE, X_EXPERTS, X_ROUTER, GATED, GATED_EXPERTS };
+/* The product's input is there. */
+__device__ inline void start(enum product p)
+{
+    if (threadIdx.x == 0) block().doing = number_of(here().layer, p);
+}
 
 /* `count` sets over inputs of 11 tiles a warp, P quads. Quads that are off say so for each set, no
  * more than three sets ahead of the reducers: then no slot is looked at before its last fill but one
  * has come (parities repeat), P <= 3 slots a set. */
-__device__ inline void consume_sets(enum input in, int count, int P, int e)
+__device__ __noinline__ void consume_sets(enum product p, int count, int P, int e)
 {
     const struct context c = who(0);
     const struct ks_args &a = *c.a;
@@ -400,8 +417,11 @@ __device__ inline void consume_sets(enum input in, int count, int P, int e)
     if (quad < P) {
         const int g = c.lane >> 2, q = c.lane & 3, row = g < a.T ? g : 0;
         uint32_t slot = n % KS_SLOTS, phase = n / KS_SLOTS & 1, x[32];
-        if (in <= X_ROUTER && a.T == 1) {
-            const bf16 *own = s.x[in ? in - 1 : 0] + c.warp * 176 + 4 * q;
+        const bool wide = p != DOWN && p != XDOWN; /* x: of qkv and head 0, dense 1, experts 2, router 3 */
+        const int which = p == QKV ? 0 : p == GLU ? 1 : p == XGLU ? 2 : 3;
+        if (wide && a.T == 1) {
+            const bf16 *own = s.x[which ? which - 1 : 0] + c.warp * 176 + 4 * q;
+            start(p);
 #pragma unroll
             for (int t = 0; t < 11; t++) {
                 const uint2 v = *(const uint2 *)(own + t * KK_TILE_K);
@@ -410,18 +430,22 @@ __device__ inline void consume_sets(enum input in, int count, int P, int e)
         } else {
             bool on = g < a.T;
             const uint64_t *words;
-            if (in <= X_ROUTER) {
-                words = a.x[in] + row * (KS_C / 2) + c.warp * 88;
-            } else if (in == GATED) {
+            if (wide) {
+                words = a.x[which] + row * (KS_C / 2) + c.warp * 88;
+            } else if (p == DOWN) {
                 words = a.f + row * (KS_F / 2) + c.warp * 88;
             } else {
                 on = on && (s.rows_of[e + quad] >> g & 1);
                 words = a.fx + ((e + quad) * KS_COLS + row) * (KS_XF / 2) + (c.warp & 3) * 88;
             }
-            load_x<11, false>(x, words + 2 * q, on, tag, 10 + in);
+            words += 2 * q;
+            if (on) await_words(words + 80, tag, 10 + p);
+            __syncwarp();
+            start(p);
+            load_x<11, false>(x, words, on, tag, 10 + p);
         }
-        if (in == GATED) mark((int)(tag - a.epoch), M_DOWN_X);
-        if (in == GATED_EXPERTS) mark((int)(tag - a.epoch), e ? M_XDOWN_X2 : M_XDOWN_X);
+        if (p == DOWN) mark((int)(tag - a.epoch), M_DOWN_X);
+        if (p == XDOWN) mark((int)(tag - a.epoch), e ? M_XDOWN_X2 : M_XDOWN_X);
 #pragma unroll 1
         for (int k = 0; k < count; k++) {
             chain<11>(s, c.warp, c.lane, slot, phase, first + k, x);
@@ -442,56 +466,54 @@ __device__ inline void consume_sets(enum input in, int count, int P, int e)
 }
 
 /* A product of the layer, or the head: all units that the SM has of it */
-__device__ __noinline__ void consume(enum input in)
+__device__ __noinline__ void consume(enum product p)
 {
     struct smem &s = block();
     const struct ks_layer &y = now();
     const bool head = here().layer == s.args.n_layers;
-    int count = units(in == X ? (head ? y.down : y.qkv) : in == X_ROUTER ? y.router : y.down).n;
-    int P = in == GATED ? 3 : KS_QUADS, U = 1;
-    if (in == X_DENSE) count = 2 * units(y.glu).n;
-    if (in == X_EXPERTS) {
+    int count = units(p == QKV ? (head ? y.down : y.qkv) : p == ROUTER ? y.router : y.down).n;
+    if (p == GLU) count = 2 * units(y.glu).n;
+    if (p == XGLU) {
         bar_wait(&s.routed, here().layer & 1, 7, 0);
         mark(here().layer, M_XGLU);
         count = 2 * expert_share(s.n_union, y.rank).n;
     }
-    if (in == GATED_EXPERTS) U = s.n_union;
+    if (p == XDOWN)
 #pragma unroll 1
-    for (int e = 0; e < U && count; e += KS_QUADS) {
-        if (in == GATED_EXPERTS) P = min(KS_QUADS, U - e);
-        consume_sets(in, count, P, e);
-    }
-    static const int8_t ends[] = {M_QKV_END, M_GLU_END, M_XGLU_END, M_GLU, M_DOWN_END, M_XDOWN_END};
-    if (!head) mark(here().layer, ends[in]);
+        for (int e = 0; e < s.n_union; e += KS_QUADS)
+            consume_sets(p, units(now().down).n, min(KS_QUADS, s.n_union - e), e);
+    else if (count)
+        consume_sets(p, count, p == DOWN ? 3 : KS_QUADS, 0);
+    const int ends[] = {M_QKV_END, 0, M_GLU, M_GLU_END, M_DOWN_END, M_XGLU_END, M_XDOWN_END};
+    if (!head) mark(here().layer, ends[p]);
 }
 
 /* Attention's output, two sets a stripe of K 4096, or of a half of 8192 */
-__device__ __noinline__ void consume_o()
+__device__ __noinline__ void consume_o(int half)
 {
     const struct context c = who(0);
     const struct ks_args &a = *c.a;
     struct smem &s = *c.s;
-    const bool full = now().full;
-    const int g = c.lane >> 2, q = c.lane & 3, width = full ? 8192 : 4096, nu = units(now().o).n;
+    const int g = c.lane >> 2, q = c.lane & 3, width = now().full ? 8192 : 4096;
+    const int first = here().set, nu = units(now().o).n;
+    const uint32_t n = here().n + (uint32_t)(c.warp >> 2);
+    const uint64_t *words = a.attn + (g < a.T ? g : 0) * (width / 2) + half * 2048 + c.warp * 64 +
+                            2 * q;
+    uint32_t slot = n % KS_SLOTS, phase = n / KS_SLOTS & 1, x[32];
+    if (g < a.T) await_words(words + 127 * 8, now_tag(), 20);
+    __syncwarp();
+
+    load_x<16, true>(x, words, g < a.T, now_tag(), 20);
+    if (!half) mark(here().layer, M_O_X);
 #pragma unroll 1
-    for (int half = 0; half < (full ? 2 : 1); half++) {
-        const int first = here().set;
-        const uint32_t n = here().n + (uint32_t)(c.warp >> 2);
-        uint32_t slot = n % KS_SLOTS, phase = n / KS_SLOTS & 1, x[32];
-        load_x<16, true>(x, a.attn + (g < a.T ? g : 0) * (width / 2) + half * 2048 + c.warp * 64 +
-                                2 * q,
-                         g < a.T, now_tag(), 20);
-        if (!half) mark(here().layer, M_O_X);
-#pragma unroll 1
-        for (int u = 0; u < nu; u++)
+    for (int u = 0; u < nu; u++)
 #pragma unroll
-            for (int k = 0; k < 2; k++) {
-                chain<8>(s, c.warp, c.lane, slot, phase, first + 2 * u + k, x + 16 * k);
-                slot += KS_QUADS;
-                if (slot >= KS_SLOTS) slot -= KS_SLOTS, phase ^= 1;
-            }
-        walked(nu * 8, nu * 2);
-    }
+        for (int k = 0; k < 2; k++) {
+            chain<8>(s, c.warp, c.lane, slot, phase, first + 2 * u + k, x + 16 * k);
+            slot += KS_QUADS;
+            if (slot >= KS_SLOTS) slot -= KS_SLOTS, phase ^= 1;
+        }
+    walked(nu * 8, nu * 2);
     mark(here().layer, M_O_END);
 }
 
@@ -501,18 +523,19 @@ __device__ __noinline__ void consumer()
 {
     embed();
     do {
-        consume(X);
+        consume(QKV);
         attention();
-        consume_o();
+        consume_o(0);
+        if (now().full) consume_o(1);
         after_attention();
-        consume(X_ROUTER);
-        consume(X_DENSE);
-        consume(GATED);
-        consume(X_EXPERTS);
-        consume(GATED_EXPERTS);
+        consume(ROUTER);
+        consume(GLU);
+        consume(DOWN);
+        consume(XGLU);
+        consume(XDOWN);
         after_experts();
     } while (go_on());
-    consume(X);
+    consume(QKV);
 }
 
 /* ---- reducers ---- */
@@ -600,8 +623,6 @@ __device__ inline void reduce_stripes(struct units u, int sub, int n, int carry,
     reduced(u.n * sub, u.n);
     if (carry) reducers_meet();
 }
-
-enum product { QKV, O, ROUTER, DOWN };
 
 __device__ __noinline__ void reduce_plain(enum product p)
 {
@@ -854,6 +875,7 @@ __global__ void __launch_bounds__(KS_THREADS, 1)
     for (int i = (int)threadIdx.x; i < (int)(sizeof a / 4); i += KS_THREADS)
         ((uint32_t *)&s.args)[i] = ((const uint32_t *)&a)[i];
     if (threadIdx.x == 0) {
+        s.doing = -1;
         for (int i = 0; i < KS_SLOTS; i++) bar_init(&s.full[i], 1), bar_init(&s.empty[i], 4);
         for (int i = 0; i < KS_SETS; i++)
             bar_init(&s.pfull[i], KS_CONSUMERS), bar_init(&s.pempty[i], 1);

@@ -75,7 +75,7 @@ struct ks_args {
     const float *first_norm;
     float embed_scale;
     int T, B, n_layers;
-    uint32_t window; /* slots in flight, at most */
+    uint32_t window, ahead; /* slots in flight, at most: of what is multiplied now, of what comes later */
     uint32_t epoch; /* tag of layer l's words: epoch + l */
     float eps, attn_scale, softcap;
     struct ks_seq seq[KS_COLS];

@@ -201,7 +201,7 @@ static int place_stack(struct kk_dev *dev, struct ks_stack *s, const struct prog
     a->layers = (const struct ks_layer *)(s->memory + words);
     dev->ops->upload(dev, s->memory + words, p->layer, prog);
     a->n_layers = s->n_layers = k->n_layers;
-    a->window = 5;
+    a->window = 5, a->ahead = 2;
     a->eps = k->eps, a->attn_scale = k->attn_scale, a->softcap = k->softcap;
     a->table = (const char *)k->embed->data, a->embed_scale = k->embed_scale;
     a->first_norm = k->layer[0].input_norm;

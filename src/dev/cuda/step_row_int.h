@@ -11,25 +11,33 @@ namespace
  * All 16 warps. A lane of the row's sums is two threads, of warp w and of warp w + 8, both with the
  * lane's elements; the first half's threads sum. */
 
-/* Sums of 256 lanes' v: their 8 warps say theirs, all warps meet, and who needs the sum adds up.
- * Sums that follow each other take turns with tmp's parts, so that one meeting is enough. */
-__device__ inline void say_sum(const struct context &c, int turn, float v)
+/* The sum of 256 lanes' v. Sums that follow each other take turns with tmp's halves, so that one
+ * meeting is enough. */
+__device__ inline float row_sum(const struct context &c, float v, int turn)
 {
-    v = kk__warp_sum(v);
-    if (c.lane == 0) c.s->tmp[turn][c.warp & 7] = v;
-}
-
-__device__ inline float sum_said(const struct context &c, int turn)
-{
-    float v = c.s->tmp[turn][0];
+    float *tmp = c.s->tmp[turn];
+    if (c.warp < 8) {
+        v = kk__warp_sum(v);
+        if (c.lane == 0) tmp[c.warp] = v;
+    }
+    warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+    v = tmp[0];
 #pragma unroll
-    for (int i = 1; i < 8; i++) v += c.s->tmp[turn][i];
+    for (int i = 1; i < 8; i++) v += tmp[i];
     return v;
 }
 
-__device__ inline void all_meet()
+/* Two rows at once: a half of the warps has one, the other half the other. */
+__device__ inline float own_row_sum(const struct context &c, float v)
 {
+    float *tmp = c.s->tmp[2 + (c.warp >> 3)];
+    v = kk__warp_sum(v);
+    if (c.lane == 0) tmp[c.warp & 7] = v;
     warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+    v = tmp[0];
+#pragma unroll
+    for (int i = 1; i < 8; i++) v += tmp[i];
+    return v;
 }
 
 /* A lane's elements of a row: 4 l .. 4 l + 3 of each 1024; zeros past its end, which change no sum
@@ -59,12 +67,23 @@ struct twelve {
     }
     __device__ inline void take(const uint64_t *p, int l, uint32_t tag, int what)
     {
-        uint32_t raw[12];
+        struct watch w = {0};
+        for (;;) {
+            uint32_t bad = 0;
 #pragma unroll
-        for (int i = 8; i < 12; i++) raw[i] = 0;
-        take_pairs<6, 1024>(raw, p + 4 * l, l < 192 ? 6 : 4, tag, what);
-#pragma unroll
-        for (int i = 0; i < 12; i++) v[i] = __uint_as_float(raw[i]);
+            for (int c = 0; c < 3; c++)
+                if (c < 2 || l < 192) {
+                    const struct two_words a = load_words(p + 1024 * c + 4 * l);
+                    const struct two_words b = load_words(p + 1024 * c + 4 * l + 2);
+                    v[4 * c] = __uint_as_float(a.v0), v[4 * c + 1] = __uint_as_float(a.v1);
+                    v[4 * c + 2] = __uint_as_float(b.v0), v[4 * c + 3] = __uint_as_float(b.v1);
+                    bad |= (a.tag0 ^ tag) | (a.tag1 ^ tag) | (b.tag0 ^ tag) | (b.tag1 ^ tag);
+                } else {
+                    v[4 * c] = v[4 * c + 1] = v[4 * c + 2] = v[4 * c + 3] = 0;
+                }
+            if (!bad) return;
+            still_waiting(w, what, bad);
+        }
     }
     __device__ inline float squares() const
     {
@@ -124,21 +143,6 @@ __device__ inline void tap_h(const struct context &c, const struct twelve &h, in
     }
 }
 
-/* Which row is this SM's, between products: -1: none. With one row every SM does it. */
-__device__ inline int own_row()
-{
-    const int each = (int)(gridDim.x / KS_COLS), t = (int)blockIdx.x / each;
-    const int T = block().args.T;
-    return T == 1 ? 0 : t < T && t * each == (int)blockIdx.x ? t : -1;
-}
-
-/* What was left in shared memory is there. */
-__device__ inline void row_is_left()
-{
-    __syncwarp();
-    if (block().args.T == 1) all_meet();
-}
-
 __device__ inline void embed_row(int t)
 {
     const uint32_t tag = now_tag();
@@ -160,30 +164,22 @@ __device__ inline void embed_row(int t)
         h.set(k, make_float4(lo_of(v.x) * a.embed_scale, hi_of(v.x) * a.embed_scale,
                              lo_of(v.y) * a.embed_scale, hi_of(v.y) * a.embed_scale));
     }
-    if (c.warp < 8) say_sum(c, 1, h.squares());
-    all_meet();
+    const float f = rms_factor(row_sum(c, h.squares(), 1), KS_C, a.eps);
     if (c.warp >= 8) return;
     keep_h(c, h, l);
-    leave(c, h, rms_factor(sum_said(c, 1), KS_C, a.eps), w, 0, t, l, tag);
+    leave(c, h, f, w, 0, t, l, tag);
 }
 
-__device__ __noinline__ void embed()
+/* h = (h + rms(x) * post) * scale; returns the factor of rms(h). Nobody keeps h before all have
+ * met again. */
+__device__ inline float add_to_h(const struct context &c, const struct twelve &x,
+                                 const struct twelve &post, float scale, struct twelve &h)
 {
-    if (own_row() >= 0) embed_row(own_row());
-    row_is_left();
-}
-
-/* The first half's: h = (h + rms(x) * post) * scale, where x's sum has been said in turn 0; h's is
- * said in turn 1. */
-__device__ inline void add_to_h(const struct context &c, const struct twelve &x,
-                                const struct twelve &post, float scale, struct twelve &h, int l)
-{
-    const float f = rms_factor(sum_said(c, 0), KS_C, c.a->eps);
-    h.load(c.s->h, l);
+    const float f = rms_factor(row_sum(c, x.squares(), 0), KS_C, c.a->eps);
+    h.load(c.s->h, (c.warp & 7) * 32 + c.lane);
 #pragma unroll
     for (int i = 0; i < 12; i++) h.v[i] = (h.v[i] + (x.v[i] * f) * post.v[i]) * scale;
-    keep_h(c, h, l);
-    say_sum(c, 1, h.squares());
+    return rms_factor(row_sum(c, h.squares(), 1), KS_C, c.a->eps);
 }
 
 /* Where a row's words of f32 are put when they have come, for the other half of the warps. */
@@ -198,99 +194,125 @@ __device__ inline void take_row(const struct context &c, const uint64_t *from, u
     const int half = c.warp >> 3, n = half ? 2 : l < 192 ? 4 : 2;
     const uint64_t *p = from + 4 * l + (half ? 1024 : 0);
     float *to = shared_row(c) + 4 * l + (half ? 1024 : 0);
+    await_words(p + (n == 4 ? 2048 : 0), tag, 20);
+    struct watch w = {0};
     uint32_t v[8];
-    take_pairs<4, 2048>(v, p, n, tag, 20);
+    for (;;) {
+        uint32_t bad = 0;
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            if (k < n) {
+                const struct two_words x = load_words(p + (k >> 1) * 2048 + 2 * (k & 1));
+                v[2 * k] = x.v0, v[2 * k + 1] = x.v1, bad |= (x.tag0 ^ tag) | (x.tag1 ^ tag);
+            }
+        if (!bad) break;
+        still_waiting(w, 20, bad);
+    }
     *(uint4 *)to = make_uint4(v[0], v[1], v[2], v[3]);
     if (n == 4) *(uint4 *)(to + 2048) = make_uint4(v[4], v[5], v[6], v[7]);
 }
 
-/* The first half's warps add to h and leave dense x, the second's leave that of experts and router. */
+/* The first half's threads leave dense x, the second's that of experts and router. */
 __device__ inline void row_after_attention(int t)
 {
+    const int layer = here().layer;
+    const uint32_t tag = now_tag();
     const struct context c = who(0);
     const struct ks_args &a = *c.a;
-    const struct ks_layer &y = now();
-    const uint32_t tag = now_tag();
+    const struct ks_layer &y = layer_at(layer);
     const int l = (c.warp & 7) * 32 + c.lane;
-    struct twelve h, v, w;
-    if (c.warp < 8) {
-        struct twelve x;
-        v.ask((const float *)y.post_attn, l), w.ask((const float *)y.pre_ff, l);
-        mark(here().layer, M_R1);
-        take_row(c, a.o + t * KS_C, tag, l);
-        all_meet();
-        mark(here().layer, M_R1_X);
-        x.load(shared_row(c), l);
-        say_sum(c, 0, x.squares());
-        all_meet();
-        add_to_h(c, x, v, 1.0f, h, l);
-        all_meet();
-        leave(c, h, rms_factor(sum_said(c, 1), KS_C, a.eps), w, 1, t, l, tag);
-    } else {
-        v.ask((const float *)y.pre_ff_2, l), w.ask((const float *)y.router_scale, l);
-        take_row(c, a.o + t * KS_C, tag, l);
-        all_meet();
-        all_meet();
-        all_meet();
-        h.load(c.s->h, l);
-        const float f = rms_factor(sum_said(c, 1), KS_C, a.eps);
-        leave(c, h, f, w, 3, t, l, tag);
-        leave(c, h, f, v, 2, t, l, tag);
+    const bool second = c.warp >= 8;
+    struct twelve x, h, p, n, r;
+    p.ask((const float *)y.post_attn, l);
+    n.ask((const float *)(second ? y.pre_ff_2 : y.pre_ff), l);
+    r.ask((const float *)y.router_scale, l);
+    mark(layer, M_R1);
+#ifdef KS_LIGHT
+    if (c.lane == 0) await_words(a.o + t * KS_C + c.warp * 176, tag, 20);
+    __syncwarp();
+#endif
+    take_row(c, a.o + t * KS_C, tag, l);
+    warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+    mark(layer, M_R1_X);
+    x.load(shared_row(c), l);
+    const float f = add_to_h(c, x, p, 1.0f, h);
+    if (!second) keep_h(c, h, l);
+    leave(c, h, f, n, second ? 2 : 1, t, l, tag);
+    if (second) leave(c, h, f, r, 3, t, l, tag);
+}
+
+/* The first half's threads have the dense part, the second's that of the experts, until both are
+ * added; then the first half's go on. */
+__device__ inline void row_after_experts(int t)
+{
+    const int layer = here().layer;
+    const uint32_t tag = now_tag();
+    const struct context c = who(0);
+    const struct ks_args &a = *c.a;
+    const struct ks_layer &y = layer_at(layer);
+    const int l = (c.warp & 7) * 32 + c.lane;
+    const bool second = c.warp >= 8;
+    const uint64_t *from = (second ? a.xdown : a.down) + t * KS_C;
+    const float scale = y.scalar;
+    float *half = shared_row(c);
+    struct twelve x, h, n, p, next;
+    n.ask((const float *)(second ? y.post_ff_2 : y.post_ff_1), l);
+    p.ask((const float *)y.post_ff, l);
+    next.ask((const float *)y.next_norm, l);
+    mark(layer, M_R2);
+#ifdef KS_LIGHT
+    if (c.lane == 0) await_words(a.xdown + t * KS_C + c.warp * 176, tag, 20);
+    __syncwarp();
+#endif
+    await_words(from + (l < 192 ? 2048 : 1024) + 4 * l, tag, 21);
+    __syncwarp();
+    x.take(from, l, tag, 21);
+    __syncwarp();
+    const float f0 = rms_factor(own_row_sum(c, x.squares()), KS_C, a.eps);
+#pragma unroll
+    for (int i = 0; i < 12; i++) x.v[i] = (x.v[i] * f0) * n.v[i];
+#pragma unroll
+    for (int k = 0; k < 3; k++)
+        if (second && (k < 2 || l < 192)) *(float4 *)(half + 1024 * k + 4 * l) = x.get(k);
+    warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+    if (!second) {
+        n.load(half, l);
+#pragma unroll
+        for (int i = 0; i < 12; i++) x.v[i] += n.v[i];
     }
+    const float f = add_to_h(c, x, p, scale, h);
+    if (second) return;
+    keep_h(c, h, l);
+    tap_h(c, h, t, l, layer);
+    leave(c, h, f, next, 0, t, l, tag + 1);
+    mark(layer, M_R2_END);
+}
+
+/* Which row is this SM's, between products: -1: none. With one row every SM does it. */
+__device__ inline int own_row()
+{
+    const int each = (int)(gridDim.x / KS_COLS), t = (int)blockIdx.x / each;
+    const int T = block().args.T;
+    return T == 1 ? 0 : t < T && t * each == (int)blockIdx.x ? t : -1;
+}
+
+/* What was left in shared memory is there. */
+__device__ inline void row_is_left()
+{
+    __syncwarp();
+    if (block().args.T == 1) warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+}
+
+__device__ __noinline__ void embed()
+{
+    if (own_row() >= 0) embed_row(own_row());
+    row_is_left();
 }
 
 __device__ __noinline__ void after_attention()
 {
     if (own_row() >= 0) row_after_attention(own_row());
     row_is_left();
-}
-
-/* The first half's warps have the dense part, the second's that of the experts, until both are
- * added; then the first half's go on. */
-__device__ inline void row_after_experts(int t)
-{
-    const struct context c = who(0);
-    const struct ks_args &a = *c.a;
-    const struct ks_layer &y = now();
-    const uint32_t tag = now_tag();
-    const int l = (c.warp & 7) * 32 + c.lane;
-    float *half = shared_row(c);
-    struct twelve x, n;
-    if (c.warp < 8) {
-        struct twelve h, p, next;
-        n.ask((const float *)y.post_ff_1, l), p.ask((const float *)y.post_ff, l);
-        mark(here().layer, M_R2);
-        x.take(a.down + t * KS_C, l, tag, 21);
-        next.ask((const float *)y.next_norm, l);
-        say_sum(c, 2, x.squares());
-        all_meet();
-        const float f = rms_factor(sum_said(c, 2), KS_C, a.eps);
-        all_meet();
-        h.load(half, l);
-#pragma unroll
-        for (int i = 0; i < 12; i++) x.v[i] = (x.v[i] * f) * n.v[i] + h.v[i];
-        say_sum(c, 0, x.squares());
-        all_meet();
-        add_to_h(c, x, p, y.scalar, h, l);
-        all_meet();
-        tap_h(c, h, t, l, here().layer);
-        leave(c, h, rms_factor(sum_said(c, 1), KS_C, a.eps), next, 0, t, l, tag + 1);
-        mark(here().layer, M_R2_END);
-    } else {
-        n.ask((const float *)y.post_ff_2, l);
-        x.take(a.xdown + t * KS_C, l, tag, 21);
-        say_sum(c, 3, x.squares());
-        all_meet();
-        const float f = rms_factor(sum_said(c, 3), KS_C, a.eps);
-#pragma unroll
-        for (int i = 0; i < 12; i++) x.v[i] = (x.v[i] * f) * n.v[i];
-#pragma unroll
-        for (int k = 0; k < 3; k++)
-            if (k < 2 || l < 192) *(float4 *)(half + 1024 * k + 4 * l) = x.get(k);
-        all_meet();
-        all_meet();
-        all_meet();
-    }
 }
 
 __device__ __noinline__ void after_experts()

@@ -195,6 +195,54 @@ __device__ __noinline__ void bring(const uint64_t *from, const float *norm, cons
     if (also) x.store(also, also + 512, c.lane, 1.0f);
 }
 
+/* Where line `half` of row i of an item (i from it.lo * 16) is in the ring, from slot n on */
+__device__ inline uint32_t line_at(uint32_t n, const struct item &it, int i, int half)
+{
+    const uint32_t at = (n % KS_SLOTS + (uint32_t)(half * half_slots(it))) * KS_SLOT + i * KS_LINE;
+    return at < KS_RING ? at : at - KS_RING;
+}
+
+/* What turns of a derived key: elements 0 .. 63 and 256 .. 319, 16 bytes at a time in an order in which
+ * `ldmatrix` meets no bank twice. */
+__device__ inline uint32_t turned_at(uint32_t n, const struct item &it, int i)
+{
+    const uint32_t at = (n % KS_SLOTS + (uint32_t)(2 * half_slots(it))) * KS_SLOT + i * 256;
+    return at < KS_RING ? at : at - KS_RING;
+}
+
+/* Rows i, i + 16, .. < end of the item, N at most, by a warp; a lane has pairs 2 l, 2 l + 1 of the 64.
+ * wait: the rows are on their way, and are asked for after rope. */
+template <int N>
+__device__ inline void turn(uint32_t n, const struct item &it, int i, int end, bool wait)
+{
+    const struct context c = who(0);
+    const int l = c.lane;
+    const float *w = (const float *)now().k_norm;
+    const float *rope = c.a->rope[0] + (int64_t)(it.base + it.lo * 16 + i) * 128 + 4 * l;
+    float4 t[N];
+#pragma unroll
+    for (int k = 0; k < N; k++)
+        if (i + 16 * k < end) t[k] = load4(rope + 2048 * k);
+    const float2 wb = *(const float2 *)(w + 2 * l), wc = *(const float2 *)(w + 256 + 2 * l);
+    if (wait) {
+        copies_wait();
+        warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+    }
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        const int row = i + 16 * k;
+        if (row >= end) continue;
+        const uint32_t vb = *(const uint32_t *)(c.s->ring + line_at(n, it, row, 0) + 4 * l);
+        const uint32_t vc = *(const uint32_t *)(c.s->ring + line_at(n, it, row, 1) + 4 * l);
+        const float b0 = lo_of(vb) * wb.x, b1 = hi_of(vb) * wb.y;
+        const float c0 = lo_of(vc) * wc.x, c1 = hi_of(vc) * wc.y;
+        uint32_t *to = (uint32_t *)(c.s->ring + turned_at(n, it, row) + (l / 4 ^ (row & 7)) * 16 +
+                                    l % 4 * 4);
+        to[0] = kk__pack2(b0 * t[k].x - c0 * t[k].y, b1 * t[k].z - c1 * t[k].w);
+        to[32] = kk__pack2(c0 * t[k].x + b0 * t[k].y, c1 * t[k].z + b1 * t[k].w);
+    }
+}
+
 /* Consumers over one item: slots from n on. */
 template <int D> struct split_work {
     typedef struct shape<D> Z;
@@ -205,12 +253,7 @@ template <int D> struct split_work {
     int layer;
     uint32_t tag;
 
-    /* Where line `half` of row i of the item (i from it.lo * 16) is in the ring */
-    __device__ inline uint32_t line(int i, int half) const
-    {
-        const uint32_t at = (n % KS_SLOTS + (uint32_t)(half * half_slots(it))) * KS_SLOT + i * KS_LINE;
-        return at < KS_RING ? at : at - KS_RING;
-    }
+    __device__ inline uint32_t line(int i, int half) const { return line_at(n, it, i, half); }
     /* The item's room has been handed out. */
     __device__ inline void arrived() const
     {
@@ -263,7 +306,7 @@ template <int D> struct split_work {
                      c.a->kv[layer].rows + (int64_t)t * Z::kv_row + (part + it.g) * D * 2, 1.0f);
         }
         __syncwarp();
-        if (Z::derived) turn<1>(row_at, row_at + 1, false);
+        if (Z::derived) turn<1>(n, it, row_at, row_at + 1, false);
     }
 
     /* is key j visible to row r of the item */
@@ -288,42 +331,6 @@ template <int D> struct split_work {
             b[i] = kk__pack2(lo_of(b[i]) * w.x, hi_of(b[i]) * w.y);
         }
     }
-    /* What turns of a derived key: elements 0 .. 63 and 256 .. 319, 16 bytes at a time, where `ldmatrix`
-     * meets no bank twice. */
-    __device__ inline uint32_t turned(int i) const
-    {
-        const uint32_t at = (n % KS_SLOTS + (uint32_t)(2 * half_slots(it))) * KS_SLOT + i * 256;
-        return at < KS_RING ? at : at - KS_RING;
-    }
-    /* Rows i, i + 16, .. < end of the item, by a warp; a lane has pairs 2 l, 2 l + 1 of the 64. The
-     * lane's rope is asked for before `wait`. */
-    template <int N> __device__ inline void turn(int i, int end, bool wait) const
-    {
-        const int l = c.lane, first = it.base + it.lo * 16;
-        const float *w = (const float *)layer_at(layer).k_norm;
-        const float2 wb = *(const float2 *)(w + 2 * l), wc = *(const float2 *)(w + 256 + 2 * l);
-        float4 t[N];
-#pragma unroll
-        for (int k = 0; k < N; k++)
-            if (i + 16 * k < end) t[k] = load4(rope_of(first + i + 16 * k) + 4 * l);
-        if (wait) {
-            copies_wait();
-            warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
-        }
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            const int row = i + 16 * k;
-            if (row >= end) continue;
-            const uint32_t vb = *(const uint32_t *)(c.s->ring + line(row, 0) + 4 * l);
-            const uint32_t vc = *(const uint32_t *)(c.s->ring + line(row, 1) + 4 * l);
-            const float b0 = lo_of(vb) * wb.x, b1 = hi_of(vb) * wb.y;
-            const float c0 = lo_of(vc) * wc.x, c1 = hi_of(vc) * wc.y;
-            uint32_t *to = (uint32_t *)(c.s->ring + turned(row) + (l / 4 ^ (row & 7)) * 16 + l % 4 * 4);
-            to[0] = kk__pack2(b0 * t[k].x - c0 * t[k].y, b1 * t[k].z - c1 * t[k].w);
-            to[32] = kk__pack2(c0 * t[k].x + b0 * t[k].y, c1 * t[k].z + b1 * t[k].w);
-        }
-    }
-
     /* Scores of 16 keys, group kg of the split, by one warp: s[n][..] of keys 8 n .. */
     static constexpr int TURN = Z::derived ? Z::R / 16 : 0;
     __device__ inline void tile(float (&s)[2][4], uint32_t qa, const uint32_t (&b)[4]) const
@@ -348,7 +355,7 @@ template <int D> struct split_work {
             const uint32_t swap = ((lane >> 3 & 1) ^ (i & 7)) * 16;
 #pragma unroll 2
             for (int kt = 0; kt < TURN; kt++) {
-                ldsm(b, ring + turned(i) + half * 128 + (kt * 32 ^ swap));
+                ldsm(b, ring + turned_at(n, it, i) + half * 128 + (kt * 32 ^ swap));
                 tile(s, qa + (half * 16 + kt) * 32, b);
             }
 #pragma unroll 4
@@ -498,7 +505,8 @@ template <int D> struct split_work {
         arrived();
         fetch();
         if (Z::derived) {
-            turn<8>(c.warp, stored, true);
+#pragma unroll 1
+            for (int i = c.warp; i < c.warp + 128; i += 64) turn<4>(n, it, i, stored, i < 64);
             const int tid = c.warp * 32 + c.lane;
             c.s->a.k_norm[tid] = __ldg((const float *)layer_at(layer).k_norm + tid);
         } else {

@@ -39,6 +39,8 @@ struct smem {
     uint64_t full[KS_SLOTS], empty[KS_SLOTS];
     uint64_t pfull[KS_SETS], pempty[KS_SETS], routed, found[2], done[2];
     struct walk walks[KS_THREADS / 32];
+    int feeding;        /* number of the product that the producer brings weights of, */
+    volatile int doing; /* and of that which has its input */
     /* the router's choice: distinct experts, ascending, and each row's weights */
     int n_union, expert[KS_UNION];
     uint32_t rows_of[KS_UNION];
@@ -320,6 +322,14 @@ __device__ __noinline__ bool go_on()
 __device__ inline uint32_t now_tag()
 {
     return block().args.epoch + (uint32_t)here().layer;
+}
+
+/* Products of a layer, in order; numbered over all layers they say who is ahead of whom. */
+enum product { QKV, O, ROUTER, GLU, DOWN, XGLU, XDOWN, PRODUCTS };
+
+__device__ inline int number_of(int layer, enum product p)
+{
+    return layer * PRODUCTS + p;
 }
 
 /* Units first, first + 1, .. first + n - 1 */
