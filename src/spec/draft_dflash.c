@@ -56,6 +56,11 @@ static int observe(struct kk_drafter *base, const float *taps, int rows, struct 
     return 0;
 }
 
+static int behind(const struct kk_drafter *base)
+{
+    return ((const struct dflash *)base)->n_held;
+}
+
 static int catch_up(struct kk_drafter *base, struct kk_err *err)
 {
     return flush((struct dflash *)base, err);
@@ -121,6 +126,7 @@ static int open_with(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk
     static const struct kk_drafter_ops ops = {.name = "dflash",
                                               .propose = propose,
                                               .observe = observe,
+                                              .behind = behind,
                                               .catch_up = catch_up,
                                               .device_bytes = device_bytes,
                                               .fork = fork_dflash,
