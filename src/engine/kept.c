@@ -420,15 +420,14 @@ static int files_of(const struct kk_saved *s, struct kept_file **file)
 /* What comes after a session's own bytes, at p; its length if p is NULL. */
 static size_t put_refs(const struct kk_saved *s, struct kept_file *const *file, int n, char *p)
 {
-    const struct refs_tail t = {.n_blocks = (uint32_t)s->n_blocks,
-                                .n_files = (uint32_t)n,
-                                .room = s->room,
-                                .own = s->n};
+    const struct refs_tail t = {
+        .n_blocks = (uint32_t)s->n_blocks, .n_files = (uint32_t)n, .room = s->room, .own = s->n};
     const size_t bytes = ((size_t)s->n_blocks + (size_t)n) * sizeof(uint64_t) + sizeof t;
     if (!p) return bytes;
     for (int i = 0; i < s->n_blocks; i++, p += sizeof(uint64_t))
         memcpy(p, &s->block[i]->number, sizeof(uint64_t));
-    for (int i = 0; i < n; i++, p += sizeof(uint64_t)) memcpy(p, &file[i]->number, sizeof(uint64_t));
+    for (int i = 0; i < n; i++, p += sizeof(uint64_t))
+        memcpy(p, &file[i]->number, sizeof(uint64_t));
     memcpy(p, &t, sizeof t);
     memcpy(p, refs_magic, sizeof refs_magic);
     return bytes;

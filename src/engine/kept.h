@@ -31,8 +31,8 @@ int64_t kk_kept_host_bytes(const struct kk_kept *k); /* of shared blocks in host
 
 /* A saved session in host memory. Zeroed at first. */
 struct kk_saved {
-    char *p; /* [cap], the first n are its own bytes */
-    size_t n, cap, at; /* at: of the source */
+    char *p;                   /* [cap], the first n are its own bytes */
+    size_t n, cap, at;         /* at: of the source */
     struct kept_block **block; /* [n_blocks], in the order of saving */
     int n_blocks, cap_blocks, next;
     int64_t room;  /* device bytes that its own blocks take when it is loaded */
@@ -44,11 +44,11 @@ struct kk_saved {
 };
 struct kk_kv_keeper kk_kept_keeper(struct kk_kept *k, struct kk_saved *s); /* valid while s is */
 int kk_saved_expect(struct kk_saved *s, size_t n, struct kk_err *err); /* room for n more bytes */
-void kk_saved_fit(struct kk_saved *s);            /* no more room than is used */
-struct kk_io kk_saved_sink(struct kk_saved *s);   /* its own bytes, appended */
-struct kk_io kk_saved_source(struct kk_saved *s); /* the same from the start on */
+void kk_saved_fit(struct kk_saved *s);                        /* no more room than is used */
+struct kk_io kk_saved_sink(struct kk_saved *s);               /* its own bytes, appended */
+struct kk_io kk_saved_source(struct kk_saved *s);             /* the same from the start on */
 void kk_saved_release(struct kk_kept *k, struct kk_saved *s); /* s is as zeroed */
-int64_t kk_saved_shared_bytes(const struct kk_saved *s); /* of the blocks that it refers to */
+int64_t kk_saved_shared_bytes(const struct kk_saved *s);      /* of the blocks that it refers to */
 /* Device bytes that it takes when it is loaded into this pool: blocks that are there count nothing.
  * pool NULL: with all of them. */
 int64_t kk_saved_room(const struct kk_saved *s, const struct kk_kv_pool *pool);

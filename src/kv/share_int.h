@@ -14,9 +14,9 @@
 struct shared_block {
     void *p;
     int refs;
-    int on_host; /* memory of host_alloc (the tier's), else of the device */
-    size_t bytes, used; /* of the block; of them those that hold something: the first ones */
-    uint64_t number;    /* 0: none */
+    int on_host;               /* memory of host_alloc (the tier's), else of the device */
+    size_t bytes, used;        /* of the block; of them those that hold something: the first ones */
+    uint64_t number;           /* 0: none */
     struct shared_block *next; /* in the pool's table */
 };
 
@@ -43,7 +43,7 @@ struct kk__transfer {
     struct kk_kv *kv;
     const struct kk_io *io;
     const struct kk_kv_keeper *keeper; /* NULL: all is the session's own, and nothing is marked */
-    char *bounce; /* host: room for the largest block or ring */
+    char *bounce;                      /* host: room for the largest block or ring */
     struct kk_err *err;
 };
 /* What a mark of the stream says of a ring, a piece or a block; other marks are numbers. */
