@@ -202,12 +202,20 @@ static int refer(struct kk_saved *s, struct kept_block *b, struct kk_err *err)
 
 /* ---- what the KV cache asks --------------------------------------------------------------- */
 
+/* Somebody else, in host memory or on disk, refers to b, or may as well do so. */
+static int is_wanted(const struct kk_saved *s, const struct kept_block *b)
+{
+    int mine = 0;
+    for (int i = 0; s->mine && i < s->mine->n_files; i++) mine += s->mine->file[i] == b->file;
+    return b->refs || (b->file && (b->lasting || b->file->refs > mine));
+}
+
 static int keep(void *arg, struct kk_kv_kept *what, void **into, struct kk_err *err)
 {
     struct kk_saved *s = arg;
     struct kk_kept *k = s->k;
     struct kept_block *b = what->number ? find(k, what->number) : NULL;
-    if (!b && what->sole) return KK_ENOENT;
+    if (what->sole && !(b && is_wanted(s, b))) return KK_ENOENT;
     if (!what->number) what->number = ++*k->number;
     if (!b) b = add(k, what->number);
     if (!b) return kk_fail(err, KK_ENOMEM, "out of memory to page a session out");

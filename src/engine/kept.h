@@ -35,9 +35,10 @@ struct kk_saved {
     size_t n, cap, at;         /* at: of the source */
     struct kept_block **block; /* [n_blocks], in the order of saving */
     int n_blocks, cap_blocks, next;
-    int64_t room;  /* device bytes that its own blocks take when it is loaded */
-    int in_memory; /* saving: its blocks have host copies, whatever is on disk */
-    int apart;     /* saving: blocks that come now are of another pool (a drafter's) */
+    int64_t room;                   /* device bytes that its own blocks take when it is loaded */
+    int in_memory;                  /* saving: its blocks have host copies, whatever is on disk */
+    const struct kk_snapshot *mine; /* saving: the session's own file, which this one replaces */
+    int apart; /* saving: blocks that come now are of another pool (a drafter's) */
     struct kk_spool_reader *own, *blocks; /* reading: the session's file, a file of blocks */
     struct kept_file *blocks_file;
     struct kk_kept *k; /* set by kk_kept_keeper */

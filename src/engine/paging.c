@@ -280,6 +280,13 @@ static void park(struct kk_runtime *rt, struct resident *n, struct kk_saved *sav
     rt->stats.sessions_host++;
 }
 
+/* Its rows fit into host memory, if all others make way. */
+static int host_takes(const struct kk_runtime *rt, const struct resident *n)
+{
+    const struct kk_kv *kv = n->s->kv;
+    return rt->o.kv_host < 0 || kk_kv_device_bytes(kv) + kk_kv_shared_of(kv) <= rt->o.kv_host;
+}
+
 /* Rows of n to host memory, or where that is full straight to disk. */
 static int page_out(struct kk_runtime *rt, struct resident *n, struct kk_err *err)
 {
@@ -292,9 +299,9 @@ static int page_out(struct kk_runtime *rt, struct resident *n, struct kk_err *er
     }
     struct kk_saved *saved = kk_calloc(1, sizeof *saved);
     if (!saved) return kk_fail(err, KK_ENOMEM, "out of memory to page a session out");
-    saved->in_memory = rt->o.kv_host != 0;
+    *saved = (struct kk_saved){.in_memory = !rt->spool || host_takes(rt, n), .mine = n->file};
     rc = kk__session_keep(n->s, rt->kept, saved, err);
-    if (!rc && !host_room(rt, (int64_t)saved->n, &full)) {
+    if (!rc && saved->in_memory && !host_room(rt, (int64_t)saved->n, &full)) {
         park(rt, n, saved);
         return 0;
     }
@@ -443,7 +450,7 @@ void kk__resident_adopt(struct kk_runtime *rt, struct resident *n)
 /* Write n to a file if it has news enough; its rows stay where they are. KK_EIO: a full disk. */
 static int snapshot(struct kk_runtime *rt, struct resident *n, int64_t least)
 {
-    struct kk_saved saved = {0};
+    struct kk_saved saved = {.mine = n->file};
     const int64_t had = n->file ? n->file->tokens : 0;
     if (n->writing || tokens_of(n) < 2) return 0;
     if (tokens_of(n) < had + least && !(n->reshaped && had)) return 0;
@@ -506,6 +513,14 @@ void kk__paging_finish(struct kk_runtime *rt)
     for (struct resident *n = rt->idle.first; n; n = n->next) snapshot(rt, n, 1);
     kk_spool_drain(rt->spool);
     kk__paging_settle(rt);
+}
+
+int64_t kk__paging_last(const struct kk_runtime *rt)
+{
+    int64_t last = 0;
+    for (const struct stale_file *f = rt->stale; f; f = f->next)
+        if (f->seq > last) last = f->seq;
+    return last;
 }
 
 /* ---- open and close ----------------------------------------------------------------------- */

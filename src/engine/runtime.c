@@ -351,11 +351,12 @@ static void *run(void *arg)
     kk__paging_finish(rt);
     if (rt->journal) {
         kk_journal_flush(rt->journal);
-        int64_t last = 0;
+        int64_t last = atomic_load(&rt->state_broken) ? 0 : kk__paging_last(rt);
         for (struct kk_call *k = rt->out_first; k; k = k->out_next)
             if (!k->done.code && k->done_seq > last) last = k->done_seq;
         for (int i = 0; i < 5000 && kk_journal_durable(rt->journal) < last; i++)
             nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        kk__paging_settle(rt);
     }
     flush(rt);
     while (rt->out_first) { /* not durable, or a sink that takes nothing: said honestly */

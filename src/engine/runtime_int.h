@@ -144,6 +144,8 @@ void kk__resident_forget_files(struct kk_runtime *rt, struct resident *n);
 void kk__paging_settle(struct kk_runtime *rt);
 uint64_t kk__paging_idle(struct kk_runtime *rt); /* when to look again; 0: when something happens */
 void kk__paging_finish(struct kk_runtime *rt);
+/* What must be durable before all files that are of no use are gone. */
+int64_t kk__paging_last(const struct kk_runtime *rt);
 int kk__paging_open(struct kk_runtime *rt, struct kk_err *err);
 void kk__paging_close(struct kk_runtime *rt);
 

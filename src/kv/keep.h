@@ -20,8 +20,8 @@ struct kk_kv_kept {
 
 struct kk_kv_keeper {
     /* Saving: refer to a block. Sets its number where it has none, and *into to where its bytes
-     * are to be put, NULL: they are kept already. KK_ENOENT: it is not kept and need not be (it is
-     * `sole`): the session saves it as its own. Any other error ends the save. */
+     * are to be put, NULL: they are kept already. KK_ENOENT: nobody else wants it (it is `sole`):
+     * the session saves it as its own. Any other error ends the save. */
     int (*keep)(void *arg, struct kk_kv_kept *b, void **into, struct kk_err *err);
     /* Loading: the next block that the session refers to, in the order of saving; its number and
      * bytes. KK_EFORMAT: there is none. */

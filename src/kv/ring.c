@@ -3,9 +3,10 @@
  * A ring is one block, `base`, while nobody else holds it. A fork shares the base of its parent.
  * Who then writes takes a copy of the pieces it writes to, KK_KV_PIECE_ROWS rows each, and keeps
  * them apart; when more than half of the pieces would be apart it takes a base of its own instead,
- * and when the others have gone its pieces go back into the base that it is left with. So a fork
- * that says a few tokens pays for a few pieces, and a ring that is not shared is in one run of
- * memory, whatever has been.
+ * and when the others have gone its pieces go back into the base that it is left with (one that has
+ * a number may have others elsewhere, who come back to it: there that waits until it would be
+ * copied). So a fork that says a few tokens pays for a few pieces, and a ring that is not shared is
+ * in one run of memory, whatever has been.
  *
  * Invariant: a base that is the session's own has no pieces apart. */
 #include <string.h>
@@ -225,11 +226,12 @@ int kk__ring_own(struct kk_kv *kv, struct ring_rows *r, const struct ring_shape 
     int64_t bytes;
     int rc = 0;
     if (!r->base_share) return 0;
-    if (r->base_share->refs == 1) {
+    const int whole = needs_base(r, y, first, end, &bytes);
+    if (r->base_share->refs == 1 && (whole || !r->base_share->number)) {
         take_base(kv, r, y);
         return 0;
     }
-    if (needs_base(r, y, first, end, &bytes)) return copy_base(kv, r, y, err);
+    if (whole) return copy_base(kv, r, y, err);
     for (int32_t i; !rc && (i = next_touched(y, &first, end)) >= 0;)
         rc = own_piece(kv, r, y, i, err);
     return rc;
@@ -240,8 +242,8 @@ int64_t kk__ring_growth(const struct ring_rows *r, const struct ring_shape *y, i
 {
     int64_t bytes;
     if (!r->base_share) return 0;
-    if (r->base_share->refs == 1) return -apart_bytes(r, y);
-    needs_base(r, y, first, first + n, &bytes);
+    const int whole = needs_base(r, y, first, first + n, &bytes);
+    if (r->base_share->refs == 1 && (whole || !r->base_share->number)) return -apart_bytes(r, y);
     return bytes;
 }
 
