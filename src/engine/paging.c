@@ -385,13 +385,14 @@ static struct kk_session *from_file(struct kk_runtime *rt, struct resident *n,
     return s;
 }
 
-/* A session with all of the history: with rows from its file, or (saved NULL) without, to be read.
- */
+/* A session with all of the history: with rows from its file, or (saved NULL) without, to be read;
+ * what others have read of it is not read again. */
 static int wake_with_history(struct kk_runtime *rt, struct resident *n, struct kk_saved *saved,
                              struct kk_err *err)
 {
     const size_t all = (size_t)n->info.history;
     n->s = saved ? from_file(rt, n, saved) : NULL;
+    if (!n->s && all > 1) n->s = kk__prefix_begin(rt, n, n->history, all);
     int rc = n->s ? 0 : kk_session_open(rt->e, &n->s, err);
     const size_t had = rc ? 0 : n->s->n;
     if (!rc) rc = kk__history_reserve(n->s, all - had + 1, err);

@@ -165,10 +165,12 @@ void kk__call_cut(struct kk_runtime *rt, struct kk_call *c);
 /* prefix.c */
 int kk__prefixes_open(struct kk_runtime *rt, struct kk_err *err);
 void kk__prefixes_close(struct kk_runtime *rt);
-/* For a session that has read nothing and will read ids [n]: become a fork of the longest known
- * prefix. Returns its length, or 0; sets n->checkpoint where another known prompt parts from this
- * one. */
-size_t kk__prefix_take(struct kk_runtime *rt, struct resident *n, const uint32_t *ids, size_t len);
+/* For a session that will read ids [n], of which it has nothing: a fork of the longest known prefix,
+ * or NULL; sets n->checkpoint where another known prompt parts from this one. */
+struct kk_session *kk__prefix_begin(struct kk_runtime *rt, struct resident *n, const uint32_t *ids,
+                                    size_t len);
+/* The same for one that has never read: it becomes that fork. */
+void kk__prefix_take(struct kk_runtime *rt, struct resident *n, const uint32_t *ids, size_t len);
 /* The rows of n end where a prompt may go on in many ways: keep them for others. */
 void kk__prefix_keep(struct kk_runtime *rt, struct resident *n);
 int kk__prefix_drop_oldest(struct kk_runtime *rt); /* 0: none is left */

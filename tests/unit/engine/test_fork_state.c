@@ -4,6 +4,7 @@
 #include "kk_test.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -219,6 +220,62 @@ static void host_memory(void **state)
     }
 }
 
+/* One bit of every file that begins so. */
+static void damage(const char *dir, const char *prefix)
+{
+    char path[600], name[900];
+    int n = 0;
+    snprintf(path, sizeof path, "%s/snapshots", dir);
+    DIR *d = opendir(path);
+    assert_non_null(d);
+    for (struct dirent *f; (f = readdir(d));) {
+        unsigned char c;
+        struct stat st;
+        if (strncmp(f->d_name, prefix, strlen(prefix))) continue;
+        snprintf(name, sizeof name, "%s/%s", path, f->d_name);
+        int fd = open(name, O_RDWR);
+        assert_int_equal(fstat(fd, &st), 0);
+        assert_int_equal(pread(fd, &c, 1, st.st_size - 9), 1);
+        c ^= 4;
+        assert_int_equal(pwrite(fd, &c, 1, st.st_size - 9), 1);
+        close(fd);
+        n++;
+    }
+    closedir(d);
+    assert_true(n > 0);
+}
+
+/* The blocks that all of them share are damaged: the first two read the prompt again, the others
+ * share what those have read; no token is lost or other than it was. */
+static void lost_blocks_are_read_again(void **state)
+{
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_engine *e = open_engine("models/tiny", "none");
+    struct kk_runtime_stats st;
+    struct call c;
+    (void)state;
+    foresee(e);
+    o.state = kk_test_path("lost");
+    struct kk_runtime *rt = open_runtime(e, &o);
+    read_prompt(rt);
+    for (int i = 0; i < 12; i++) {
+        fine(call(rt, (struct kk_request){.kind = KK_REQUEST_FORK, .session = fam.first}, &c), &c);
+        memcpy(fam.id[i], c.id, sizeof c.id);
+        fine(call_append(rt, fam.id[i], fam.said[i], SAID, &c), &c);
+    }
+    kk_runtime_close(rt);
+    damage(o.state, "blocks.");
+    rt = open_runtime(open_engine("models/tiny", "none"), &o);
+    for (int i = 0; i < 12; i++) {
+        fine(call(rt, call_generate(fam.id[i], i ? 1 : NEXT), &c), &c);
+        if (!i) assert_memory_equal(c.ids, fam.next, sizeof fam.next);
+    }
+    st = call_stats(rt, fam.first);
+    assert_in_range(st.snapshots_lost, 12, 13); /* the first, at start or not at all */
+    assert_in_range(st.tokens_appended, PROMPT, 2 * PROMPT + 12 * (SAID + 64));
+    kk_runtime_close(rt);
+}
+
 /* ---- killed at every moment ---- */
 
 /* What the scenario does to the disk goes through these; the die_at-th kills the process. */
@@ -392,6 +449,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(device_and_disk),
         cmocka_unit_test(host_memory),
+        cmocka_unit_test(lost_blocks_are_read_again),
         cmocka_unit_test(killed_at_every_call),
     };
     return cmocka_run_group_tests(tests, prepare, NULL);
