@@ -124,7 +124,7 @@ int kk__drafter_open(struct kk_engine *e, struct kk_drafter **out, struct kk_err
 /* Rows [first, first + rows) of the step just committed are settled rows of s: show its drafter. */
 int kk__settle(struct kk_session *s, int first, int rows, struct kk_err *err);
 
-/* snapshot.c: a session to a sink and from a source (files). Where the rows cannot be used, `reread`
+/* snapshot.c: a session to a sink and from a source (files). Where its rows cannot be used `reread`
  * runs the history through the model again; without it that is KK_EUNSUPPORTED (another engine's)
  * or KK_EFORMAT (damaged). */
 int kk__session_encode(struct kk_session *s, const struct kk_io *sink, struct kk_err *err);

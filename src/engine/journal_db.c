@@ -11,7 +11,7 @@
  * transaction, a page for each session however many tokens the log has for it.
  *
  * A fork shares the full pieces of its parent, whose part of the log is folded before, and copies
- * the rest: less than a piece. No reader follows a chain, and a closed parent leaves nothing behind.
+ * the rest: less than a piece. No reader follows a chain, a closed parent leaves nothing behind.
  *
  * Numbers of sessions are not given twice while the log may still hold rows of a removed one, or a
  * shared piece has its key: the log is empty when the next number is derived. */

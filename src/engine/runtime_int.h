@@ -165,7 +165,7 @@ void kk__call_cut(struct kk_runtime *rt, struct kk_call *c);
 /* prefix.c */
 int kk__prefixes_open(struct kk_runtime *rt, struct kk_err *err);
 void kk__prefixes_close(struct kk_runtime *rt);
-/* For a session that will read ids [n], of which it has nothing: a fork of the longest known prefix,
+/* For a session that will read ids [n] and has nothing of them: a fork of the longest known prefix,
  * or NULL; sets n->checkpoint where another known prompt parts from this one. */
 struct kk_session *kk__prefix_begin(struct kk_runtime *rt, struct resident *n, const uint32_t *ids,
                                     size_t len);
