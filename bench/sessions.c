@@ -1,6 +1,5 @@
 /* What holding sessions costs: a long one saved and loaded against reading it again, and forks of
- * one prompt against as many sessions: on the device, in host memory, in a state directory and after
- * a restart.
+ * one prompt against as many sessions, on the device, in host memory, on disk, after a restart.
  *
  *   bench/sessions MODEL FILE [TOKENS [FORKS [THREADS]]]     6000 tokens, 256 forks
  *
