@@ -157,6 +157,7 @@ int kk__session_keep(struct kk_session *s, struct kk_kept *k, struct kk_saved *t
     }
     h.check = check_of(&h, s->history);
     memcpy(to->p, &h, sizeof h);
+    to->mine = NULL;
     kk_saved_fit(to);
     return 0;
 }
