@@ -265,7 +265,7 @@ struct kk_argmax_args {
 struct kk_kv_store_args {
     int n_layers, B, stride, most; /* most: the largest keep[b] */
     const struct kk_kv_seq *seqs;  /* layer l's: from l * stride on */
-    const int32_t *keep;           /* [B], each <= n_step */
+    const int32_t *keep;           /* host [B], each <= n_step; read before the op returns */
 };
 
 /* n numbers from one type to another: f32 to bf16 (to nearest even) or bf16 to f32 */

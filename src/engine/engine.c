@@ -365,19 +365,20 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
 /* ---- a step ------------------------------------------------------------------------------- */
 
 /* Pack the rows of all items. */
-static void pack(struct kk_engine *e, const struct kk_step_item *item, int B, int *n_logits)
+static void pack(struct kk_engine *e, const struct kk_step_item *item, int B,
+                 struct kk_forward *fwd)
 {
     int T = 0;
-    *n_logits = 0;
     for (int b = 0; b < B; b++) {
         struct kk_session *s = item[b].s;
         const uint32_t *from = s->history + kk_kv_rows(s->kv);
         e->kv[b] = s->kv;
         e->rows_n[b] = item[b].n;
         e->hold[b] = (uint8_t)item[b].hold;
+        fwd->choose |= item[b].want == KK_WANT_CHOICE;
         for (int i = 0; i < item[b].n; i++, T++) {
             e->ids[T] = (int32_t)from[i];
-            if (item[b].want == KK_WANT_ALL) e->logit_rows[(*n_logits)++] = T;
+            if (item[b].want != KK_WANT_NONE) e->logit_rows[fwd->n_logits++] = T;
         }
     }
 }
@@ -388,7 +389,7 @@ int kk__step(struct kk_engine *e, const struct kk_step_item *item, int B, struct
                              .logit_rows = e->logit_rows,
                              .taps = {e->taps[0], e->taps[1]},
                              .one_shot = e->one_shot_step};
-    pack(e, item, B, &fwd.n_logits);
+    pack(e, item, B, &fwd);
     int rc = kk_kv_begin_mixed(e->pool, B, e->kv, e->rows_n, e->hold, err);
     if (rc) return rc;
     rc = kk_model_forward(e->model, e->pool, &fwd, err);

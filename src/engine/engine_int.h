@@ -86,7 +86,7 @@ struct kk_session {
 
 /* Run a step of B items, each of which is held or a chunk. The step is left open for kk_kv_commit /
  * abort when it succeeds; on failure it is already aborted. */
-enum kk_want_logits { KK_WANT_NONE, KK_WANT_ALL };
+enum kk_want_logits { KK_WANT_NONE, KK_WANT_ALL, KK_WANT_CHOICE }; /* their largest, too */
 int kk__step(struct kk_engine *e, const struct kk_step_item *item, int B, struct kk_err *err);
 
 /* ---- round.c ------------------------------------------------------------------------------ */

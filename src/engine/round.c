@@ -27,6 +27,11 @@ int kk__round_most_writes(const struct kk_engine *e)
     return e->max_logit_rows < most ? e->max_logit_rows : most;
 }
 
+static int is_greedy(const struct kk_sampling *p)
+{
+    return p->temperature == 0 && p->repeat_penalty == 1.0f;
+}
+
 /* ---- what to draft ------------------------------------------------------------------------ */
 
 /* Rows that turn t may take: what it allows, what the context has room for. */
@@ -117,17 +122,16 @@ static int fill_items(struct kk_engine *e, struct kk_turn *turn, int B, double *
             return k;
         }
         t->drafted = k;
-        e->items[b] = (struct kk_step_item){.s = t->s, .n = k + 1, .hold = 1, .want = KK_WANT_ALL};
+        e->items[b] =
+            (struct kk_step_item){.s = t->s,
+                                  .n = k + 1,
+                                  .hold = 1,
+                                  .want = is_greedy(t->p) ? KK_WANT_CHOICE : KK_WANT_ALL};
     }
     return 0;
 }
 
 /* ---- what came out ------------------------------------------------------------------------ */
-
-static int is_greedy(const struct kk_sampling *p)
-{
-    return p->temperature == 0 && p->repeat_penalty == 1.0f;
-}
 
 /* Make the logits rows of the open step ready for choose. */
 static int fetch_choices(struct kk_engine *e, const struct kk_turn *turn, int B, struct kk_err *err)

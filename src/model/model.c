@@ -10,7 +10,7 @@
 
 /* ---- buffers ------------------------------------------------------------------------------ */
 
-enum { N_BUFFERS = 19 };
+enum { N_BUFFERS = 17 };
 
 static void buffer_specs(struct kk_model *m, struct kk_buffer_spec s[static N_BUFFERS])
 {
@@ -26,9 +26,7 @@ static void buffer_specs(struct kk_model *m, struct kk_buffer_spec s[static N_BU
     }
     size_t rows_x = T > L ? T : L;
     const struct kk_buffer_spec all[N_BUFFERS] = {
-        {(void **)&b->ids, T * 4},
-        {(void **)&b->logit_rows, L * 4},
-        {(void **)&b->choice, L * 4},
+        {(void **)&b->ids, (T + L) * 4},
         {(void **)&b->h, T * C * f},
         {(void **)&b->h_last, L * C * f},
         {(void **)&b->x, rows_x * C * act},
@@ -65,6 +63,11 @@ static struct kk_limits device_limits(const struct kk_model *m)
     return d;
 }
 
+static size_t choice_bytes(const struct kk_model *m)
+{
+    return ((size_t)m->limits.max_logit_rows + 1) * sizeof(int32_t);
+}
+
 static size_t plan_buffers(struct kk_model *m)
 {
     struct kk_buffer_spec s[N_BUFFERS];
@@ -82,7 +85,11 @@ static int alloc_buffers(struct kk_model *m, struct kk_err *err)
     struct kk_limits d = device_limits(m);
     buffer_specs(m, s);
     int rc = m->dev->ops->reserve(m->dev, &d, &m->dev->tables, err);
-    return rc ? rc : kk__buffers_alloc(m->dev, &m->scratch, s, N_BUFFERS, err);
+    if (!rc) rc = kk__buffers_alloc(m->dev, &m->scratch, s, N_BUFFERS, err);
+    if (rc) return rc;
+    m->to_ids = kk_calloc((size_t)m->limits.max_rows + (size_t)m->limits.max_logit_rows, 4);
+    m->buf.choice = m->dev->ops->host_alloc(m->dev, choice_bytes(m));
+    return m->to_ids && m->buf.choice ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for a model");
 }
 
 static void free_buffers(struct kk_model *m)
@@ -90,6 +97,8 @@ static void free_buffers(struct kk_model *m)
     struct kk_buffer_spec s[N_BUFFERS];
     buffer_specs(m, s);
     kk__buffers_free(m->dev, &m->scratch, s, N_BUFFERS);
+    m->dev->ops->host_free(m->dev, m->buf.choice, choice_bytes(m));
+    kk_free(m->to_ids);
 }
 
 /* ---- open --------------------------------------------------------------------------------- */
@@ -321,6 +330,14 @@ static int check_forward(const struct kk_model *m, const struct kk_kv_pool *pool
     return 0;
 }
 
+static void choose(struct kk_model *m, int n)
+{
+    m->dev->ops->argmax(m->dev, &(struct kk_argmax_args){.T = n,
+                                                         .n = m->config.info.V,
+                                                         .x = m->buf.logits,
+                                                         .out = m->buf.choice});
+}
+
 int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_forward *fwd,
                      struct kk_err *err)
 {
@@ -333,13 +350,18 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
         if (pos[t] > last) last = pos[t];
     if (!rc) rc = ensure_positions(m, last + 1, err);
     if (rc) return rc;
-    d->ops->upload(d, m->buf.ids, fwd->ids, (size_t)T * sizeof(int32_t));
-    if (fwd->n_logits)
-        d->ops->upload(d, m->buf.logit_rows, fwd->logit_rows,
-                       (size_t)fwd->n_logits * sizeof(int32_t));
+    memcpy(m->to_ids, fwd->ids, (size_t)T * sizeof(int32_t));
+    for (int i = 0; i < fwd->n_logits; i++) m->to_ids[T + i] = fwd->logit_rows[i];
+    d->ops->upload(d, m->buf.ids, m->to_ids, (size_t)(T + fwd->n_logits) * sizeof(int32_t));
     kk_mem_guard_enter("forward");
     d->ops->step_begin(d);
-    if (!kk__stack_step(m, pool, fwd)) kk__forward(m, pool, fwd);
+    if (kk__stack_step(m, pool, fwd)) {
+        m->chosen = m->stack->chosen;
+    } else {
+        kk__forward(m, pool, fwd);
+        m->chosen = fwd->choose ? fwd->n_logits : 0;
+        if (m->chosen) choose(m, m->chosen);
+    }
     rc = d->ops->step_end(d, err);
     kk_mem_guard_leave();
     return rc;
@@ -348,14 +370,12 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
 int kk_model_argmax(struct kk_model *m, int n, int32_t *out, struct kk_err *err)
 {
     struct kk_dev *d = m->dev;
-    if (m->stack && m->stack->chosen >= n) {
-        d->ops->download(d, out, m->buf.choice, (size_t)n * sizeof(int32_t));
-        return 0;
+    int rc = 0;
+    if (m->chosen < n) {
+        d->ops->step_begin(d);
+        choose(m, n);
+        rc = d->ops->step_end(d, err);
     }
-    d->ops->step_begin(d);
-    d->ops->argmax(d, &(struct kk_argmax_args){
-                          .T = n, .n = m->config.info.V, .x = m->buf.logits, .out = m->buf.choice});
-    int rc = d->ops->step_end(d, err);
-    if (!rc) d->ops->download(d, out, m->buf.choice, (size_t)n * sizeof(int32_t));
+    if (!rc) memcpy(out, m->buf.choice, (size_t)n * sizeof *out);
     return rc;
 }

@@ -92,6 +92,7 @@ struct kk_forward {
     const int32_t *ids;        /* host [T]; each in [0, V) (checked: KK_ERANGE names id and row) */
     int n_logits;              /* rows wanted; 0 is fine */
     const int32_t *logit_rows; /* host [n_logits], indices into T */
+    int choose;                /* kk_model_argmax will be asked for: found in the same step */
     struct kk_taps taps[2];    /* one set for a drafter, one for f_theta; n 0: unused */
     struct kk_one_shot *one_shot; /* replaces rows of sliding layers; NULL but in measurements */
 };

@@ -124,7 +124,8 @@ struct kk_layer_weights {
 
 /* Activation buffers of a step, sized once for max_rows; device memory. */
 struct kk_buffers {
-    int32_t *ids, *logit_rows, *choice;
+    int32_t *ids;               /* [T], then the rows of logits wanted; they travel together */
+    int32_t *choice;            /* [n_logits], memory of host_alloc */
     float *h, *h_last;          /* [T, C], [n_logits, C] */
     void *x, *x_moe, *x_router; /* act [T, C] */
     float *q, *k, *v;           /* [T, H*D] [T, G*D] [T, G*D] */
@@ -149,6 +150,8 @@ struct kk_model {
     struct kk_layer_weights *layer; /* [n_layers] */
     struct kk_rope_table rope[2];   /* of full layers, of sliding layers */
     struct kk_buffers buf;
+    int32_t *to_ids;              /* host [max_rows + max_logit_rows]: buf.ids on its way */
+    int chosen;                   /* rows of logits whose largest the last forward left in choice */
     struct kk_model_stack *stack; /* stack_int.h */
     struct kk_ftheta *restorer;   /* borrowed; NULL: no policy here rebuilds rows */
 };

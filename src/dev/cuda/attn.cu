@@ -659,6 +659,7 @@ __global__ void __launch_bounds__(32 * KK_ATTN_HEAD / MERGE_DIMS)
     k_merge(const __grid_constant__ struct kk_attn_job job, int from, int to_o)
 {
     enum { AHEAD = 32 };
+    cudaTriggerProgrammaticLaunchCompletion();
     const struct kk_attn_args &a = job.a;
     const int D = a.D, lane = threadIdx.x % 32;
     const int d = (blockIdx.y * blockDim.x / 32 + threadIdx.x / 32) * MERGE_DIMS + lane * 2;
@@ -671,7 +672,6 @@ __global__ void __launch_bounds__(32 * KK_ATTN_HEAD / MERGE_DIMS)
     const int n = max(0, min(kk__attn_splits(v) - job.wave, job.wave_len));
     float *state = a.state + query * (D + 2), M = -INFINITY, L = 0;
     cudaGridDependencySynchronize();
-    cudaTriggerProgrammaticLaunchCompletion();
     if (!rows) return;
     float2 O = make_float2(0, 0);
     if (from) {

@@ -37,6 +37,7 @@ enum {
     KK_CUDA_HEAD = 512,     /* head dim, at most; a multiple of 16 */
     KK_CUDA_WIDEST = 16384, /* elements of a row that a block keeps in registers: model width */
     KK_CUDA_SEQS = 1024,    /* sequences of a step */
+    KK_CUDA_GPUS = 64,
 };
 
 __host__ __device__ static inline int64_t kk__tiles(int64_t k)
@@ -76,6 +77,7 @@ struct kk_cuda {
     size_t scratch_bytes, linear_at, moe_at, attn_at, ops_at;
     cudaError_t error; /* the first since step_end, and the op it came from */
     const char *op;
+    uint64_t products, routed; /* of few rows so far (stream_int.h); when experts were chosen last */
     struct kk_fault *fault, *fault_dev; /* one word, as the host and as kernels see it */
     struct kk_upload *upload;           /* pinned ring for what travels (memory.cu) */
     struct kk_slab *slabs;              /* of host_alloc (memory.cu) */
@@ -99,9 +101,26 @@ void kk__cuda_use(struct kk_cuda *c);
 /* Remember the first error of a step. */
 void kk__cuda_latch(struct kk_cuda *c, cudaError_t e, const char *op);
 
+/* Let a kernel have so much shared memory. known: the caller's, one for each kernel, zeroed; asking
+ * takes as long as launching. */
+static inline void kk__allow(struct kk_cuda *c, const char *op, const void *kernel, int bytes,
+                             int (&known)[KK_CUDA_GPUS])
+{
+    int &had = known[c->index % KK_CUDA_GPUS];
+    if (bytes <= had) return;
+    kk__cuda_latch(
+        c, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), op);
+    had = bytes;
+}
+
 /* Launch on the device's stream, with programmatic dependent launch: a kernel may start while the
  * one before it ends. So every kernel calls cudaGridDependencySynchronize() before it reads what
- * another op wrote, or writes what one may still read; weights it may read before. */
+ * another op wrote, or writes what one may still read; weights, positions and what else no op of a
+ * step writes it may read before. A kernel lets the next start when it has itself been past that
+ * call, so that whatever was launched before it has ended when the next starts; but residual, route
+ * and the merge of attention, which are small, let it start at once: the next op's weights are then
+ * on their way while they run. Two of them never stand before one that relies on more than the
+ * weights (docs/adr/0022). */
 template <typename... P, typename... A>
 static inline void kk__launch(struct kk_cuda *c, const char *op, void (*kernel)(P...), dim3 grid,
                               dim3 block, size_t smem, A... args)

@@ -452,10 +452,8 @@ static inline void kk__large_launch(struct kk_cuda *c, const char *op, const kk_
                                     const Job &job, int64_t tiles)
 {
     const int64_t blocks = tiles < c->sms ? tiles : c->sms;
-    kk__cuda_latch(c,
-                   cudaFuncSetAttribute(kk__large_kernel<Job>,
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize, g.smem),
-                   op);
+    static int known[KK_CUDA_GPUS];
+    kk__allow(c, op, (const void *)kk__large_kernel<Job>, g.smem, known);
     kk__launch(c, op, kk__large_kernel<Job>, dim3((unsigned)blocks), dim3(KK_LARGE_THREADS),
                (size_t)g.smem, g, job);
 }

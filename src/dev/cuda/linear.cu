@@ -6,7 +6,7 @@ namespace
 
 /* act(gate x) * (up x): slots 2 i and 2 i + 1 are a stripe of gate and one of up */
 template <int ROWS> struct glu_job {
-    static constexpr bool early = true;
+    static constexpr bool eager = false;
     const char *gate, *up;
     const bf16 *x;
     bf16 *y;
@@ -22,6 +22,7 @@ template <int ROWS> struct glu_job {
     {
         return 2 * ((stripes - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x);
     }
+    __device__ bool early() const { return true; }
     __device__ void begin(char *) {}
     __device__ void finish() {}
     __device__ int groups() const { return (mine() + most - 1) / most; }

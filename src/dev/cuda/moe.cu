@@ -83,6 +83,7 @@ __global__ void __launch_bounds__(256) choose_rows(const __grid_constant__ route
 
 /* Logits by the product; the last block of a slice to have them chooses for its rows. */
 template <int ROWS> struct route_job : kk_linear_job<ROWS> {
+    static constexpr bool eager = true;
     router r;
     unsigned *done; /* [slices], 0 between calls */
 
@@ -149,8 +150,9 @@ struct picks {
 /* h[row, choice, F] = act(gate x) * (up x). An item is 8 numbers of one expert: a stripe of gate,
  * one of up, or the two that the 8 lie in where F is no multiple of 8 (PARTS 3). */
 template <int ROWS, int PARTS> struct gate_up_job {
-    static constexpr bool early = false;
+    static constexpr bool eager = false;
     picks p;
+    int settled; /* p.idx is there before the op before this one has ended */
     const char *w;
     size_t mat_bytes, stripe_bytes;
     const bf16 *x;
@@ -168,6 +170,7 @@ template <int ROWS, int PARTS> struct gate_up_job {
         const int n = *p.count * (int)items.d - (int)blockIdx.x + (int)gridDim.x - 1;
         return n / (int)gridDim.x * PARTS;
     }
+    __device__ bool early() const { return settled; }
     __device__ void begin(char *tables) { p.begin<ROWS>(tables); }
     __device__ void finish() {}
     __device__ int groups() const { return (mine() + most - 1) / most; }
@@ -216,7 +219,7 @@ template <int ROWS, int PARTS> struct gate_up_job {
  * experts is read before gate_up has ended: it waited for what wrote idx and weight before it let
  * this kernel start. */
 template <int ROWS> struct down_job {
-    static constexpr bool early = true;
+    static constexpr bool eager = false;
     picks p;
     const char *w;
     size_t mat_bytes, stripe_bytes;
@@ -240,6 +243,7 @@ template <int ROWS> struct down_job {
     {
         return columns.of(ways.of(s)) * (int)ways.d + ways.rest(s);
     }
+    __device__ bool early() const { return true; }
     __device__ void begin(char *tables)
     {
         p.begin<ROWS>(tables);
@@ -548,6 +552,7 @@ void route_many(struct kk_cuda *c, const struct kk_route_args *a)
     const router r = {logits, a->expert_scale, a->idx, a->weight, a->T, a->E, a->A};
     kk__cuda_linear(&c->dev, &l);
     kk__launch(c, "route", choose_rows, dim3((unsigned)(a->T + 7) / 8), dim3(256), 0, r);
+    c->routed = c->products;
 }
 
 template <int ROWS> void route_rows(struct kk_cuda *c, const struct kk_route_args *a)
@@ -563,6 +568,7 @@ template <int ROWS> void route_rows(struct kk_cuda *c, const struct kk_route_arg
     j.r = {logits, a->expert_scale, a->idx, a->weight, a->T, a->E, a->A};
     j.done = (unsigned *)(c->scratch + c->moe_at + m.done);
     kk__stream_launch<ROWS>(c, "route", g, j, j.stripes);
+    c->routed = c->products;
 }
 
 template <int ROWS, int PARTS>
@@ -571,6 +577,7 @@ void gate_up_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p
     const int64_t pairs = (int64_t)a->T * a->A;
     gate_up_job<ROWS, PARTS> j = {};
     j.p = p;
+    j.settled = c->products > c->routed;
     j.w = (const char *)a->gate_up->data;
     j.mat_bytes = a->gate_up->mat_bytes;
     j.x = (const bf16 *)a->x;

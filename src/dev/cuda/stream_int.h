@@ -9,7 +9,8 @@
  * No warp waits for another before the group's end; then the sums of chains, in shared memory, are
  * added in ascending order: 0020. What the stripes are and what becomes of a sum is the job's:
  *
- *   early            weights are known before other ops end: they are fetched while those run
+ *   early()          weights are known before other ops end: they are fetched while those run
+ *   eager            the next op may start before this one may: it is small (kk__launch)
  *   begin(tables)    by all threads
  *   groups()         of this block
  *   slots(q)         stripes of group q
@@ -314,14 +315,15 @@ __global__ void __launch_bounds__(KK_STREAM_THREADS, 1)
     extern __shared__ __align__(1024) char smem[];
     Job job = given;
     kk_streamer<ROWS, Job> s(g, job, smem);
-    if (Job::early) {
-        cudaTriggerProgrammaticLaunchCompletion();
+    const bool early = job.early();
+    if (Job::eager) cudaTriggerProgrammaticLaunchCompletion();
+    if (early) {
         job.begin(smem + g.tables_at);
         s.fill();
-        cudaGridDependencySynchronize();
-    } else {
-        cudaGridDependencySynchronize();
-        cudaTriggerProgrammaticLaunchCompletion();
+    }
+    cudaGridDependencySynchronize();
+    if (!Job::eager) cudaTriggerProgrammaticLaunchCompletion();
+    if (!early) {
         job.begin(smem + g.tables_at);
         s.fill();
     }
@@ -359,7 +361,7 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     slots = slots < parts ? parts : slots / parts * parts;
     g.slots = (int)slots;
     const int all = g.slots * sums, three = 3 * g.warps * piece, fixed = table_bytes + 256;
-    const int buffers = fixed + three + 2 * all <= KK_STREAM_SMEM ? 2 : 1;
+    const int buffers = slots < share && fixed + three + 2 * all <= KK_STREAM_SMEM ? 2 : 1;
     g.part_floats = buffers == 2 ? all / 4 : 0;
     g.depth = (KK_STREAM_SMEM - fixed - buffers * all) / (g.warps * piece);
     g.depth = g.depth < 1 ? 1 : g.depth > KK_STREAM_DEPTH ? KK_STREAM_DEPTH : g.depth;
@@ -383,12 +385,11 @@ static inline void kk__stream_launch(struct kk_cuda *c, const char *op, const kk
 {
     const int64_t blocks = items < c->sms ? items : c->sms;
     const unsigned slices = (unsigned)((g.T + ROWS - 1) / ROWS);
-    kk__cuda_latch(c,
-                   cudaFuncSetAttribute(kk__stream<ROWS, Job>,
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize, g.smem),
-                   op);
+    static int known[KK_CUDA_GPUS];
+    kk__allow(c, op, (const void *)kk__stream<ROWS, Job>, g.smem, known);
     kk__launch(c, op, kk__stream<ROWS, Job>, dim3((unsigned)blocks, slices),
                dim3((unsigned)g.warps * 32), (size_t)g.smem, g, job);
+    c->products += !Job::eager;
 }
 
 /* ---- y[i] = x w[i]^T for up to three matrices that share x -------------------------------- */
@@ -406,7 +407,7 @@ struct kk_matrix {
 };
 
 template <int ROWS> struct kk_linear_job {
-    static constexpr bool early = true;
+    static constexpr bool eager = false;
     kk_matrix m0, m1, m2;
     const bf16 *x;
     float softcap;
@@ -429,6 +430,7 @@ template <int ROWS> struct kk_linear_job {
     {
         return (stripes - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
     }
+    __device__ bool early() const { return true; }
     __device__ void begin(char *) {}
     __device__ void finish() {}
     __device__ int groups() const { return (mine() + most - 1) / most; }
