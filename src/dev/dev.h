@@ -369,6 +369,9 @@ struct kk_ops {
     /* a step: ops between begin and end run in order; end waits and returns the latched error */
     void (*step_begin)(struct kk_dev *);
     int (*step_end)(struct kk_dev *, struct kk_err *);
+    /* the same where the host needs nothing of it yet: a device that runs beside the host does not
+     * wait, and what went wrong is told by the next step_end */
+    int (*step_pass)(struct kk_dev *, struct kk_err *);
     /* stages */
     void (*embed)(struct kk_dev *, const struct kk_embed_args *);
     void (*norm)(struct kk_dev *, const struct kk_norm_args *);

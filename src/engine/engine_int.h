@@ -34,6 +34,11 @@ struct kk_engine {
     int64_t ctx;
     int32_t *ids, *rows_n, *logit_rows, *choice; /* host arrays of a step */
     float *logits;                               /* host [max_logit_rows, V] */
+    struct {
+        int on;
+        int64_t steps, sum; /* steps counted; experts, each once a layer and step */
+    } experts;
+    int32_t *late; /* host_alloc [rows of a step]: drafts that the device makes as it goes */
     struct kk_kv **kv;                           /* [max_batch] */
     struct kk_step_item *items;                  /* [max_batch] */
     uint8_t *hold;                               /* [max_batch] */

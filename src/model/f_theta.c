@@ -295,7 +295,7 @@ int kk_ftheta_commit(struct kk_ftheta *f, struct kk_kv *kv, const float *taps, i
         &(struct kk_convert_args){
             .n = (int64_t)n * f->rank, .from = KK_F32, .to = KK_BF16, .src = f->z, .dst = f->zb});
     kk_kv_store_latents(kv, f->zb, n);
-    return d->ops->step_end(d, err);
+    return d->ops->step_pass(d, err);
 }
 
 /* Latents [first, first + n) of a session into zb, and z where the device's products read f32,

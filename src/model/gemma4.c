@@ -167,7 +167,7 @@ static void route(const struct kk_step *s, int l)
     const struct kk_layer_weights *w = &s->m->layer[l];
     s->op->route(s->dev, &(struct kk_route_args){
         .T = s->T, .E = c->info.E, .A = c->info.A, .x = b->x_router, .w = &w->router,
-        .expert_scale = w->expert_scale, .idx = b->expert_idx, .weight = b->expert_weight});
+        .expert_scale = w->expert_scale, .idx = kk__expert_idx(s->m, l), .weight = b->expert_weight});
 }
 
 /* The experts of buf.x_moe, into buf.b */
@@ -178,7 +178,7 @@ static void experts(const struct kk_step *s, int l)
     const struct kk_layer_weights *w = &s->m->layer[l];
     s->op->moe(s->dev, &(struct kk_moe_args){
         .T = s->T, .E = c->info.E, .A = c->info.A, .act = c->act, .x = b->x_moe,
-        .idx = b->expert_idx, .weight = b->expert_weight,
+        .idx = kk__expert_idx(s->m, l), .weight = b->expert_weight,
         .gate_up = &w->gate_up, .down = &w->expert_down, .y = b->b});
 }
 

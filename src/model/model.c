@@ -41,7 +41,7 @@ static void buffer_specs(struct kk_model *m, struct kk_buffer_spec s[static N_BU
         {(void **)&b->a, T * C * f},
         {(void **)&b->b, m->config.moe ? T * C * f : 0},
         {(void **)&b->logits, L * (size_t)i->V * f},
-        {(void **)&b->expert_idx, T * A * 4},
+        {(void **)&b->expert_idx, (size_t)i->n_layers * T * A * 4},
         {(void **)&b->expert_weight, T * A * f},
     };
     memcpy(s, all, sizeof all);
@@ -322,12 +322,24 @@ static int check_forward(const struct kk_model *m, const struct kk_kv_pool *pool
     int T = kk_kv_step_T(pool);
     KK_BUG_ON(T > m->limits.max_rows || fwd->n_logits > m->limits.max_logit_rows);
     for (int t = 0; t < T; t++)
-        if (fwd->ids[t] < 0 || fwd->ids[t] >= m->config.info.V)
+        if ((fwd->ids[t] < 0 && !fwd->late) || fwd->ids[t] >= m->config.info.V)
             return kk_fail(err, KK_ERANGE, "token id %d (row %d) is outside the vocabulary of %d",
                            fwd->ids[t], t, m->config.info.V);
     for (int i = 0; i < fwd->n_logits; i++)
         KK_BUG_ON(fwd->logit_rows[i] < 0 || fwd->logit_rows[i] >= T);
     return 0;
+}
+
+/* Ids that the host does not know yet. */
+static void copy_late(struct kk_model *m, const struct kk_forward *fwd, int T)
+{
+    for (int t = 0, n; fwd->late && t < T; t += n) {
+        for (n = 0; t + n < T && fwd->ids[t + n] < 0;) n++;
+        if (n)
+            m->dev->ops->copy(m->dev, m->buf.ids + t, fwd->late + t, (size_t)n * sizeof(int32_t));
+        else
+            n = 1;
+    }
 }
 
 static void choose(struct kk_model *m, int n)
@@ -353,9 +365,10 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
     memcpy(m->to_ids, fwd->ids, (size_t)T * sizeof(int32_t));
     for (int i = 0; i < fwd->n_logits; i++) m->to_ids[T + i] = fwd->logit_rows[i];
     d->ops->upload(d, m->buf.ids, m->to_ids, (size_t)(T + fwd->n_logits) * sizeof(int32_t));
+    copy_late(m, fwd, T);
     kk_mem_guard_enter("forward");
     d->ops->step_begin(d);
-    if (kk__stack_step(m, pool, fwd)) {
+    if (!fwd->experts && kk__stack_step(m, pool, fwd)) {
         m->chosen = m->stack->chosen;
     } else {
         kk__forward(m, pool, fwd);
@@ -378,4 +391,32 @@ int kk_model_argmax(struct kk_model *m, int n, int32_t *out, struct kk_err *err)
     }
     if (!rc) memcpy(out, m->buf.choice, (size_t)n * sizeof *out);
     return rc;
+}
+
+int64_t kk_model_distinct_experts(struct kk_model *m, int T, struct kk_err *err)
+{
+    const struct kk_model_info *i = &m->config.info;
+    const size_t n = (size_t)T * (size_t)i->A;
+    int64_t sum = 0;
+    if (!m->config.moe) return 0;
+    int32_t *idx = kk_array(n, sizeof *idx);
+    uint8_t *seen = kk_calloc((size_t)i->E, 1);
+    for (int l = 0; idx && seen && l < i->n_layers; l++) {
+        m->dev->ops->download(m->dev, idx, kk__expert_idx(m, l), n * sizeof *idx);
+        memset(seen, 0, (size_t)i->E);
+        for (size_t k = 0; k < n; k++) seen[idx[k]] = 1;
+        for (int e = 0; e < i->E; e++) sum += seen[e];
+    }
+    if (!idx || !seen) sum = kk_fail(err, KK_ENOMEM, "out of memory for a count of experts");
+    kk_free(idx);
+    kk_free(seen);
+    return sum;
+}
+
+int64_t kk_model_expert_bytes(const struct kk_model *m)
+{
+    int64_t sum = 0;
+    for (int l = 0; m->config.moe && l < m->config.info.n_layers; l++)
+        sum += (int64_t)(m->layer[l].gate_up.mat_bytes + m->layer[l].expert_down.mat_bytes);
+    return sum;
 }

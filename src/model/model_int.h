@@ -133,7 +133,7 @@ struct kk_buffers {
     float *state;               /* [T, H, D + 2] */
     void *f;                    /* act [T, F] */
     float *a, *b;               /* [T, C] sublayer outputs */
-    int32_t *expert_idx;        /* [T, A] */
+    int32_t *expert_idx;        /* [n_layers, max_rows, A] */
     float *expert_weight;       /* [T, A] */
     float *logits;              /* [n_logits, V] */
 };
@@ -228,6 +228,12 @@ int kk__bind_qk_norm(struct kk_loader *ld, int l, struct kk_err *err);
 int kk__bind_mlp(struct kk_loader *ld, int l, struct kk_err *err);
 /* Everything: the embedding, the head, the final norm, and each layer by the architecture. */
 int kk__bind_model(struct kk_loader *ld, struct kk_err *err);
+
+/* Where layer l's experts of the step's rows are: [T, A] */
+static inline int32_t *kk__expert_idx(const struct kk_model *m, int l)
+{
+    return m->buf.expert_idx + (int64_t)l * m->limits.max_rows * m->config.info.A;
+}
 
 /* ---- forward.c: the stages that architectures share --------------------------------------- */
 

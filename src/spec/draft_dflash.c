@@ -35,9 +35,13 @@ static int propose(struct kk_drafter *base, const uint32_t *history, size_t n, i
     int rc = flush(d, err);
     if (rc) return rc;
     if (kk_kv_rows(d->kv) + 1 != (int64_t)n) return 0; /* rows that were not tapped: no context */
-    rc = kk_dflash_propose(d->model, d->pool, d->kv, (int32_t)history[n - 1], most, ids, err);
+    const int32_t carry = (int32_t)history[n - 1];
+    if (base->late)
+        rc = kk_dflash_propose_late(d->model, d->pool, d->kv, carry, most, base->late, err);
+    else
+        rc = kk_dflash_propose(d->model, d->pool, d->kv, carry, most, ids, err);
     if (rc) return rc;
-    for (int i = 0; i < most; i++) out[i] = (uint32_t)ids[i];
+    for (int i = 0; i < most; i++) out[i] = base->late ? KK_LATE : (uint32_t)ids[i];
     return most;
 }
 
@@ -56,9 +60,15 @@ static int observe(struct kk_drafter *base, const float *taps, int rows, struct 
     return 0;
 }
 
+/* Waits, since it is timed. */
 static int catch_up(struct kk_drafter *base, struct kk_err *err)
 {
-    return flush((struct dflash *)base, err);
+    struct dflash *d = (struct dflash *)base;
+    struct kk_dev *dev = kk_dflash_dev(d->model);
+    int rc = flush(d, err);
+    if (rc) return rc;
+    dev->ops->step_begin(dev);
+    return dev->ops->step_end(dev, err);
 }
 
 static int64_t device_bytes(const struct kk_drafter *base)

@@ -40,7 +40,7 @@ template <int ROWS> struct glu_job {
     __device__ void sum(const float *part, int q) const
     {
         const int rows = kk__slice_rows<ROWS>(T), n = slots(q) / 2;
-        for (int j = (int)threadIdx.x; j < n * rows * 8; j += (int)blockDim.x) {
+        for (int j = (int)threadIdx.x; j < n * rows * 8; j += kk__workers()) {
             const int s = j / (rows * 8) * 2, e = j % (rows * 8);
             const int t = e / 8 + (int)blockIdx.y * ROWS, f = index(q, s) * 8 + e % 8;
             const float *p = part + s * chains * rows * 8 + e;

@@ -199,7 +199,7 @@ template <int ROWS, int PARTS> struct gate_up_job {
     __device__ void sum(const float *part, int q) const
     {
         const int rows = kk__slice_rows<ROWS>(p.T), n = slots(q) / PARTS, step = rows * 8;
-        for (int j = (int)threadIdx.x; j < n * step; j += (int)blockDim.x) {
+        for (int j = (int)threadIdx.x; j < n * step; j += kk__workers()) {
             const int s = j / step * PARTS, e = j % step, r = e / 8, o = e % 8;
             const int i = item(q, s), a = items.of(i), f = items.rest(i) * 8 + o;
             const int slot = p.slot[p.list[a] * 16 + r], at = F % 8 + o;
@@ -278,9 +278,9 @@ template <int ROWS> struct down_job {
         const int rows = kk__slice_rows<ROWS>(p.T), step = rows * 8, turn = turns.rest(q);
         const int e = (int)threadIdx.x % step, r = e / 8, t = (int)blockIdx.y * ROWS + r;
         int column = (int)threadIdx.x / step;
-        if (column >= (int)blockDim.x / step) return;
+        if (column >= kk__workers() / step) return;
 #pragma unroll
-        for (int i = 0; i < DOWN_COLUMNS; i++, column += (int)blockDim.x / step) {
+        for (int i = 0; i < DOWN_COLUMNS; i++, column += kk__workers() / step) {
             const int n = output(q, column) * 8 + e % 8;
             if (column >= (int)columns.d || n >= C) return;
             const float *at = part + column * (int)ways.d * chains * step + e;

@@ -47,6 +47,11 @@ static int step_end(struct kk_dev *dev, struct kk_err *err)
     return kk_fail(err, KK_ERANGE, "embed: id %d of %d rows", (int)found.id, (int)found.bound);
 }
 
+static int step_pass(struct kk_dev *, struct kk_err *)
+{
+    return 0;
+}
+
 /* ---- scratch ------------------------------------------------------------------------------ */
 
 /* Where each file's part starts; returns the bytes of all. */
@@ -124,6 +129,7 @@ static struct kk_ops cuda_ops(void)
     o.close = close_cuda;
     o.step_begin = step_begin;
     o.step_end = step_end;
+    o.step_pass = step_pass;
     o.embed = kk__cuda_embed;
     o.norm = kk__cuda_norm;
     o.linear = kk__cuda_linear;

@@ -342,14 +342,105 @@ __global__ static void __launch_bounds__(THREADS) qkv_heads(struct kk_qkv_args a
         row[i] = __float2bfloat16_rn(is_key ? turned(y, D, a.R, cs, i) : y[i]);
 }
 
+/* The same where half a head is HALF * 128 numbers and pairs come by fours: both ends of a pair lie
+ * in one lane, so a head never leaves registers. Group j of a lane's elements: at 4 lane + 128 j. */
+template <int HALF> struct head {
+    enum { N = 2 * HALF };
+    float v[N][4];
+
+    __device__ void read(const float *x)
+    {
+#pragma unroll
+        for (int j = 0; j < N; j++) *(float4 *)v[j] = *(const float4 *)(x + at(j));
+    }
+    __device__ static int at(int j) { return 4 * ((int)threadIdx.x % 32) + 128 * j; }
+    __device__ void norm(const float *w, float eps, const float (&weight)[N][4])
+    {
+        float sum = 0;
+#pragma unroll
+        for (int j = 0; j < N; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) sum = __fmaf_rn(v[j][e], v[j][e], sum);
+        const float factor = __frsqrt_rn(kk__warp_sum(sum) / (float)(N * 128) + eps);
+#pragma unroll
+        for (int j = 0; j < N; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                v[j][e] *= factor;
+                if (w) v[j][e] *= weight[j][e];
+            }
+    }
+    __device__ void turn(int R, const float (&cs)[HALF][8])
+    {
+#pragma unroll
+        for (int j = 0; j < HALF; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const float a = v[j][e], b = v[j + HALF][e], c = cs[j][2 * e], s = cs[j][2 * e + 1];
+                if (at(j) >= R) continue;
+                v[j][e] = a * c - b * s;
+                v[j + HALF][e] = b * c + a * s;
+            }
+    }
+};
+
+template <int HALF>
+__global__ static void __launch_bounds__(THREADS) qkv_in_lanes(struct kk_qkv_args a)
+{
+    enum { N = 2 * HALF };
+    const int per_row = a.H + a.G * (a.value_only ? 1 : 2), D = N * 128, GD = a.G * D;
+    const unsigned unit = blockIdx.x * WARPS + threadIdx.x / 32;
+    const int t = (int)(unit / (unsigned)per_row), head_of = (int)(unit % (unsigned)per_row);
+    const int is_q = head_of < a.H, g = head_of - a.H;
+    const int is_key = !is_q && !a.value_only && g < a.G, turns = is_q || is_key;
+    const float *w = is_q ? a.q_norm : is_key ? a.k_norm : NULL;
+    float weight[N][4], cs[HALF][8];
+    if (t < a.T && w)
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            *(float4 *)weight[j] = *(const float4 *)(w + head<HALF>::at(j));
+    if (t < a.T && turns) {
+        const float *from = a.rope + (int64_t)a.pos[t] * a.R * 2;
+#pragma unroll
+        for (int j = 0; j < HALF; j++)
+            if (head<HALF>::at(j) < a.R) {
+                *(float4 *)cs[j] = *(const float4 *)(from + 2 * head<HALF>::at(j));
+                *(float4 *)(cs[j] + 4) = *(const float4 *)(from + 2 * head<HALF>::at(j) + 4);
+            }
+    }
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+    if (t >= a.T) return;
+    const int h = is_q || g < a.G ? g : g - a.G;
+    float *q = a.q + ((int64_t)t * a.H + head_of) * D;
+    head<HALF> y;
+    y.read(is_q ? q : (g < a.G ? a.k : a.v) + (int64_t)t * GD + h * D);
+    if (turns ? w != NULL : !a.raw_value) y.norm(w, a.eps, weight);
+    if (turns) y.turn(a.R, cs);
+    bf16 *row = (bf16 *)a.rows + (int64_t)t * GD * (a.value_only ? 1 : 2) + (g < a.G ? 0 : GD) + h * D;
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        const int i = head<HALF>::at(j);
+        if (is_q)
+            *(float4 *)(q + i) = *(const float4 *)y.v[j];
+        else
+            *(uint2 *)(row + i) =
+                make_uint2(kk__pack2(y.v[j][0], y.v[j][1]), kk__pack2(y.v[j][2], y.v[j][3]));
+    }
+}
+
 void kk__cuda_qkv(struct kk_dev *dev, const struct kk_qkv_args *a)
 {
     KK_BUG_ON(a->value_only && !a->k_norm);
     KK_BUG_ON(a->kv_dtype != KK_BF16 || a->D > KK_CUDA_HEAD || a->R > a->D / 2);
     const int64_t units = (int64_t)a->T * (a->H + a->G * (a->value_only ? 1 : 2));
-    kk__launch(kk__cuda(dev), "qkv", a->D % 4 ? qkv_heads<false> : qkv_heads<true>,
-               dim3((unsigned)((units + WARPS - 1) / WARPS)), dim3(THREADS),
-               (size_t)heads_layout_of(a->D, a->R).all * sizeof(float), *a);
+    const dim3 grid((unsigned)((units + WARPS - 1) / WARPS));
+    if ((a->D == 256 || a->D == 512) && a->R % 4 == 0)
+        kk__launch(kk__cuda(dev), "qkv", a->D == 256 ? qkv_in_lanes<1> : qkv_in_lanes<2>, grid,
+                   dim3(THREADS), 0, *a);
+    else
+        kk__launch(kk__cuda(dev), "qkv", a->D % 4 ? qkv_heads<false> : qkv_heads<true>, grid,
+                   dim3(THREADS), (size_t)heads_layout_of(a->D, a->R).all * sizeof(float), *a);
 }
 
 /* ---- gather, convert ---------------------------------------------------------------------- */

@@ -22,6 +22,7 @@
 #ifndef KK_DEV_CUDA_STREAM_INT_H
 #define KK_DEV_CUDA_STREAM_INT_H
 
+#include <stdlib.h>
 #include "dev/cuda/cuda_int.h"
 
 enum {
@@ -29,6 +30,7 @@ enum {
     KK_STREAM_DEPTH = 8,
     KK_STREAM_CHAIN = 11,       /* tiles of a chain, at most */
     KK_STREAM_SMEM = 226 << 10, /* of a block */
+    KK_STREAM_WINDOW = 64 << 10, /* bytes on their way to a block */
     KK_STREAM_SUMS = 16 << 10,  /* of a group: enough, and more for a few stripes at least */
     KK_STREAM_SUMS_MOST = 64 << 10
 };
@@ -37,8 +39,9 @@ struct kk_stream {
     int T, K, tiles, chain, chains; /* rows; inputs; tiles of a stripe and of a chain; chains */
     int slots;                      /* stripes of a group, at most */
     int warps, ways, depth;
+    int window;      /* pieces on their way to a block, at most */
     int part_floats; /* from one buffer of sums to the other; 0: there is one */
-    int part_at, bars_at, tables_at;
+    int part_at, bars_at, used_at, tables_at;
     int smem;
 };
 
@@ -64,6 +67,41 @@ __device__ static inline void kk__bar_wait(uint64_t *bar, int phase)
                      : "r"(kk__shared(bar)), "r"(phase)
                      : "memory");
     } while (!done);
+}
+
+__device__ static inline bool kk__bar_test(uint64_t *bar, int phase)
+{
+    uint32_t done;
+    asm volatile("{.reg .pred p;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;}"
+                 : "=r"(done)
+                 : "r"(kk__shared(bar)), "r"(phase)
+                 : "memory");
+    return done;
+}
+
+__device__ static inline uint32_t kk__acquire(const uint32_t *p)
+{
+    uint32_t v;
+    asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];" : "=r"(v) : "r"(kk__shared(p)) : "memory");
+    return v;
+}
+
+__device__ static inline void kk__release(uint32_t *p, uint32_t v)
+{
+    asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"(kk__shared(p)), "r"(v) : "memory");
+}
+
+/* The threads of a block of kk__stream that multiply: all but the last warp. */
+__device__ static inline int kk__workers()
+{
+    return (int)blockDim.x - 32;
+}
+
+__device__ static inline void kk__workers_meet()
+{
+    asm volatile("bar.sync 1, %0;" ::"r"(kk__workers()) : "memory");
 }
 
 /* bytes from global to shared memory; bar's phase ends when they are there */
@@ -141,13 +179,73 @@ template <class Job> struct kk_walk {
     }
 };
 
+/* The last warp of a block brings weights in: lane i the pieces of warp i, into that warp's ring. No
+ * more than `window` bytes are on their way: more would not come sooner, and what others load, store
+ * and end meanwhile takes as long as all that is ahead of it. */
+template <class Job> struct kk_feeder {
+    const kk_stream &g;
+    const Job &job;
+    char *ring;
+    uint64_t *bars;
+    const uint32_t *used; /* pieces of the ring that its warp is done with */
+    int most;             /* pieces on their way */
+    uint32_t put, there;  /* pieces asked for, arrived */
+    int slot, next, phase; /* the slot to fill; the slot that arrives next */
+    kk_walk<Job> at;
+
+    __device__ kk_feeder(const kk_stream &g_, const Job &job_, char *smem, int lane)
+        : g(g_), job(job_), ring(smem + lane * g.depth * g.chain * KK_TILE_BYTES),
+          bars((uint64_t *)(smem + g.bars_at) + lane * g.depth),
+          used((uint32_t *)(smem + g.used_at) + lane),
+          most(max(1, g.window / g.warps + (lane < g.window % g.warps))), put(0), there(0), slot(0),
+          next(0), phase(0)
+    {
+    }
+
+    /* The next piece at `at`, which moves on; NULL: there is none. */
+    __device__ const char *piece(int groups, int *bytes)
+    {
+        while (at.q < groups) {
+            const char *w = at.s < at.slots ? job.stripe(at.q, at.s) : NULL;
+            const int c = at.c;
+            at.next(g, job, groups);
+            *bytes = min(g.chain, g.tiles - c * g.chain) * KK_TILE_BYTES;
+            if (w) return w + (size_t)c * (size_t)g.chain * KK_TILE_BYTES;
+        }
+        return NULL;
+    }
+
+    /* A lane never waits for another: its warp may be what the others' warps wait for. */
+    __device__ void run(int lane)
+    {
+        const int groups = job.groups();
+        int bytes;
+        at.start(g, job, groups, lane);
+        const char *w = piece(groups, &bytes);
+        while (w) {
+            if (put != there && kk__bar_test(&bars[next], phase)) {
+                there++;
+                if (++next == g.depth) {
+                    next = 0;
+                    phase ^= 1;
+                }
+            }
+            if ((int)(put - there) >= most || (int)(put - kk__acquire(used)) >= g.depth) continue;
+            kk__bulk(ring + slot * g.chain * KK_TILE_BYTES, w, bytes, &bars[slot]);
+            put++;
+            if (++slot == g.depth) slot = 0;
+            w = piece(groups, &bytes);
+        }
+    }
+};
+
 template <int ROWS, class Job> struct kk_streamer {
     const kk_stream &g;
     Job &job;
     char *ring;
     uint64_t *bars;
-    int warp, lane, groups, put_slot;
-    kk_walk<Job> ahead; /* the next piece to bring in */
+    uint32_t *used;
+    int warp, lane;
 
     __device__ kk_streamer(const kk_stream &g_, Job &job_, char *smem) : g(g_), job(job_)
     {
@@ -155,43 +253,13 @@ template <int ROWS, class Job> struct kk_streamer {
         lane = (int)threadIdx.x % 32;
         ring = smem + warp * g.depth * g.chain * KK_TILE_BYTES;
         bars = (uint64_t *)(smem + g.bars_at) + warp * g.depth;
-        put_slot = 0;
-        if (lane == 0) {
-#pragma unroll 1
-            for (int i = 0; i < g.depth; i++) kk__bar_init(&bars[i], 1);
-            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        }
-        __syncwarp();
+        used = (uint32_t *)(smem + g.used_at) + warp;
     }
 
     /* tiles of chain c */
     __device__ int tiles_of(int c) const
     {
         return min(g.chain, g.tiles - c * g.chain);
-    }
-
-    /* by lane 0: bring the next piece in */
-    __device__ void put()
-    {
-        while (ahead.q < groups) {
-            const int q = ahead.q, c = ahead.c, s = ahead.s;
-            const char *w = s < ahead.slots ? job.stripe(q, s) : NULL;
-            ahead.next(g, job, groups);
-            if (!w) continue;
-            kk__bulk(ring + put_slot * g.chain * KK_TILE_BYTES,
-                     w + (size_t)c * (size_t)g.chain * KK_TILE_BYTES, tiles_of(c) * KK_TILE_BYTES,
-                     &bars[put_slot]);
-            if (++put_slot == g.depth) put_slot = 0;
-            return;
-        }
-    }
-
-    __device__ void fill()
-    {
-        groups = job.groups();
-        ahead.start(g, job, groups, warp);
-        if (lane == 0)
-            for (int i = 0; i < g.depth; i++) put();
     }
 
     __device__ void load(uint2 (&a)[KK_STREAM_CHAIN], uint2 (&b)[KK_STREAM_CHAIN], int q, int s,
@@ -256,7 +324,9 @@ template <int ROWS, class Job> struct kk_streamer {
     {
         const int rows = kk__slice_rows<ROWS>(g.T);
         uint2 a[KK_STREAM_CHAIN], b[KK_STREAM_CHAIN], next[KK_STREAM_CHAIN];
+        const int groups = job.groups();
         int have_c = -1, have_x = -1, next_c = -1, next_x = -1, slot = 0, phase = 0;
+        uint32_t done = 0;
         kk_walk<Job> at;
         at.start(g, job, groups, warp);
         int at_x = at.inputs(job, groups);
@@ -291,8 +361,6 @@ template <int ROWS, class Job> struct kk_streamer {
                     multiply<8>(d, w, a, b);
                 else
                     few(d, w, a, b, n);
-                __syncwarp();
-                if (lane == 0) put();
                 if (++slot == g.depth) {
                     slot = 0;
                     phase ^= 1;
@@ -300,34 +368,40 @@ template <int ROWS, class Job> struct kk_streamer {
                 float2 *out = (float2 *)(to + (s * g.chains + c) * rows * 8) + lane;
                 if (lane / 4 < rows) out[0] = make_float2(d[0], d[1]);
                 if (ROWS == 16 && lane / 4 + 8 < rows) out[32] = make_float2(d[2], d[3]);
+                done++;
+                __syncwarp(); /* the sums needed all of the slot */
+                if (lane == 0) kk__release(used, done);
             }
-            __syncthreads();
+            kk__workers_meet();
             job.sum(to, q);
-            if (!g.part_floats) __syncthreads();
+            if (!g.part_floats) kk__workers_meet();
         }
     }
 };
 
 template <int ROWS, class Job>
-__global__ void __launch_bounds__(KK_STREAM_THREADS, 1)
+__global__ void __launch_bounds__(KK_STREAM_THREADS + 32, 1)
     kk__stream(const __grid_constant__ kk_stream g, const __grid_constant__ Job given)
 {
     extern __shared__ __align__(1024) char smem[];
     Job job = given;
-    kk_streamer<ROWS, Job> s(g, job, smem);
-    const bool early = job.early();
+    const bool early = job.early(), works = (int)threadIdx.x < kk__workers();
     if (Job::eager) cudaTriggerProgrammaticLaunchCompletion();
-    if (early) {
-        job.begin(smem + g.tables_at);
-        s.fill();
+    for (int i = (int)threadIdx.x; i < g.warps * g.depth; i += (int)blockDim.x)
+        kk__bar_init((uint64_t *)(smem + g.bars_at) + i, 1);
+    if ((int)threadIdx.x < g.warps) ((uint32_t *)(smem + g.used_at))[threadIdx.x] = 0;
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    if (!early) cudaGridDependencySynchronize();
+    job.begin(smem + g.tables_at);
+    __syncthreads();
+    if (works) {
+        if (early) cudaGridDependencySynchronize();
+        if (!Job::eager) cudaTriggerProgrammaticLaunchCompletion();
+        kk_streamer<ROWS, Job>(g, job, smem).run((float *)(smem + g.part_at));
+    } else if ((int)threadIdx.x - kk__workers() < g.warps) {
+        const int lane = (int)threadIdx.x - kk__workers();
+        kk_feeder<Job>(g, job, smem, lane).run(lane);
     }
-    cudaGridDependencySynchronize();
-    if (!Job::eager) cudaTriggerProgrammaticLaunchCompletion();
-    if (!early) {
-        job.begin(smem + g.tables_at);
-        s.fill();
-    }
-    s.run((float *)(smem + g.part_at));
     job.finish();
 }
 
@@ -353,7 +427,7 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
         g.ways = ways;
     }
     const int sums = g.chains * (T < rows ? T : rows) * 32; /* bytes, of a stripe */
-    const int piece = g.chain * KK_TILE_BYTES + 8;
+    const int piece = g.chain * KK_TILE_BYTES + 8 + 4;
     int64_t slots = KK_STREAM_SUMS / sums;
     if (slots < 12 * g.ways) slots = 12 * g.ways;
     if (slots * sums > KK_STREAM_SUMS_MOST) slots = KK_STREAM_SUMS_MOST / sums;
@@ -367,8 +441,11 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     g.depth = g.depth < 1 ? 1 : g.depth > KK_STREAM_DEPTH ? KK_STREAM_DEPTH : g.depth;
     g.part_at = g.warps * g.depth * g.chain * KK_TILE_BYTES;
     g.bars_at = g.part_at + buffers * all;
-    g.tables_at = g.bars_at + (g.warps * g.depth * 8 + 15) / 16 * 16;
+    g.used_at = g.bars_at + g.warps * g.depth * 8;
+    g.tables_at = (g.used_at + g.warps * 4 + 15) / 16 * 16;
     g.smem = g.tables_at + table_bytes;
+    static const int window = getenv("KK_WINDOW") ? atoi(getenv("KK_WINDOW")) * 1024 : KK_STREAM_WINDOW;
+    g.window = window / (g.chain * KK_TILE_BYTES);
     return g;
 }
 
@@ -388,7 +465,7 @@ static inline void kk__stream_launch(struct kk_cuda *c, const char *op, const kk
     static int known[KK_CUDA_GPUS];
     kk__allow(c, op, (const void *)kk__stream<ROWS, Job>, g.smem, known);
     kk__launch(c, op, kk__stream<ROWS, Job>, dim3((unsigned)blocks, slices),
-               dim3((unsigned)g.warps * 32), (size_t)g.smem, g, job);
+               dim3((unsigned)g.warps * 32 + 32), (size_t)g.smem, g, job);
     c->products += !Job::eager;
 }
 
@@ -451,7 +528,7 @@ template <int ROWS> struct kk_linear_job {
     __device__ void sum(const float *part, int q) const
     {
         const int rows = kk__slice_rows<ROWS>(T), n = slots(q);
-        for (int j = (int)threadIdx.x; j < n * rows * 8; j += (int)blockDim.x) {
+        for (int j = (int)threadIdx.x; j < n * rows * 8; j += kk__workers()) {
             const int s = j / (rows * 8), e = j - s * rows * 8;
             put(index(q, s), e % 8, e / 8 + (int)blockIdx.y * ROWS,
                 kk__chains(part + s * chains * rows * 8 + e, chains, rows * 8));
