@@ -149,13 +149,8 @@ static void buffer_specs(struct kk_ftheta *f, struct kk_buffer_spec s[static N_B
 static int alloc_buffers(struct kk_ftheta *f, struct kk_err *err)
 {
     struct kk_buffer_spec s[N_BUFFERS];
-    const struct kk_limits lim = {.max_rows = f->max_rows > f->most ? f->max_rows : f->most,
-                                  .max_model_width = f->m->config.info.C};
-    buffer_specs(f, s);
-    int rc = 0;
-    if (!f->exact && !f->m->dev->unified) /* a CPU needs no more than the model has reserved */
-        rc = f->m->dev->ops->reserve(f->m->dev, &lim, &f->m->dev->tables, err);
-    if (!rc) rc = kk__buffers_alloc(f->m->dev, &f->scratch, s, N_BUFFERS, err);
+    buffer_specs(f, s); /* its ops want no scratch of the device beyond what the model reserved */
+    int rc = kk__buffers_alloc(f->m->dev, &f->scratch, s, N_BUFFERS, err);
     if (rc) return rc;
     int32_t *host = kk_array((size_t)f->positions, sizeof *host);
     if (!host) return kk_fail(err, KK_ENOMEM, "out of memory for f_theta");

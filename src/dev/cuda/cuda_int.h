@@ -64,6 +64,18 @@ __host__ __device__ static inline const char *kk__stripe(const struct kk_weight 
            (size_t)s * (size_t)kk__tiles(w->cols) * KK_TILE_BYTES;
 }
 
+/* Rows whose logits are there and whose experts are to be chosen. */
+struct kk_router {
+    const float *logits, *scale;
+    int32_t *idx;
+    float *weight;
+    int T, E, A;
+};
+enum { /* the next product does it on the side for so many rows, experts */
+       KK_CHOSEN_ROWS = 128,
+       KK_CHOSEN_EARLY = 128
+};
+
 /* ---- the device --------------------------------------------------------------------------- */
 
 struct kk_cuda {
@@ -78,6 +90,7 @@ struct kk_cuda {
     cudaError_t error; /* the first since step_end, and the op it came from */
     const char *op;
     uint64_t products, routed; /* of few rows so far (stream_int.h); when experts were chosen last */
+    struct kk_router errand;   /* of the last route, not yet done; T 0: none */
     struct kk_fault *fault, *fault_dev; /* one word, as the host and as kernels see it */
     struct kk_upload *upload;           /* pinned ring for what travels (memory.cu) */
     struct kk_slab *slabs;              /* of host_alloc (memory.cu) */
@@ -95,6 +108,9 @@ static inline struct kk_cuda *kk__cuda(struct kk_dev *dev)
 {
     return (struct kk_cuda *)dev;
 }
+
+/* Choose now: what comes next does not on the side. */
+void kk__cuda_choose(struct kk_cuda *c);
 
 /* The calling thread's CUDA calls are for this device from here on. */
 void kk__cuda_use(struct kk_cuda *c);
@@ -127,6 +143,7 @@ static inline void kk__launch(struct kk_cuda *c, const char *op, void (*kernel)(
 {
     cudaLaunchConfig_t cfg = {};
     cudaLaunchAttribute at[1];
+    if (c->errand.T) kk__cuda_choose(c);
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
     at[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     at[0].val.programmaticStreamSerializationAllowed = 1;

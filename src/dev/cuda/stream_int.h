@@ -30,7 +30,7 @@ enum {
     KK_STREAM_DEPTH = 8,
     KK_STREAM_CHAIN = 11,       /* tiles of a chain, at most */
     KK_STREAM_SMEM = 226 << 10, /* of a block */
-    KK_STREAM_WINDOW = 64 << 10, /* bytes on their way to a block */
+    KK_STREAM_WINDOW = 96 << 10, /* bytes on their way to a block */
     KK_STREAM_SUMS = 16 << 10,  /* of a group: enough, and more for a few stripes at least */
     KK_STREAM_SUMS_MOST = 64 << 10
 };
@@ -43,6 +43,7 @@ struct kk_stream {
     int part_floats; /* from one buffer of sums to the other; 0: there is one */
     int part_at, bars_at, used_at, tables_at;
     int smem;
+    struct kk_router errand; /* T rows that the feeding warps choose experts for */
 };
 
 #ifdef __CUDACC__
@@ -149,6 +150,57 @@ template <int ROWS> __device__ static inline int kk__slice_rows(int T)
 {
     return min(ROWS, T - (int)blockIdx.y * ROWS);
 }
+
+/* ---- choosing experts --------------------------------------------------------------------- */
+
+/* The order of floats as the order of integers, 0 being below all; NaN sorts somewhere. */
+__device__ static inline uint32_t kk__ordered(float v)
+{
+    const uint32_t u = __float_as_uint(v + 0.0f); /* -0 ties with 0 */
+    const uint32_t k = u & 0x80000000u ? ~u : u | 0x80000000u;
+    return k ? k : 1;
+}
+
+/* Row t: the A largest of E logits and their weights, by a warp. N: logits of a lane. */
+template <int N> __device__ static void kk__choose(const struct kk_router &r, int t)
+{
+    const float *logits = r.logits + (size_t)t * (size_t)r.E;
+    const int E = r.E, A = r.A;
+    int32_t *idx = r.idx + (size_t)t * (size_t)A;
+    float *weight = r.weight + (size_t)t * (size_t)A;
+    const int lane = (int)threadIdx.x % 32;
+    float mine = 0, sum = 0;
+    uint32_t key[N];
+    int at = 0;
+#pragma unroll
+    for (int i = 0; i < N; i++) key[i] = i * 32 + lane < E ? kk__ordered(logits[i * 32 + lane]) : 0;
+    for (int n = 0; n < A; n++) {
+        uint32_t top = key[0], where = ~0u;
+#pragma unroll
+        for (int i = 1; i < N; i++) top = max(top, key[i]);
+        top = __reduce_max_sync(~0u, top);
+#pragma unroll
+        for (int i = N - 1; i >= 0; i--)
+            if (key[i] == top) where = (uint32_t)(i * 32 + lane);
+        where = __reduce_min_sync(~0u, where);
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (where == (uint32_t)(i * 32 + lane)) key[i] = 0;
+        if (lane == n) at = (int)where;
+    }
+    if (lane < A) mine = logits[at];
+    mine = expf(mine - __shfl_sync(~0u, mine, 0));
+    for (int n = 0; n < A; n++) {
+        const float e = __shfl_sync(~0u, mine, n);
+        sum = n ? sum + e : e;
+    }
+    if (lane < A) {
+        idx[lane] = at;
+        weight[lane] = mine / sum * r.scale[at];
+    }
+}
+
+/* ---- bringing weights in ------------------------------------------------------------------ */
 
 /* Where a warp is among its pieces. */
 template <class Job> struct kk_walk {
@@ -402,6 +454,12 @@ __global__ void __launch_bounds__(KK_STREAM_THREADS + 32, 1)
         const int lane = (int)threadIdx.x - kk__workers();
         kk_feeder<Job>(g, job, smem, lane).run(lane);
     }
+    if (!works && blockIdx.y == 0 && (int)blockIdx.x < g.errand.T) {
+        __syncwarp();
+        if (early) cudaGridDependencySynchronize();
+        for (int t = (int)blockIdx.x; t < g.errand.T; t += (int)gridDim.x)
+            kk__choose<KK_CHOSEN_EARLY / 32>(g.errand, t);
+    }
     job.finish();
 }
 
@@ -457,9 +515,14 @@ static inline int64_t kk__block_share(const struct kk_cuda *c, int64_t n)
 
 /* items: of the grid in all; a block takes at least one */
 template <int ROWS, class Job>
-static inline void kk__stream_launch(struct kk_cuda *c, const char *op, const kk_stream &g,
-                                     const Job &job, int64_t items)
+static inline void kk__stream_launch(struct kk_cuda *c, const char *op, kk_stream g, const Job &job,
+                                     int64_t items)
 {
+    if (!Job::eager && c->errand.T) {
+        g.errand = c->errand;
+        c->errand.T = 0;
+        c->routed = c->products + 1; /* when this one has ended */
+    }
     const int64_t blocks = items < c->sms ? items : c->sms;
     const unsigned slices = (unsigned)((g.T + ROWS - 1) / ROWS);
     static int known[KK_CUDA_GPUS];
