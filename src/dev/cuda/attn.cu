@@ -31,28 +31,22 @@ enum { STORED, DERIVED, IN_TURN };
 
 /* Offsets in shared memory, in bytes. */
 struct layout {
-    int pitch, q, k, v, spare, p, red_m, red_l, pos, norm, plan, bytes;
+    int pitch, q, k, v, p, red_m, red_l, pos, norm, plan, bytes;
 };
-
-/* Split by split, small tiles of stored keys leave room for a third 128 rows (`spare`): keys come an
- * item ahead, and values. */
-template <int NP, int MT, int KV, int WALK>
-constexpr bool has_spare = NP == 2 && MT == 1 && KV == STORED && !WALK;
 
 struct work {
     struct kk_attn_tile tile;
     int split, place;
 };
 
-__host__ __device__ static inline struct layout layout_of(int D, int M, int kv, int B, bool spare)
+__host__ __device__ static inline struct layout layout_of(int D, int M, int kv, int B)
 {
     struct layout y;
     y.pitch = D * 2 + PAD;
     y.q = 0;
     y.k = y.q + M * y.pitch;
     y.v = y.k + (kv == STORED ? S * y.pitch : 0);
-    y.spare = y.v + S * y.pitch;
-    y.p = y.spare + (spare ? S * y.pitch : 0);
+    y.p = y.v + S * y.pitch;
     y.red_m = y.p + M * P_PITCH;
     y.red_l = y.red_m + M * WARPS * 4;
     y.pos = y.red_l + M * WARPS * 4;
@@ -553,8 +547,7 @@ __global__ void __launch_bounds__(THREADS, 1) k_attn(const __grid_constant__ str
 {
     extern __shared__ __align__(128) char smem[];
     const struct kk_attn_args &a = job.a;
-    constexpr bool SPARE = has_spare<NP, MT, KV, WALK>;
-    struct layout y = layout_of(a.D, 16 * MT, KV, a.B, SPARE);
+    const struct layout y = layout_of(a.D, 16 * MT, KV, a.B);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t base = kk__smem(smem);
     float *red_m = (float *)(smem + y.red_m), *red_l = (float *)(smem + y.red_l);
@@ -591,19 +584,13 @@ __global__ void __launch_bounds__(THREADS, 1) k_attn(const __grid_constant__ str
         queries = then.t0 != t.t0 || then.p0 != t.p0 || then.g != t.g;
         turns cs;
         if (KV == DERIVED) load_turns(a, j, last, cs);
-        struct layout ahead = y; /* of the next item */
-        if (SPARE) {
-            ahead.k = y.spare, ahead.v = y.k, ahead.spare = y.v;
-            if (more) load<KV>(job, ahead, then, next.split, ALL, 0, base);
-            kk__copy_commit();
-        }
-        kk__copy_wait<SPARE ? 2 : KV == STORED ? 1 : 0>();
+        kk__copy_wait<KV == STORED ? 1 : 0>();
         __syncthreads();
         scores<MT, KV>(job, norm, cs, base + y.q, base + y.k + warp * 16 * y.pitch, y.pitch, j,
                        last, s);
         mask_max<MT>(job, t, pos, w.split, j, s, red_m);
         __syncthreads();
-        if (KV == STORED && more) load<KV>(job, ahead, then, next.split, ALL, SPARE, base);
+        if (KV == STORED && more) load<KV>(job, y, then, next.split, ALL, 0, base);
         if (KV == IN_TURN) load<KV>(job, y, t, w.split, ALL, 1, base);
         kk__copy_commit();
         float m[MT][2], ra[MT][2], rb[MT][2];
@@ -615,7 +602,7 @@ __global__ void __launch_bounds__(THREADS, 1) k_attn(const __grid_constant__ str
                                rb[i / 2][i % 2]);
         }
         weights<MT>(m, s, smem + y.p, red_l);
-        kk__copy_wait<SPARE ? 2 : KV == IN_TURN ? 0 : 1>();
+        kk__copy_wait<KV == IN_TURN ? 0 : 1>();
         __syncthreads();
         if (threadIdx.x < 16 * MT) {
             const float pm = max8(red_m + threadIdx.x * WARPS),
@@ -639,11 +626,8 @@ __global__ void __launch_bounds__(THREADS, 1) k_attn(const __grid_constant__ str
         } else
             store_part<MT, NP>(job, w, o);
         __syncthreads();
-        if (!SPARE) {
-            if (more) load<KV>(job, y, then, next.split, ALL, KV != IN_TURN, base);
-            kk__copy_commit();
-        }
-        y = ahead;
+        if (more) load<KV>(job, y, then, next.split, ALL, KV != IN_TURN, base);
+        kk__copy_commit();
         if (WALK)
             w.split = next.split;
         else
@@ -750,9 +734,7 @@ static void launch(struct kk_cuda *c, struct kk_attn_job *job, int64_t items)
     static struct {
         int bytes, blocks;
     } known[GPUS]; /* asking takes as long as launching */
-    constexpr bool SPARE = has_spare<NP, MT, KV, WALK>;
-    const int bytes = layout_of(job->a.D, 16 * MT, KV, job->a.B, SPARE).bytes;
-    const int gpu = c->index % GPUS;
+    const int bytes = layout_of(job->a.D, 16 * MT, KV, job->a.B).bytes, gpu = c->index % GPUS;
     if (known[gpu].bytes != bytes) {
         known[gpu].blocks = fit(c, k_attn<NP, MT, KV, WALK>, bytes) * c->sms;
         known[gpu].bytes = bytes;

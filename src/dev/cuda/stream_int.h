@@ -22,6 +22,7 @@
 #ifndef KK_DEV_CUDA_STREAM_INT_H
 #define KK_DEV_CUDA_STREAM_INT_H
 
+#include <stdlib.h>
 #include "dev/cuda/cuda_int.h"
 
 enum {
@@ -501,7 +502,8 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     g.used_at = g.bars_at + g.warps * g.depth * 8;
     g.tables_at = (g.used_at + g.warps * 4 + 15) / 16 * 16;
     g.smem = g.tables_at + table_bytes;
-    g.window = KK_STREAM_WINDOW / (g.chain * KK_TILE_BYTES);
+    static const int window = getenv("KK_WINDOW") ? atoi(getenv("KK_WINDOW")) * 1024 : KK_STREAM_WINDOW;
+    g.window = window / (g.chain * KK_TILE_BYTES);
     return g;
 }
 
