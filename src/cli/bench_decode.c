@@ -129,11 +129,11 @@ static void print_run(const struct bench *b, const struct run *r)
 
 static json_t *json_run(const struct bench *b, const struct run *r)
 {
-    json_t *o = json_pack("{s:I, s:f, s:f, s:f, s:f, s:I, s:I}", "context", (json_int_t)r->context,
-                          "context_s", r->context_s, "prefill_tok_s", r->prefill_tok_s,
-                          "decode_tok_s", r->decode_tok_s, "weight_gb_s", read_gb_s(b, r),
-                          "kv_device_bytes", (json_int_t)r->device_bytes, "kv_host_bytes",
-                          (json_int_t)r->host_bytes);
+    json_t *o =
+        json_pack("{s:I, s:f, s:f, s:f, s:f, s:I, s:I}", "context", (json_int_t)r->context,
+                  "context_s", r->context_s, "prefill_tok_s", r->prefill_tok_s, "decode_tok_s",
+                  r->decode_tok_s, "weight_gb_s", read_gb_s(b, r), "kv_device_bytes",
+                  (json_int_t)r->device_bytes, "kv_host_bytes", (json_int_t)r->host_bytes);
     kk_cli_report_step(b->cli, o, 1 / r->steps_s, r->experts);
     return o;
 }

@@ -130,10 +130,11 @@ struct kk_norm_args {
     void *y; /* act */
 };
 
-/* y[i][T, w[i]->rows] = x[T, cols] w[i]^T for up to three matrices that share x.
- * softcap > 0: y = softcap * tanh(y / softcap). */
+/* y[i][T, w[i]->rows] = x[T, cols] w[i]^T for up to three matrices that share x. softcap > 0: y =
+ * softcap * tanh(y / softcap). */
 struct kk_linear_args {
     int T, n;
+    int settled;   /* x is older than the two ops before this one: a device may read it at once */
     const void *x; /* act */
     const struct kk_weight *w[3];
     float *y[3];
@@ -343,10 +344,9 @@ struct kk_ops {
     void *(*host_alloc)(struct kk_dev *, size_t bytes);
     void (*host_free)(struct kk_dev *, void *p, size_t bytes);
     /* To the device, from it, and within it (src may be memory of host_alloc too), in order with
-     * the ops around them. src of upload may
-     * be written to again at once; download returns when dst holds the bytes. page_out is a
-     * download to memory of host_alloc that need not be there before step_end or a download
-     * returns; ops that come later find it. */
+     * the ops around them. src of upload may be written to again at once; download returns when dst
+     * holds the bytes. page_out is a download to memory of host_alloc that need not be there before
+     * step_end or a download returns; ops that come later find it. */
     void (*upload)(struct kk_dev *, void *dst, const void *src, size_t bytes);
     void (*download)(struct kk_dev *, void *dst, const void *src, size_t bytes);
     void (*copy)(struct kk_dev *, void *dst, const void *src, size_t bytes);
@@ -369,10 +369,7 @@ struct kk_ops {
     /* a step: ops between begin and end run in order; end waits and returns the latched error */
     void (*step_begin)(struct kk_dev *);
     int (*step_end)(struct kk_dev *, struct kk_err *);
-    /* the same where the host needs nothing of it yet: a device that runs beside the host does not
-     * wait, and what went wrong is told by the next step_end */
-    int (*step_pass)(struct kk_dev *, struct kk_err *);
-    /* stages */
+    int (*step_pass)(struct kk_dev *, struct kk_err *); /* a GPU does not wait: step_end will tell */
     void (*embed)(struct kk_dev *, const struct kk_embed_args *);
     void (*norm)(struct kk_dev *, const struct kk_norm_args *);
     void (*linear)(struct kk_dev *, const struct kk_linear_args *);

@@ -38,16 +38,16 @@ struct kk_engine {
         int on;
         int64_t steps, sum; /* steps counted; experts, each once a layer and step */
     } experts;
-    int32_t *late; /* host_alloc [rows of a step]: drafts that the device makes as it goes */
-    struct kk_kv **kv;                           /* [max_batch] */
-    struct kk_step_item *items;                  /* [max_batch] */
-    uint8_t *hold;                               /* [max_batch] */
-    struct kk_turn *turns;                       /* [max_batch] */
-    int32_t *keep;                               /* [max_batch] */
-    double *accept, *gain;                       /* [max_batch] */
-    int *most, *width;                           /* [max_batch] */
-    struct kk_dflash *dflash;                    /* NULL: no such drafter */
-    struct kk_kv_layout draft_layout;            /* layer borrowed from dflash */
+    int32_t *late;     /* host_alloc [rows of a step]: drafts that the device makes as it goes */
+    struct kk_kv **kv; /* [max_batch] */
+    struct kk_step_item *items;       /* [max_batch] */
+    uint8_t *hold;                    /* [max_batch] */
+    struct kk_turn *turns;            /* [max_batch] */
+    int32_t *keep;                    /* [max_batch] */
+    double *accept, *gain;            /* [max_batch] */
+    int *most, *width;                /* [max_batch] */
+    struct kk_dflash *dflash;         /* NULL: no such drafter */
+    struct kk_kv_layout draft_layout; /* layer borrowed from dflash */
     struct kk_kv_pool *draft_pool;
     struct kk_ftheta *ftheta;          /* NULL: nothing is rebuilt */
     struct kk_one_shot *one_shot;      /* NULL: kk_engine_load_one_shot was not called */

@@ -88,8 +88,8 @@ static double catch_up(struct kk_session *s, int *rc, struct kk_err *err)
     return seconds;
 }
 
-/* Drafts of a turn whose rows begin at row `first` of the step, put past the end of its history: not
- * yet history. How many, or KK_E*. */
+/* Drafts of a turn whose rows begin at row `first` of the step, put past the end of its history:
+ * not yet history. How many, or KK_E*. */
 static int propose(struct kk_turn *t, int width, int first, double *caught_up, struct kk_err *err)
 {
     struct kk_session *s = t->s;
@@ -125,11 +125,10 @@ static int fill_items(struct kk_engine *e, struct kk_turn *turn, int B, double *
             return k;
         }
         t->drafted = k;
-        e->items[b] =
-            (struct kk_step_item){.s = t->s,
-                                  .n = k + 1,
-                                  .hold = 1,
-                                  .want = is_greedy(t->p) ? KK_WANT_CHOICE : KK_WANT_ALL};
+        e->items[b] = (struct kk_step_item){.s = t->s,
+                                            .n = k + 1,
+                                            .hold = 1,
+                                            .want = is_greedy(t->p) ? KK_WANT_CHOICE : KK_WANT_ALL};
     }
     return 0;
 }

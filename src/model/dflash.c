@@ -428,8 +428,7 @@ static void layer_forward(struct kk_dflash *d, struct kk_kv_pool *pool, int l,
     after_attention(d, w, T, d->h, next_norm);
 }
 
-/* Rows 1.. are the drafts, to choice. A positive multiplier and a soft-cap do not change the largest
- * logit. */
+/* Rows 1.. are the drafts. A positive multiplier and a soft-cap do not change the largest logit. */
 static void block_forward(struct kk_dflash *d, struct kk_kv_pool *pool, int32_t *choice)
 {
     const struct kk_model *m = d->verifier;

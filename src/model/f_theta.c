@@ -326,6 +326,7 @@ const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *poo
     load_latents(f, kk_kv_step_session(pool, b), first, n);
     d->ops->linear(d, &(struct kk_linear_args){.T = n,
                                                .n = 2,
+                                               .settled = 1,
                                                .x = d->act == KK_F32 ? (void *)f->z : f->zb,
                                                .w = {&f->layer[l].k, &f->layer[l].v},
                                                .y = {f->k, f->v},

@@ -159,6 +159,12 @@ static int bind(struct kk_loader *ld, int l, struct kk_err *err)
 /* Below, one op call is one stage, its arguments grouped by meaning. */
 /* clang-format off */
 
+/* Where the experts of the step's rows in layer l are: [T, A] */
+static int32_t *chosen(const struct kk_model *m, int l)
+{
+    return m->buf.expert_idx + (int64_t)l * m->limits.max_rows * m->config.info.A;
+}
+
 /* Which experts buf.x_moe goes to, from buf.x_router */
 static void route(const struct kk_step *s, int l)
 {
@@ -167,7 +173,8 @@ static void route(const struct kk_step *s, int l)
     const struct kk_layer_weights *w = &s->m->layer[l];
     s->op->route(s->dev, &(struct kk_route_args){
         .T = s->T, .E = c->info.E, .A = c->info.A, .x = b->x_router, .w = &w->router,
-        .expert_scale = w->expert_scale, .idx = kk__expert_idx(s->m, l), .weight = b->expert_weight});
+        .expert_scale = w->expert_scale, .idx = chosen(s->m, l),
+        .weight = b->expert_weight});
 }
 
 /* The experts of buf.x_moe, into buf.b */
@@ -178,7 +185,7 @@ static void experts(const struct kk_step *s, int l)
     const struct kk_layer_weights *w = &s->m->layer[l];
     s->op->moe(s->dev, &(struct kk_moe_args){
         .T = s->T, .E = c->info.E, .A = c->info.A, .act = c->act, .x = b->x_moe,
-        .idx = kk__expert_idx(s->m, l), .weight = b->expert_weight,
+        .idx = chosen(s->m, l), .weight = b->expert_weight,
         .gate_up = &w->gate_up, .down = &w->expert_down, .y = b->b});
 }
 

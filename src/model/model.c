@@ -344,10 +344,9 @@ static void copy_late(struct kk_model *m, const struct kk_forward *fwd, int T)
 
 static void choose(struct kk_model *m, int n)
 {
-    m->dev->ops->argmax(m->dev, &(struct kk_argmax_args){.T = n,
-                                                         .n = m->config.info.V,
-                                                         .x = m->buf.logits,
-                                                         .out = m->buf.choice});
+    m->dev->ops->argmax(
+        m->dev, &(struct kk_argmax_args){
+                    .T = n, .n = m->config.info.V, .x = m->buf.logits, .out = m->buf.choice});
 }
 
 int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_forward *fwd,
@@ -402,7 +401,9 @@ int64_t kk_model_distinct_experts(struct kk_model *m, int T, struct kk_err *err)
     int32_t *idx = kk_array(n, sizeof *idx);
     uint8_t *seen = kk_calloc((size_t)i->E, 1);
     for (int l = 0; idx && seen && l < i->n_layers; l++) {
-        m->dev->ops->download(m->dev, idx, kk__expert_idx(m, l), n * sizeof *idx);
+        m->dev->ops->download(m->dev, idx,
+                              m->buf.expert_idx + (int64_t)l * m->limits.max_rows * i->A,
+                              n * sizeof *idx);
         memset(seen, 0, (size_t)i->E);
         for (size_t k = 0; k < n; k++) seen[idx[k]] = 1;
         for (int e = 0; e < i->E; e++) sum += seen[e];

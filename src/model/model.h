@@ -108,7 +108,7 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
 float *kk_model_logits(const struct kk_model *m);
 
 /* Experts that the T rows of the last forward went to, each counted once a layer: the sum over
- * layers. For measurements; the forward was told (kk_forward.experts). KK_E* as a negative number. */
+ * layers. For measurements; the forward was told (kk_forward.experts). KK_E* if negative. */
 int64_t kk_model_distinct_experts(struct kk_model *m, int T, struct kk_err *err);
 int64_t kk_model_expert_bytes(const struct kk_model *m); /* of one expert of every layer */
 
@@ -143,8 +143,8 @@ int kk_dflash_observe(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv
  * kv is as it was afterwards. */
 int kk_dflash_propose(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv *kv, int32_t carry,
                       int n, int32_t *out, struct kk_err *err);
-/* The same without waiting for a GPU: the tokens are in late [n] (memory of host_alloc) for ops that
- * come later, and for the host after the next step_end. */
+/* The same without waiting for a GPU: the tokens are in late [n] (memory of host_alloc) for later
+ * ops, and for the host after the next step_end. */
 int kk_dflash_propose_late(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv *kv,
                            int32_t carry, int n, int32_t *late, struct kk_err *err);
 

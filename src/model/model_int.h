@@ -124,8 +124,7 @@ struct kk_layer_weights {
 
 /* Activation buffers of a step, sized once for max_rows; device memory. */
 struct kk_buffers {
-    int32_t *ids;               /* [T], then the rows of logits wanted; they travel together */
-    int32_t *choice;            /* [n_logits], memory of host_alloc */
+    int32_t *ids, *choice;      /* [T], then the rows of logits wanted; host_alloc [n_logits] */
     float *h, *h_last;          /* [T, C], [n_logits, C] */
     void *x, *x_moe, *x_router; /* act [T, C] */
     float *q, *k, *v;           /* [T, H*D] [T, G*D] [T, G*D] */
@@ -156,8 +155,7 @@ struct kk_model {
     struct kk_ftheta *restorer;   /* borrowed; NULL: no policy here rebuilds rows */
 };
 
-/* Binds every weight of the architecture; with `plan` set nothing is loaded and bytes add up there.
- */
+/* Binds every weight of the architecture; with `plan` set nothing is loaded, bytes add up there. */
 struct kk_loader {
     const struct kk_model_file *mf;
     struct kk_model *m;
@@ -183,8 +181,7 @@ int kk__load_vector(struct kk_loader *ld, const char *name, int64_t n, float sca
                     struct kk_err *err);
 int kk__load_scalar(struct kk_loader *ld, const char *name, float *out, struct kk_err *err);
 
-/* f_theta.c: rows [first, first + n) of layer l of step sequence b, rebuilt; valid until the next
- * call */
+/* f_theta.c: rows [first, first + n) of layer l of step sequence b, until the next call */
 const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *pool, int b, int l,
                                int32_t first, int32_t n);
 
@@ -228,12 +225,6 @@ int kk__bind_qk_norm(struct kk_loader *ld, int l, struct kk_err *err);
 int kk__bind_mlp(struct kk_loader *ld, int l, struct kk_err *err);
 /* Everything: the embedding, the head, the final norm, and each layer by the architecture. */
 int kk__bind_model(struct kk_loader *ld, struct kk_err *err);
-
-/* Where layer l's experts of the step's rows are: [T, A] */
-static inline int32_t *kk__expert_idx(const struct kk_model *m, int l)
-{
-    return m->buf.expert_idx + (int64_t)l * m->limits.max_rows * m->config.info.A;
-}
 
 /* ---- forward.c: the stages that architectures share --------------------------------------- */
 

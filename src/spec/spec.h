@@ -51,7 +51,8 @@ struct kk_drafter_ops {
 
 struct kk_drafter {
     const struct kk_drafter_ops *ops;
-    int32_t *late; /* set before a propose: memory of host_alloc for its tokens, whose place in `out`
+    int32_t
+        *late; /* set before a propose: memory of host_alloc for its tokens, whose place in `out`
                       may then be KK_LATE (until the next step_end); NULL: propose waits */
 };
 

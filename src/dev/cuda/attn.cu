@@ -820,8 +820,8 @@ static int few(struct kk_cuda *c, struct kk_attn_job *job, int rows)
         const int to_o = a->last && job->wave + job->wave_len >= splits;
         /* few blocks: a multiprocessor with one of them has no room for the next op's */
         const unsigned n = from || !to_o ? warps : KK_ATTN_HEAD / MERGE_DIMS; /* warps of a block */
-        kk__launch(c, "attn", k_merge, dim3(((unsigned)queries * warps + n - 1) / n), dim3(32 * n), 0,
-                   *job, from, to_o);
+        kk__launch(c, "attn", k_merge, dim3(((unsigned)queries * warps + n - 1) / n), dim3(32 * n),
+                   0, *job, from, to_o);
     }
     return 1;
 }

@@ -10,6 +10,7 @@
  * while the other multiplies. Blocks stay, and take every gridDim-th tile. Inputs are a multiple of
  * 8.
  *
+ *   settled()        the op before wrote neither rows of x nor what begin reads
  *   begin(tables)    by all threads
  *   tiles()          in all
  *   take(i)          tile i is now this thread's; n is its rows
@@ -400,8 +401,8 @@ __global__ void __launch_bounds__(KK_LARGE_THREADS, 1)
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
-    cudaGridDependencySynchronize();
-    cudaTriggerProgrammaticLaunchCompletion();
+    if (threadIdx.x < 256 || !job.settled()) cudaGridDependencySynchronize();
+    if (threadIdx.x < 256) cudaTriggerProgrammaticLaunchCompletion();
     job.begin(smem + g.tables_at);
     kk_ring ring = {smem, full, empty, 0, 0};
     if (threadIdx.x >= 256) {

@@ -1,5 +1,6 @@
 /* Matrix products: linear and glu. Few rows: stream_int.h; many: large_int.h. */
 #include "dev/cuda/large_int.h"
+#include "dev/cuda/linear_int.h"
 
 namespace
 {
@@ -89,9 +90,11 @@ struct grid {
 struct linear_tiles {
     kk_linear_job<16> j;
     grid at;
+    int is_settled;
     int n, stride0, stride1; /* of the two outputs that a thread writes */
     float *y0, *y1, bias0, bias1;
 
+    __device__ bool settled() const { return is_settled; }
     __device__ void begin(char *) {}
     __device__ int tiles() const
     {
@@ -137,6 +140,7 @@ struct glu_tiles {
     grid at;
     int n, f; /* f: the output that a thread writes */
 
+    __device__ bool settled() const { return false; }
     __device__ void begin(char *) {}
     __device__ int tiles() const
     {
@@ -165,6 +169,7 @@ void linear_many(struct kk_cuda *c, const struct kk_linear_args *a)
 {
     linear_tiles l = {};
     l.j = kk__linear_job<16>(a);
+    l.is_settled = a->settled;
     const kk_large g = kk__large_plan(l.j.K, 0);
     const int64_t columns = (l.j.stripes + KK_LARGE_STRIPES - 1) / KK_LARGE_STRIPES;
     l.at.T = a->T;

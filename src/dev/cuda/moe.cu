@@ -2,6 +2,7 @@
  * rows go to. Many: pairs of a row and one of its experts are sorted by expert (group), go through
  * the two products expert by expert (large_int.h), and each row then adds up its own (combine). */
 #include "dev/cuda/large_int.h"
+#include "dev/cuda/linear_int.h"
 
 namespace
 {
@@ -341,6 +342,7 @@ struct gate_up_tiles {
     int K, F, A, stripes; /* of gate */
     int n, f;             /* f: the number that a thread writes */
 
+    __device__ bool settled() const { return false; }
     __device__ void begin(char *tables) { t.begin(tables); }
     __device__ int tiles() const { return t.tiles(); }
     __device__ void take(int i)
@@ -373,6 +375,7 @@ struct down_tiles {
     int F, C, stripes;
     int n, at; /* at: the first of the two outputs that a thread writes */
 
+    __device__ bool settled() const { return false; }
     __device__ void begin(char *tables) { t.begin(tables); }
     __device__ int tiles() const { return t.tiles(); }
     __device__ void take(int i)
@@ -467,7 +470,7 @@ bool too_many(struct kk_cuda *c, int E, int A, const char *op)
 
 kk_linear_args logits_of(const struct kk_route_args *a, float *logits)
 {
-    return {a->T, 1, a->x, {a->w}, {logits}, {}, 0};
+    return {a->T, 1, 0, a->x, {a->w}, {logits}, {}, 0};
 }
 
 template <int ROWS> void route_rows(struct kk_cuda *c, const kk_linear_args *a)

@@ -125,8 +125,8 @@ __global__ static void __launch_bounds__(THREADS) norm_row(struct kk_norm_args a
                       scaled(x, factor, a.w != NULL, weights<N, VEC>(a.w, a.C)));
 }
 
-/* The weights of a residual's norms: where AHEAD, in registers before the op before has ended, since
- * the next op's weights stream by then and a load takes microseconds. */
+/* The weights of a residual's norms: where AHEAD, in registers before the op before has ended: the
+ * next op's weights stream by then, and a load takes microseconds. */
 template <int N, bool VEC, bool AHEAD> struct norm_weights {
     lane<N> w[AHEAD ? 6 : 1];
 
@@ -343,7 +343,7 @@ __global__ static void __launch_bounds__(THREADS) qkv_heads(struct kk_qkv_args a
 }
 
 /* The same where half a head is HALF * 128 numbers and pairs come by fours: both ends of a pair lie
- * in one lane, so a head never leaves registers. Group j of a lane's elements: at 4 lane + 128 j. */
+ * in one lane, so a head never leaves registers. Group j of a lane's numbers: 4 lane + 128 j .. */
 template <int HALF> struct head {
     enum { N = 2 * HALF };
     float v[N][4];
@@ -353,7 +353,10 @@ template <int HALF> struct head {
 #pragma unroll
         for (int j = 0; j < N; j++) *(float4 *)v[j] = *(const float4 *)(x + at(j));
     }
-    __device__ static int at(int j) { return 4 * ((int)threadIdx.x % 32) + 128 * j; }
+    __device__ static int at(int j)
+    {
+        return 4 * ((int)threadIdx.x % 32) + 128 * j;
+    }
     __device__ void norm(const float *w, float eps, const float (&weight)[N][4])
     {
         float sum = 0;
@@ -397,8 +400,7 @@ __global__ static void __launch_bounds__(THREADS) qkv_in_lanes(struct kk_qkv_arg
     float weight[N][4], cs[HALF][8];
     if (t < a.T && w)
 #pragma unroll
-        for (int j = 0; j < N; j++)
-            *(float4 *)weight[j] = *(const float4 *)(w + head<HALF>::at(j));
+        for (int j = 0; j < N; j++) *(float4 *)weight[j] = *(const float4 *)(w + head<HALF>::at(j));
     if (t < a.T && turns) {
         const float *from = a.rope + (int64_t)a.pos[t] * a.R * 2;
 #pragma unroll
@@ -417,7 +419,8 @@ __global__ static void __launch_bounds__(THREADS) qkv_in_lanes(struct kk_qkv_arg
     y.read(is_q ? q : (g < a.G ? a.k : a.v) + (int64_t)t * GD + h * D);
     if (turns ? w != NULL : !a.raw_value) y.norm(w, a.eps, weight);
     if (turns) y.turn(a.R, cs);
-    bf16 *row = (bf16 *)a.rows + (int64_t)t * GD * (a.value_only ? 1 : 2) + (g < a.G ? 0 : GD) + h * D;
+    bf16 *row =
+        (bf16 *)a.rows + (int64_t)t * GD * (a.value_only ? 1 : 2) + (g < a.G ? 0 : GD) + h * D;
 #pragma unroll
     for (int j = 0; j < N; j++) {
         const int i = head<HALF>::at(j);

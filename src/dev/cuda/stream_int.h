@@ -22,16 +22,15 @@
 #ifndef KK_DEV_CUDA_STREAM_INT_H
 #define KK_DEV_CUDA_STREAM_INT_H
 
-#include <stdlib.h>
-#include "dev/cuda/cuda_int.h"
+#include "dev/cuda/choose_int.h"
 
 enum {
     KK_STREAM_THREADS = 512,
     KK_STREAM_DEPTH = 8,
-    KK_STREAM_CHAIN = 11,       /* tiles of a chain, at most */
-    KK_STREAM_SMEM = 226 << 10, /* of a block */
-    KK_STREAM_WINDOW = 96 << 10, /* bytes on their way to a block */
-    KK_STREAM_SUMS = 16 << 10,  /* of a group: enough, and more for a few stripes at least */
+    KK_STREAM_CHAIN = 11,        /* tiles of a chain, at most */
+    KK_STREAM_SMEM = 226 << 10,  /* of a block */
+    KK_STREAM_WINDOW = 96 << 10, /* bytes on their way to a block, at most */
+    KK_STREAM_SUMS = 16 << 10,   /* of a group: enough, and more for a few stripes at least */
     KK_STREAM_SUMS_MOST = 64 << 10
 };
 
@@ -85,13 +84,17 @@ __device__ static inline bool kk__bar_test(uint64_t *bar, int phase)
 __device__ static inline uint32_t kk__acquire(const uint32_t *p)
 {
     uint32_t v;
-    asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];" : "=r"(v) : "r"(kk__shared(p)) : "memory");
+    asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];"
+                 : "=r"(v)
+                 : "r"(kk__shared(p))
+                 : "memory");
     return v;
 }
 
 __device__ static inline void kk__release(uint32_t *p, uint32_t v)
 {
-    asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"(kk__shared(p)), "r"(v) : "memory");
+    asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"(kk__shared(p)), "r"(v)
+                 : "memory");
 }
 
 /* The threads of a block of kk__stream that multiply: all but the last warp. */
@@ -151,55 +154,6 @@ template <int ROWS> __device__ static inline int kk__slice_rows(int T)
     return min(ROWS, T - (int)blockIdx.y * ROWS);
 }
 
-/* ---- choosing experts --------------------------------------------------------------------- */
-
-/* The order of floats as the order of integers, 0 being below all; NaN sorts somewhere. */
-__device__ static inline uint32_t kk__ordered(float v)
-{
-    const uint32_t u = __float_as_uint(v + 0.0f); /* -0 ties with 0 */
-    const uint32_t k = u & 0x80000000u ? ~u : u | 0x80000000u;
-    return k ? k : 1;
-}
-
-/* Row t: the A largest of E logits and their weights, by a warp. N: logits of a lane. */
-template <int N> __device__ static void kk__choose(const struct kk_router &r, int t)
-{
-    const float *logits = r.logits + (size_t)t * (size_t)r.E;
-    const int E = r.E, A = r.A;
-    int32_t *idx = r.idx + (size_t)t * (size_t)A;
-    float *weight = r.weight + (size_t)t * (size_t)A;
-    const int lane = (int)threadIdx.x % 32;
-    float mine = 0, sum = 0;
-    uint32_t key[N];
-    int at = 0;
-#pragma unroll
-    for (int i = 0; i < N; i++) key[i] = i * 32 + lane < E ? kk__ordered(logits[i * 32 + lane]) : 0;
-    for (int n = 0; n < A; n++) {
-        uint32_t top = key[0], where = ~0u;
-#pragma unroll
-        for (int i = 1; i < N; i++) top = max(top, key[i]);
-        top = __reduce_max_sync(~0u, top);
-#pragma unroll
-        for (int i = N - 1; i >= 0; i--)
-            if (key[i] == top) where = (uint32_t)(i * 32 + lane);
-        where = __reduce_min_sync(~0u, where);
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            if (where == (uint32_t)(i * 32 + lane)) key[i] = 0;
-        if (lane == n) at = (int)where;
-    }
-    if (lane < A) mine = logits[at];
-    mine = expf(mine - __shfl_sync(~0u, mine, 0));
-    for (int n = 0; n < A; n++) {
-        const float e = __shfl_sync(~0u, mine, n);
-        sum = n ? sum + e : e;
-    }
-    if (lane < A) {
-        idx[lane] = at;
-        weight[lane] = mine / sum * r.scale[at];
-    }
-}
-
 /* ---- bringing weights in ------------------------------------------------------------------ */
 
 /* Where a warp is among its pieces. */
@@ -231,17 +185,17 @@ template <class Job> struct kk_walk {
     }
 };
 
-/* The last warp of a block brings weights in: lane i the pieces of warp i, into that warp's ring. No
- * more than `window` bytes are on their way: more would not come sooner, and what others load, store
- * and end meanwhile takes as long as all that is ahead of it. */
+/* The last warp of a block brings weights in: lane i those of warp i, into that warp's ring. At most
+ * `window` pieces are on their way: more would not come sooner, and what others load, store and end
+ * meanwhile takes as long as all that is ahead of it. */
 template <class Job> struct kk_feeder {
     const kk_stream &g;
     const Job &job;
     char *ring;
     uint64_t *bars;
-    const uint32_t *used; /* pieces of the ring that its warp is done with */
-    int most;             /* pieces on their way */
-    uint32_t put, there;  /* pieces asked for, arrived */
+    const uint32_t *used;  /* pieces of the ring that its warp is done with */
+    int most;              /* pieces on their way */
+    uint32_t put, there;   /* pieces asked for, arrived */
     int slot, next, phase; /* the slot to fill; the slot that arrives next */
     kk_walk<Job> at;
 
@@ -309,10 +263,7 @@ template <int ROWS, class Job> struct kk_streamer {
     }
 
     /* tiles of chain c */
-    __device__ int tiles_of(int c) const
-    {
-        return min(g.chain, g.tiles - c * g.chain);
-    }
+    __device__ int tiles_of(int c) const { return min(g.chain, g.tiles - c * g.chain); }
 
     __device__ void load(uint2 (&a)[KK_STREAM_CHAIN], uint2 (&b)[KK_STREAM_CHAIN], int q, int s,
                          int c) const
@@ -502,8 +453,7 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     g.used_at = g.bars_at + g.warps * g.depth * 8;
     g.tables_at = (g.used_at + g.warps * 4 + 15) / 16 * 16;
     g.smem = g.tables_at + table_bytes;
-    static const int window = getenv("KK_WINDOW") ? atoi(getenv("KK_WINDOW")) * 1024 : KK_STREAM_WINDOW;
-    g.window = window / (g.chain * KK_TILE_BYTES);
+    g.window = KK_STREAM_WINDOW / (g.chain * KK_TILE_BYTES);
     return g;
 }
 
@@ -530,106 +480,6 @@ static inline void kk__stream_launch(struct kk_cuda *c, const char *op, kk_strea
     kk__launch(c, op, kk__stream<ROWS, Job>, dim3((unsigned)blocks, slices),
                dim3((unsigned)g.warps * 32 + 32), (size_t)g.smem, g, job);
     c->products += !Job::eager;
-}
-
-/* ---- y[i] = x w[i]^T for up to three matrices that share x -------------------------------- */
-
-__device__ static __noinline__ float kk__softcap(float v, float softcap)
-{
-    return softcap * tanhf(v / softcap);
-}
-
-struct kk_matrix {
-    const char *w;
-    float *y;
-    const float *bias;
-    int rows, first; /* outputs; its first stripe among all */
-};
-
-template <int ROWS> struct kk_linear_job {
-    static constexpr bool eager = false;
-    kk_matrix m0, m1, m2;
-    const bf16 *x;
-    float softcap;
-    int stripes, T, K, most, chains; /* most: stripes of a group */
-    size_t stripe_bytes;
-
-    __device__ kk_matrix of(int i) const
-    {
-        kk_matrix m = m0;
-        if (i >= m1.first) m = m1;
-        if (i >= m2.first) m = m2;
-        return m;
-    }
-    /* blocks take stripes in turn */
-    __device__ int index(int q, int s) const
-    {
-        return (int)blockIdx.x + (q * most + s) * (int)gridDim.x;
-    }
-    __device__ int mine() const
-    {
-        return (stripes - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
-    }
-    __device__ bool early() const { return true; }
-    __device__ void begin(char *) {}
-    __device__ void finish() {}
-    __device__ int groups() const { return (mine() + most - 1) / most; }
-    __device__ int slots(int q) const { return min(most, mine() - q * most); }
-    __device__ const char *stripe(int q, int s) const
-    {
-        const int i = index(q, s);
-        const char *w = i < m1.first ? m0.w : i < m2.first ? m1.w : m2.w;
-        const int first = i < m1.first ? 0 : i < m2.first ? m1.first : m2.first;
-        return w + (size_t)(unsigned)(i - first) * stripe_bytes;
-    }
-    __device__ int inputs(int, int) const { return 0; }
-    __device__ const bf16 *row(int, int, int r) const
-    {
-        r += (int)blockIdx.y * ROWS;
-        return r < T ? x + (size_t)r * (size_t)K : NULL;
-    }
-    __device__ void sum(const float *part, int q) const
-    {
-        const int rows = kk__slice_rows<ROWS>(T), n = slots(q);
-        for (int j = (int)threadIdx.x; j < n * rows * 8; j += kk__workers()) {
-            const int s = j / (rows * 8), e = j - s * rows * 8;
-            put(index(q, s), e % 8, e / 8 + (int)blockIdx.y * ROWS,
-                kk__chains(part + s * chains * rows * 8 + e, chains, rows * 8));
-        }
-    }
-    /* v: output o of stripe i of row t */
-    __device__ void put(int i, int o, int t, float v) const
-    {
-        const kk_matrix m = of(i);
-        o += (i - m.first) * 8;
-        if (o >= m.rows) return;
-        const float bias = m.bias ? m.bias[o] : -0.0f;
-        m.y[(size_t)t * (size_t)m.rows + (size_t)o] = finished(v, bias);
-    }
-    /* bias: -0 where there is none, which changes no number */
-    __device__ float finished(float v, float bias) const
-    {
-        v += bias;
-        return softcap > 0 ? kk__softcap(v, softcap) : v;
-    }
-};
-
-template <int ROWS> static inline kk_linear_job<ROWS> kk__linear_job(const kk_linear_args *a)
-{
-    kk_linear_job<ROWS> j = {};
-    kk_matrix *const m[3] = {&j.m0, &j.m1, &j.m2};
-    for (int i = 0; i < 3; i++) {
-        m[i]->first = j.stripes;
-        if (i >= a->n) continue;
-        *m[i] = {(const char *)a->w[i]->data, a->y[i], a->bias[i], (int)a->w[i]->rows, j.stripes};
-        j.stripes += (int)kk__stripes(a->w[i]->rows);
-    }
-    j.x = (const bf16 *)a->x;
-    j.softcap = a->softcap;
-    j.T = a->T;
-    j.K = (int)a->w[0]->cols;
-    j.stripe_bytes = (size_t)kk__tiles(j.K) * KK_TILE_BYTES;
-    return j;
 }
 #endif
 
