@@ -369,7 +369,7 @@ struct kk_ops {
     /* a step: ops between begin and end run in order; end waits and returns the latched error */
     void (*step_begin)(struct kk_dev *);
     int (*step_end)(struct kk_dev *, struct kk_err *);
-    int (*step_pass)(struct kk_dev *, struct kk_err *); /* a GPU does not wait: step_end will tell */
+    int (*step_pass)(struct kk_dev *, struct kk_err *); /* a GPU does not wait: step_end tells */
     void (*embed)(struct kk_dev *, const struct kk_embed_args *);
     void (*norm)(struct kk_dev *, const struct kk_norm_args *);
     void (*linear)(struct kk_dev *, const struct kk_linear_args *);

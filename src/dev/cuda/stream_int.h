@@ -185,7 +185,7 @@ template <class Job> struct kk_walk {
     }
 };
 
-/* The last warp of a block brings weights in: lane i those of warp i, into that warp's ring. At most
+/* The last warp of a block brings weights in: lane i those of warp i, into its ring. At most
  * `window` pieces are on their way: more would not come sooner, and what others load, store and end
  * meanwhile takes as long as all that is ahead of it. */
 template <class Job> struct kk_feeder {
