@@ -124,6 +124,10 @@ int kk_session_load(struct kk_engine *e, const char *path, struct kk_session **o
 /* A second session with the same history. Stored rows are shared: what either adds is its own. */
 int kk_session_fork(struct kk_session *s, struct kk_session **out, struct kk_err *err);
 
+/* Steps of this session verify `width` rows (1 to 16) whatever that costs; 0: as many as pay. What
+ * an engine's draft_width is to all of its sessions. KK_EINVAL: out of range. */
+int kk_session_pin_width(struct kk_session *s, int width, struct kk_err *err);
+
 /* Append n ids to the history and run all but the last through the model. KK_ERANGE, before
  * anything is touched, for an id outside the vocabulary or a history longer than ctx. n = 0 does
  * nothing. */

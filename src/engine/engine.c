@@ -11,7 +11,8 @@ enum {
     MIN_LOGIT_ROWS = 16,
     MAX_LOGIT_ROWS = 128,
     BATCH_HOLD_ROWS = 64,
-    CTX_MOST = 1 << 24
+    CTX_MOST = 1 << 24,
+    CACHES_BYTES = 256 << 20 /* weights beyond it are read from memory */
 };
 
 struct kk_engine_options kk_engine_defaults(void)
@@ -279,6 +280,13 @@ static uint64_t rows_fingerprint(const struct kk_engine *e, const struct setup *
     return kk_hash_value(&h);
 }
 
+/* Weight bytes that a step of one row reads. */
+static int64_t step_weight_bytes(const struct kk_engine *e)
+{
+    const struct kk_model_info *i = kk_model_info(e->model);
+    return i->n_active_params / kk_dtype_block(i->dtype) * kk_dtype_block_bytes(i->dtype);
+}
+
 int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, struct kk_err *err)
 {
     struct setup s;
@@ -299,6 +307,7 @@ int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, st
     e->fingerprint.model = kk_model_file_fingerprint(s.mf); /* reads here and there */
     kk_model_file_rest(s.mf);
     rc = kk_model_open(s.mf, e->dev, &s.limits, &progress, &e->model, err);
+    if (!rc) kk_costs_init(&e->costs, !e->dev->n_threads || step_weight_bytes(e) > CACHES_BYTES);
     if (!rc) rc = kk__restore_setup(e, err);
     if (!rc) e->fingerprint.rows = rows_fingerprint(e, &s);
     if (!rc) rc = kk_kv_pool_open(e->dev, &e->layout, &s.kv, &s.kv_limits, &e->pool, err);
@@ -366,8 +375,7 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
         .kv_staging_bytes = kk_kv_staging_bytes(e->pool),
         .active_experts = i->A,
         .expert_bytes = kk_model_expert_bytes(e->model),
-        .step_weight_bytes =
-            i->n_active_params / kk_dtype_block(i->dtype) * kk_dtype_block_bytes(i->dtype),
+        .step_weight_bytes = step_weight_bytes(e),
     };
 }
 

@@ -85,7 +85,7 @@ struct kk_session {
     uint32_t *eos;        /* its own end-of-sequence ids; NULL: the model's */
     int n_eos;
     struct kk_drafter *drafter; /* NULL: none */
-    int rested;                 /* its last step had no draft */
+    int drafting;               /* its last step had a draft */
     struct kk_width width;
 };
 
@@ -127,6 +127,11 @@ int kk__drafter_open(struct kk_engine *e, struct kk_drafter **out, struct kk_err
 
 /* Rows [first, first + rows) of the step just committed are settled rows of s: show its drafter. */
 int kk__settle(struct kk_session *s, int first, int rows, struct kk_err *err);
+/* Rows that its drafter has put off. */
+static inline int kk__behind(const struct kk_session *s)
+{
+    return s->drafter->ops->behind ? s->drafter->ops->behind(s->drafter) : 0;
+}
 
 /* snapshot.c: a session to a sink and from a source (page-out, files). Bytes an encoding takes.
  * Where the rows cannot be used, `reread` runs the history through the model again; without it that

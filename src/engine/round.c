@@ -61,12 +61,14 @@ static void choose_widths(struct kk_engine *e, const struct kk_turn *turn, int B
                                                                : e->max_logit_rows;
     extra -= rows;
     if (B == 1) {
-        e->width[0] = kk_width_choose(&turn[0].s->width, &e->costs, e->most[0]);
+        struct kk_session *s = turn[0].s;
+        const int late = s->drafting ? 0 : kk__behind(s);
+        e->width[0] = kk_width_choose(&s->width, &e->costs, e->most[0], late);
         return;
     }
     for (int b = 0; b < B; b++) {
         const struct kk_width *w = &turn[b].s->width;
-        e->accept[b] = kk_width_accept(w);
+        e->accept[b] = kk_width_accept(w, &e->costs);
         if (w->pinned && w->pinned < e->most[b]) e->most[b] = w->pinned;
     }
     if (turn[0].s->width.pinned) { /* pinned for the engine: share what there is */
@@ -81,10 +83,11 @@ static void choose_widths(struct kk_engine *e, const struct kk_turn *turn, int B
 static double catch_up(struct kk_session *s, int *rc, struct kk_err *err)
 {
     uint64_t t0 = kk_now_ns();
-    if (!s->rested || !s->drafter->ops->catch_up) return 0;
+    const int rows = s->drafting ? 0 : kk__behind(s);
+    if (!rows) return 0;
     *rc = s->drafter->ops->catch_up(s->drafter, err);
     double seconds = kk_seconds_since(t0);
-    kk_catch_up_note(&s->e->costs, seconds);
+    kk_take_in_note(&s->e->costs, rows, seconds, 1);
     return seconds;
 }
 
@@ -95,11 +98,11 @@ static int propose(struct kk_turn *t, int width, int first, double *caught_up, s
     struct kk_session *s = t->s;
     int rc = 0;
     if (width < 2) {
-        s->rested = 1;
+        s->drafting = 0;
         return 0;
     }
     *caught_up += catch_up(s, &rc, err);
-    s->rested = 0;
+    s->drafting = 1;
     if (rc) return rc;
     s->drafter->late = s->e->late + first + 1;
     return s->drafter->ops->propose(s->drafter, s->history, s->n, width - 1, s->history + s->n,
@@ -223,7 +226,7 @@ int kk__round(struct kk_engine *e, struct kk_turn *turn, int B, struct kk_err *e
     }
     if (reads || !drafters) return 0;
     if (B == 1)
-        kk_cost_note(&e->costs, rows, seconds);
+        kk_cost_note(&e->costs, rows, seconds, turn[0].tokens);
     else
         kk_row_cost_note(&e->row_costs, rows, seconds);
     return 0;

@@ -15,7 +15,7 @@ int kk_session_open(struct kk_engine *e, struct kk_session **out, struct kk_err 
         kk_session_close(s);
         return rc;
     }
-    kk_width_init(&s->width, e->options.draft_width, &e->costs);
+    kk_width_init(&s->width, e->options.draft_width);
     *out = s;
     return 0;
 }
@@ -50,6 +50,15 @@ int kk_session_set_eos(struct kk_session *s, const uint32_t *ids, int n, struct 
     kk_free(s->eos);
     s->eos = copy;
     s->n_eos = n;
+    return 0;
+}
+
+int kk_session_pin_width(struct kk_session *s, int width, struct kk_err *err)
+{
+    if (width < 0 || width > KK_MAX_WIDTH)
+        return kk_fail(err, KK_EINVAL, "draft width %d: must be 1 to %d, or 0 to find it", width,
+                       KK_MAX_WIDTH);
+    s->width.pinned = width;
     return 0;
 }
 

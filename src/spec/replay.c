@@ -55,6 +55,12 @@ static int observe(struct kk_drafter *d, const float *taps, int rows, struct kk_
     return inner && inner->ops->observe ? inner->ops->observe(inner, taps, rows, err) : 0;
 }
 
+static int behind(const struct kk_drafter *d)
+{
+    const struct kk_drafter *inner = ((const struct replay *)d)->inner;
+    return inner && inner->ops->behind ? inner->ops->behind(inner) : 0;
+}
+
 static int catch_up(struct kk_drafter *d, struct kk_err *err)
 {
     struct kk_drafter *inner = ((struct replay *)d)->inner;
@@ -88,6 +94,7 @@ int kk_replay_open(struct kk_drafter *inner, const struct kk_replay *known, stru
     static const struct kk_drafter_ops ops = {.name = "replay",
                                               .propose = propose,
                                               .observe = observe,
+                                              .behind = behind,
                                               .catch_up = catch_up,
                                               .device_bytes = device_bytes,
                                               .fork = fork_replay,
