@@ -98,8 +98,14 @@ struct kk_engine_info {
     int n_eos;
     int64_t weight_bytes, scratch_bytes, kv_staging_bytes; /* from the allocator */
     int64_t step_weight_bytes; /* weight bytes one decode step of one session reads */
+    int active_experts;        /* of a row, in a layer; 0: the model has none */
+    int64_t expert_bytes;      /* weights of one expert in every layer */
 };
 void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out);
+
+/* For benches. on: count in each step from here on, which then is slower, how many experts its rows
+ * go to; off: *per_layer (NULL is fine) is the mean of those steps, each expert counted once. */
+void kk_engine_count_experts(struct kk_engine *e, int on, double *per_layer);
 
 int kk_session_open(struct kk_engine *e, struct kk_session **out, struct kk_err *err);
 void kk_session_close(struct kk_session *s); /* NULL is fine */

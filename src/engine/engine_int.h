@@ -35,15 +35,20 @@ struct kk_engine {
     int64_t ctx;
     int32_t *ids, *rows_n, *logit_rows, *choice; /* host arrays of a step */
     float *logits;                               /* host [max_logit_rows, V] */
-    struct kk_kv **kv;                           /* [max_batch] */
-    struct kk_step_item *items;                  /* [max_batch] */
-    uint8_t *hold;                               /* [max_batch] */
-    struct kk_turn *turns;                       /* [max_batch] */
-    int32_t *keep;                               /* [max_batch] */
-    double *accept, *gain;                       /* [max_batch] */
-    int *most, *width;                           /* [max_batch] */
-    struct kk_dflash *dflash;                    /* NULL: no such drafter */
-    struct kk_kv_layout draft_layout;            /* layer borrowed from dflash */
+    struct {
+        int on;
+        int64_t steps, sum; /* steps counted; experts, each once a layer and step */
+    } experts;
+    int32_t *late;     /* host_alloc [rows of a step]: drafts that the device makes as it goes */
+    struct kk_kv **kv; /* [max_batch] */
+    struct kk_step_item *items;       /* [max_batch] */
+    uint8_t *hold;                    /* [max_batch] */
+    struct kk_turn *turns;            /* [max_batch] */
+    int32_t *keep;                    /* [max_batch] */
+    double *accept, *gain;            /* [max_batch] */
+    int *most, *width;                /* [max_batch] */
+    struct kk_dflash *dflash;         /* NULL: no such drafter */
+    struct kk_kv_layout draft_layout; /* layer borrowed from dflash */
     struct kk_kv_pool *draft_pool;
     struct kk_ftheta *ftheta;          /* NULL: nothing is rebuilt */
     struct kk_one_shot *one_shot;      /* NULL: kk_engine_load_one_shot was not called */
@@ -87,7 +92,7 @@ struct kk_session {
 
 /* Run a step of B items, each of which is held or a chunk. The step is left open for kk_kv_commit /
  * abort when it succeeds; on failure it is already aborted. */
-enum kk_want_logits { KK_WANT_NONE, KK_WANT_ALL };
+enum kk_want_logits { KK_WANT_NONE, KK_WANT_ALL, KK_WANT_CHOICE }; /* their largest, too */
 int kk__step(struct kk_engine *e, const struct kk_step_item *item, int B, struct kk_err *err);
 
 /* ---- round.c ------------------------------------------------------------------------------ */

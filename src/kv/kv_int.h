@@ -108,7 +108,7 @@ struct kk_kv_pool {
     struct step_tables { /* one block of memory */
         char *base;
         struct kk_kv_seq *seqs;    /* [n_layers, max_seqs] */
-        int32_t *keep, *pos, *seq; /* [max_seqs], [T], [T] */
+        int32_t *keep, *pos, *seq; /* [max_seqs] (of use to the host alone), [T], [T] */
         void **blocks; /* [n_entries]: block tables, where the device cannot read the host's */
     } tables, h;       /* the device's, and their host twins, filled by begin */
     size_t n_entries;

@@ -50,8 +50,14 @@ struct kk_drafter_ops {
     void (*close)(struct kk_drafter *d);
 };
 
+/* A token that is known when the device has got there. */
+#define KK_LATE UINT32_MAX
+
 struct kk_drafter {
     const struct kk_drafter_ops *ops;
+    int32_t
+        *late; /* set before a propose: memory of host_alloc for its tokens, whose place in `out`
+                      may then be KK_LATE (until the next step_end); NULL: propose waits */
 };
 
 /* Prompt lookup (Saxena 2023; Yang et al. 2023, arXiv:2304.04487): the tokens that followed the
