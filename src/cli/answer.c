@@ -18,6 +18,7 @@ int kk_cli_answer(struct kk_engine *e, const struct kk_question *q, struct kk_an
     a->prefill_s = kk_seconds_since(t0);
     if (!rc && q->known && q->known->n)
         rc = kk_session_replay(s, q->known->id, (size_t)q->known->n, q->mean, q->seed, err);
+    if (!rc && q->width) rc = kk_session_pin_width(s, q->width, err);
     if (!rc) rc = kk_session_generate(s, &greedy, q->tokens, NULL, NULL, &a->made, err);
     if (!rc) rc = kk_session_check(s, err);
     if (!rc) {

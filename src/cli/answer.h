@@ -19,6 +19,7 @@ struct kk_question {
     const struct kk_ids *prompt; /* at least one id */
     int tokens;                  /* most, up to KK_ANSWER_MAX */
     int ignore_eos;
+    int width;                     /* of its steps; 0: the engine's */
     const struct kk_answer *known; /* NULL: the engine's own drafts */
     double mean;                   /* of known */
     uint64_t seed;

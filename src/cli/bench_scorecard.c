@@ -19,10 +19,10 @@
 
 enum {
     KEYS = 8,
-    ANSWER_TOKENS = 24,
-    RANDOM_ANSWER_TOKENS = KK_ANSWER_MAX,
+    ANSWER_TOKENS = 24, /* of which an answer is judged; speed is that of KK_ANSWER_MAX */
     KL_TAIL = 256,
     KL_STEP = 8,
+    PINNED = 16,
     KL_POINTS = KL_TAIL / KL_STEP
 };
 
@@ -35,35 +35,43 @@ struct document {
 struct card {
     struct kk_cli *cli;
     struct kk_engine_options base;
-    int n_docs;
+    int n_docs, n_keyed;          /* n_keyed is 0 where documents are random ids */
     struct document *doc, *keyed; /* [n_docs]: the reference's, and those with keyed facts */
     struct kk_answer *plain;      /* [n_docs]: of the arm's plain run */
     int V, done, total;
-    int random; /* documents are random ids: nothing to recall */
     double replay;
+};
+
+/* Answers that had what was asked for; of 0: nothing is recalled from random ids. */
+struct recall {
+    int hits, of;
 };
 
 /* One arm of one rung. */
 struct arm {
     const char *name;
     struct kk_engine_options o;
-    int samples, hits, keyed_samples, keyed_hits, identical;
+    int samples, identical;
+    struct recall recall, keyed;
     struct kk_session_info bytes;
     int64_t staging, rebuilt, blocks, drafted, fused_tokens, ar_tokens, compared, drafter_bytes;
+    struct kk_generated pinned; /* of document 0, whole blocks */
     double ar_s, fused_s, kl;
     int kl_points;
 };
 
-/* ---- documents ------------------------------------------------------------------------------ */
-
-static int answer_tokens(const struct card *c)
+/* Lengths of the rungs: --tokens of random ids, or else --lines of text. */
+static const struct kk_value *rungs_of(const struct card *c)
 {
-    return c->random ? RANDOM_ANSWER_TOKENS : ANSWER_TOKENS;
+    const struct kk_value *tokens = &c->cli->cfg.value[KK_OPT_TOKENS];
+    return tokens->n ? tokens : &c->cli->cfg.value[KK_OPT_LINES];
 }
+
+/* ---- documents ------------------------------------------------------------------------------ */
 
 static int check_room(const struct card *c, const struct document *d, struct kk_err *err)
 {
-    if ((int64_t)d->ids.n + answer_tokens(c) <= c->cli->info.ctx) return 0;
+    if ((int64_t)d->ids.n + KK_ANSWER_MAX <= c->cli->info.ctx) return 0;
     return kk_fail(err, KK_ERANGE, "a document has %zu tokens: the context is %lld", d->ids.n,
                    (long long)c->cli->info.ctx);
 }
@@ -105,39 +113,74 @@ static int make_documents(struct card *c, struct document *doc, int lines, int k
 
 /* ---- measuring ------------------------------------------------------------------------------ */
 
+/* Tokens of an answer to where it ends, at most ANSWER_TOKENS. */
+static size_t answer_end(const struct card *c, const uint32_t *answer, size_t n)
+{
+    if (n > ANSWER_TOKENS) n = ANSWER_TOKENS;
+    for (size_t i = 0; i < n; i++)
+        for (int k = 0; k < c->cli->info.n_eos; k++)
+            if (answer[i] == c->cli->info.eos[k]) return i;
+    return n;
+}
+
 static int count_hit(struct card *c, const struct document *d, const uint32_t *answer, size_t n,
-                     int *hits, struct kk_err *err)
+                     struct recall *r, struct kk_err *err)
 {
     struct kk_buf text;
-    if (c->random) return 0;
+    if (!c->cli->tok) return 0;
     kk_buf_init(&text, 1 << 20);
-    int rc = kk_tok_decode(c->cli->tok, answer, n, 1, &text, err);
-    if (!rc) *hits += kk_niah_hit(&d->sample, text.data ? text.data : "");
+    int rc = kk_tok_decode(c->cli->tok, answer, answer_end(c, answer, n), 1, &text, err);
+    if (!rc) r->hits += kk_niah_hit(&d->sample, text.data ? text.data : "");
+    r->of++;
     kk_buf_release(&text);
     return rc;
 }
 
-/* The answer to document i, plain or drafted. */
-static int answer(struct card *c, struct kk_engine *e, struct arm *a, int i, int fused,
-                  struct kk_err *err)
+static int ask(struct card *c, struct kk_engine *e, const struct arm *a,
+               const struct kk_question *q, struct kk_answer *out, struct kk_err *err)
 {
-    struct kk_answer *plain = &c->plain[i], drafted;
-    const struct kk_question q = {.prompt = &c->doc[i].ids,
-                                  .tokens = answer_tokens(c),
-                                  .ignore_eos = c->random,
-                                  .known = fused && c->replay > 0 ? plain : NULL,
-                                  .mean = c->replay,
-                                  .seed = (uint64_t)i};
     kk_progress_show(&c->cli->progress, a->name, (uint64_t)c->done++, (uint64_t)c->total,
                      KK_PROGRESS_ITEMS);
-    int rc = kk_cli_answer(e, &q, fused ? &drafted : plain, err);
+    return kk_cli_answer(e, q, out, err);
+}
+
+/* About document i. The answer goes on after its end: ten tokens are no measure of speed. */
+static struct kk_question question(const struct card *c, int i)
+{
+    return (struct kk_question){.prompt = &c->doc[i].ids, .tokens = KK_ANSWER_MAX, .ignore_eos = 1};
+}
+
+static int plain_answer(struct card *c, struct kk_engine *e, struct arm *a, int i,
+                        struct kk_err *err)
+{
+    struct kk_answer *plain = &c->plain[i];
+    const struct kk_question q = question(c, i);
+    int rc = ask(c, e, a, &q, plain, err);
     if (rc) return rc;
-    if (!fused) {
-        a->bytes = plain->info;
-        a->ar_s += plain->made.seconds;
-        a->ar_tokens += plain->made.tokens;
-        a->samples++;
-        return count_hit(c, &c->doc[i], plain->id, (size_t)plain->n, &a->hits, err);
+    a->bytes = plain->info;
+    a->ar_s += plain->made.seconds;
+    a->ar_tokens += plain->made.tokens;
+    a->samples++;
+    return count_hit(c, &c->doc[i], plain->id, (size_t)plain->n, &a->recall, err);
+}
+
+/* Drafted as much as pays, or in blocks of `width`: identity is proved where nothing pays, too. */
+static int fused_answer(struct card *c, struct kk_engine *e, struct arm *a, int i, int width,
+                        struct kk_err *err)
+{
+    struct kk_answer drafted;
+    struct kk_question q = question(c, i);
+    q.known = c->replay > 0 ? &c->plain[i] : NULL;
+    q.mean = c->replay;
+    q.seed = (uint64_t)i;
+    q.width = width;
+    int rc = ask(c, e, a, &q, &drafted, err);
+    if (rc) return rc;
+    a->compared += drafted.n;
+    a->identical &= kk_cli_same_answer(&c->plain[i], &drafted);
+    if (width) {
+        a->pinned = drafted.made;
+        return 0;
     }
     if (drafted.info.drafter_device_bytes > a->drafter_bytes)
         a->drafter_bytes = drafted.info.drafter_device_bytes;
@@ -145,8 +188,6 @@ static int answer(struct card *c, struct kk_engine *e, struct arm *a, int i, int
     a->fused_tokens += drafted.made.tokens;
     a->blocks += drafted.made.steps;
     a->drafted += drafted.made.drafted;
-    a->compared += drafted.n;
-    a->identical &= kk_cli_same_answer(plain, &drafted);
     return 0;
 }
 
@@ -157,11 +198,8 @@ static int keyed_answer(struct card *c, struct kk_engine *e, struct arm *a, int 
     const struct document *d = &c->keyed[i];
     const struct kk_question q = {.prompt = &d->ids, .tokens = ANSWER_TOKENS};
     struct kk_answer plain;
-    kk_progress_show(&c->cli->progress, a->name, (uint64_t)c->done++, (uint64_t)c->total,
-                     KK_PROGRESS_ITEMS);
-    int rc = kk_cli_answer(e, &q, &plain, err);
-    a->keyed_samples++;
-    return rc ? rc : count_hit(c, d, plain.id, (size_t)plain.n, &a->keyed_hits, err);
+    int rc = ask(c, e, a, &q, &plain, err);
+    return rc ? rc : count_hit(c, d, plain.id, (size_t)plain.n, &a->keyed, err);
 }
 
 /* ---- KL to native --------------------------------------------------------------------------- */
@@ -218,9 +256,10 @@ static int run_engine(struct card *c, struct arm *a, int fused, struct kk_err *e
     struct kk_engine_info info;
     if (!fused) o.draft = "none";
     int rc = kk_engine_open(&o, &e, err);
-    for (int i = 0; !rc && i < c->n_docs; i++) rc = answer(c, e, a, i, fused, err);
-    for (int i = 0; !rc && !fused && !c->random && i < c->n_docs; i++)
-        rc = keyed_answer(c, e, a, i, err);
+    for (int i = 0; !rc && i < c->n_docs; i++)
+        rc = fused ? fused_answer(c, e, a, i, 0, err) : plain_answer(c, e, a, i, err);
+    if (!rc && fused) rc = fused_answer(c, e, a, 0, PINNED, err);
+    for (int i = 0; !rc && !fused && i < c->n_keyed; i++) rc = keyed_answer(c, e, a, i, err);
     if (!rc && !fused) rc = measure_kl(c, e, a, err);
     if (!rc) {
         kk_engine_describe(e, &info);
@@ -251,10 +290,9 @@ static const char *arm_options(const struct card *c, struct arm *a)
     return NULL;
 }
 
-/* Nothing is recalled from random ids. */
-static json_t *rate_of(const struct card *c, int hits, int samples)
+static json_t *recall_json(const struct recall *r)
 {
-    return c->random ? json_null() : json_real((double)hits / samples);
+    return r->of ? json_real((double)r->hits / r->of) : json_null();
 }
 
 static json_t *arm_json(const struct card *c, const struct arm *a)
@@ -268,14 +306,19 @@ static json_t *arm_json(const struct card *c, const struct arm *a)
                           (json_int_t)a->bytes.resident_bytes, "ar_tok_s",
                           kk_cli_rate((double)a->ar_tokens, a->ar_s), "kl_native",
                           a->kl_points ? a->kl / a->kl_points : 0, "bytes_from", "allocator");
-    json_object_set_new(o, "recall", rate_of(c, a->hits, a->samples));
-    json_object_set_new(o, "recall_keyed", rate_of(c, a->keyed_hits, a->keyed_samples));
+    json_object_set_new(o, "recall", recall_json(&a->recall));
+    json_object_set_new(o, "recall_keyed", recall_json(&a->keyed));
     json_object_set_new(o, "kl_positions", json_integer(a->kl_points));
     json_object_set_new(o, "samples", json_integer(a->samples));
     json_object_set_new(o, "rows_rebuilt", json_integer(a->rebuilt));
     json_object_set_new(o, "blocks", json_integer(a->blocks));
     json_object_set_new(o, "drafted", json_integer(a->drafted));
     json_object_set_new(o, "fused_tokens", json_integer(a->fused_tokens));
+    json_object_set_new(o, "pinned_drafted", json_integer(a->pinned.drafted));
+    json_object_set_new(o, "pinned_per_block",
+                        a->pinned.steps
+                            ? json_real((double)a->pinned.tokens / (double)a->pinned.steps)
+                            : json_null());
     json_object_set_new(o, "tokens_compared", json_integer(a->compared));
     json_object_set_new(o, "cap", json_integer(a->o.kv_device));
     json_object_set_new(o, "fused_tok_s",
@@ -288,13 +331,19 @@ static json_t *arm_json(const struct card *c, const struct arm *a)
     return o;
 }
 
-static void print_arm(const struct card *c, const struct arm *a, int fused)
+static void recall_text(const struct recall *r, char out[static 16])
 {
-    char recall[16] = "-", keyed[16] = "-";
-    if (!c->random) {
-        snprintf(recall, sizeof recall, "%.3f", (double)a->hits / a->samples);
-        snprintf(keyed, sizeof keyed, "%.3f", (double)a->keyed_hits / a->keyed_samples);
-    }
+    if (r->of)
+        snprintf(out, 16, "%.3f", (double)r->hits / r->of);
+    else
+        snprintf(out, 16, "-");
+}
+
+static void print_arm(const struct arm *a, int fused)
+{
+    char recall[16], keyed[16];
+    recall_text(&a->recall, recall);
+    recall_text(&a->keyed, keyed);
     printf("%-9s %11s %11s %11s %11s %8lld %7s %7s %10.2g %9.0f", a->name,
            kk_cli_bytes(a->bytes.kv_device_bytes), kk_cli_bytes(a->drafter_bytes),
            kk_cli_bytes(a->staging), kk_cli_bytes(a->bytes.kv_host_bytes),
@@ -314,7 +363,7 @@ static int skip_arm(struct card *c, const char *name, const char *why, json_t *a
     json_object_set_new(arms, name, json_null());
     json_object_set_new(reasons, name, json_string(why));
     if (kk_cli_wants_text(c->cli)) printf("%-9s not run: %s\n", name, why);
-    c->done += c->n_docs * (2 + (strcmp(c->base.draft, "none") != 0));
+    c->done += c->total / (7 * rungs_of(c)->n);
     return 0;
 }
 
@@ -330,7 +379,7 @@ static int run_arm(struct card *c, const char *name, json_t *arms, json_t *reaso
     kk_progress_clear(&c->cli->progress);
     if (rc == KK_EUNSUPPORTED) return skip_arm(c, name, err->msg, arms, reasons);
     if (rc) return kk_wrap(err, rc, "arm '%s'", name);
-    if (kk_cli_wants_text(c->cli)) print_arm(c, &a, fused);
+    if (kk_cli_wants_text(c->cli)) print_arm(&a, fused);
     json_object_set_new(arms, name, arm_json(c, &a));
     return 0;
 }
@@ -351,7 +400,7 @@ static int one_shot_answer(struct card *c, struct kk_engine *e, struct arm *a, i
     if (!rc) rc = kk_session_generate(s, &greedy, ANSWER_TOKENS, NULL, NULL, NULL, err);
     if (!rc) {
         const uint32_t *history = kk_session_history(s, &n);
-        rc = count_hit(c, &c->doc[i], history + ids->n, n - ids->n, &a->hits, err);
+        rc = count_hit(c, &c->doc[i], history + ids->n, n - ids->n, &a->recall, err);
         a->samples++;
     }
     kk_session_close(s);
@@ -392,7 +441,7 @@ static int run_one_shot(struct card *c, json_t *rung, json_t *reasons, struct kk
         return 0;
     }
     if (rc) return kk_wrap(err, rc, "one-shot restoration");
-    double kl = a.kl / a.kl_points, recall = (double)a.hits / a.samples;
+    double kl = a.kl / a.kl_points, recall = (double)a.recall.hits / a.recall.of;
     json_object_set_new(rung, "one_shot",
                         json_pack("{s:f, s:f, s:i, s:i, s:I}", "recall", recall, "kl_native", kl,
                                   "kl_positions", a.kl_points, "samples", a.samples,
@@ -409,12 +458,13 @@ static int run_one_shot(struct card *c, json_t *rung, json_t *reasons, struct kk
 static int run_rung(struct card *c, int lines, json_t *rungs, struct kk_err *err)
 {
     json_t *arms = json_object(), *reasons = json_object(), *r = json_object();
-    int rc = c->random ? make_random(c, lines, err) : make_documents(c, c->doc, lines, 0, err);
-    if (!rc && !c->random) rc = make_documents(c, c->keyed, lines, KEYS, err);
+    const int random = !c->cli->tok;
+    int rc = random ? make_random(c, lines, err) : make_documents(c, c->doc, lines, 0, err);
+    if (!rc && !random) rc = make_documents(c, c->keyed, lines, KEYS, err);
     if (!rc && kk_cli_wants_text(c->cli)) {
-        if (!c->random) printf("\n%d lines", lines);
+        if (!random) printf("\n%d lines", lines);
         printf("%s%zu tokens\n%-9s %11s %11s %11s %11s %8s %7s %7s %10s %9s %9s %9s %9s\n",
-               c->random ? "\n" : ", ", c->doc[0].ids.n, "arm", "KV device", "drafter", "staging",
+               random ? "\n" : ", ", c->doc[0].ids.n, "arm", "KV device", "drafter", "staging",
                "KV host", "rows", "recall", "keyed", "KL native", "tok/s", "fused", "per block",
                "identical");
     }
@@ -422,8 +472,8 @@ static int run_rung(struct card *c, int lines, json_t *rungs, struct kk_err *err
     for (int k = 0; !rc && kk_scorecard_arms[k]; k++)
         if (strcmp(kk_scorecard_arms[k], "native"))
             rc = run_arm(c, kk_scorecard_arms[k], arms, reasons, err);
-    if (!rc && !c->random) rc = run_one_shot(c, r, reasons, err);
-    json_object_set_new(r, "lines", c->random ? json_null() : json_integer(lines));
+    if (!rc && !random) rc = run_one_shot(c, r, reasons, err);
+    json_object_set_new(r, "lines", random ? json_null() : json_integer(lines));
     json_object_set_new(r, "prompt_tokens", json_integer((json_int_t)c->doc[0].ids.n));
     json_object_set_new(r, "arms", arms);
     json_object_set_new(r, "reasons", reasons);
@@ -431,20 +481,14 @@ static int run_rung(struct card *c, int lines, json_t *rungs, struct kk_err *err
     return rc;
 }
 
-static const struct kk_value *rungs_of(const struct card *c)
-{
-    return &c->cli->cfg.value[c->random ? KK_OPT_TOKENS : KK_OPT_LINES];
-}
-
 static int open_card(struct card *c, struct kk_err *err)
 {
     struct kk_engine_options plain;
     int rc = kk_cli_no_words(c->cli, err);
-    c->random = c->cli->cfg.value[KK_OPT_TOKENS].n > 0;
     c->replay = kk_config_real(&c->cli->cfg, KK_OPT_REPLAY);
     if (!rc && c->replay != 0 && c->replay < 1)
         rc = kk_fail(err, KK_EUSAGE, "--replay %g: a block commits 1 to 16 tokens", c->replay);
-    if (!rc && !c->random) rc = kk_cli_open_tok(c->cli, err);
+    if (!rc && !c->cli->cfg.value[KK_OPT_TOKENS].n) rc = kk_cli_open_tok(c->cli, err);
     if (!rc) rc = kk_cli_options(c->cli, &c->base, err);
     if (rc) return rc;
     if (!kk_config_given(&c->cli->cfg, KK_OPT_DRAFT)) c->base.draft = "ngram";
@@ -458,6 +502,7 @@ static int open_card(struct card *c, struct kk_err *err)
     c->cli->reading_quiet = 1;
     c->V = c->cli->info.vocabulary;
     c->n_docs = (int)kk_config_int(&c->cli->cfg, KK_OPT_SAMPLES);
+    c->n_keyed = c->cli->tok ? c->n_docs : 0;
     c->doc = kk_calloc((size_t)c->n_docs, sizeof *c->doc);
     c->keyed = kk_calloc((size_t)c->n_docs, sizeof *c->keyed);
     c->plain = kk_calloc((size_t)c->n_docs, sizeof *c->plain);
@@ -466,7 +511,7 @@ static int open_card(struct card *c, struct kk_err *err)
     c->doc[0].native = kk_array((size_t)(KL_POINTS + 1) * (size_t)c->V, sizeof(float));
     if (!c->doc[0].native) return kk_fail(err, KK_ENOMEM, "out of memory for documents");
     int fused = strcmp(c->base.draft, "none") != 0;
-    c->total = c->n_docs * 7 * (1 + !c->random + fused) * rungs_of(c)->n;
+    c->total = (c->n_docs * (1 + fused) + fused + c->n_keyed) * 7 * rungs_of(c)->n;
     return 0;
 }
 
@@ -510,7 +555,7 @@ int kk_cli_bench_scorecard(struct kk_cli *cli, struct kk_err *err)
     }
     json_object_set(report, "rungs", rungs);
     kk_cli_describe_run(cli, report);
-    json_object_set_new(report, "documents", json_string(c.random ? "random ids" : "text"));
+    json_object_set_new(report, "documents", json_string(cli->tok ? "text" : "random ids"));
     if (c.replay > 0) json_object_set_new(report, "replay", json_real(c.replay));
     json_object_set_new(report, "draft", json_string(c.base.draft ? c.base.draft : "none"));
     if (!rc) rc = write_picture(&c, report, err);

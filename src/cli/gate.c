@@ -57,9 +57,9 @@ static int check_drafting(const json_t *a, const char *draft, struct kk_err *err
     if (json_is_null(json_object_get(a, "fused_tok_s"))) return 0;
     if (!draft || !strcmp(draft, "none"))
         REFUSE("a fused rate without a drafter: plain decoding compared with itself");
-    if (count(a, "blocks") < 1 || count(a, "drafted") < 1)
-        REFUSE("a fused rate, but blocks = %lld and drafted = %lld", (long long)count(a, "blocks"),
-               (long long)count(a, "drafted"));
+    if (count(a, "blocks") < 1 || count(a, "pinned_drafted") < 1)
+        REFUSE("a fused rate, but blocks = %lld and pinned_drafted = %lld",
+               (long long)count(a, "blocks"), (long long)count(a, "pinned_drafted"));
     double per = (double)count(a, "fused_tokens") / (double)count(a, "blocks");
     if (per - number(a, "committed_per_block") > 0.01 ||
         number(a, "committed_per_block") - per > 0.01)

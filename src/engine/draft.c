@@ -1,6 +1,7 @@
 /* Drafters of an engine: a DFlash model loaded beside the verifier, or the n-gram lookup. */
 #include <string.h>
 
+#include "base/clock.h"
 #include "engine/engine_int.h"
 
 static int is_directory_kind(const char *kind)
@@ -88,13 +89,18 @@ int kk__drafter_open(struct kk_engine *e, struct kk_drafter **out, struct kk_err
 
 int kk__settle(struct kk_session *s, int first, int rows, struct kk_err *err)
 {
-    const struct kk_engine *e = s->e;
+    struct kk_engine *e = s->e;
     const size_t C = (size_t)kk_model_info(e->model)->C;
     int rc = 0;
     if (e->ftheta && e->taps[1].n)
         rc = kk_ftheta_commit(e->ftheta, s->kv,
                               e->taps[1].dst + (size_t)first * (size_t)e->taps[1].n * C, rows, err);
     if (rc || !s->drafter || !s->drafter->ops->observe || rows < 1) return rc;
-    return s->drafter->ops->observe(
+    const int before = kk__behind(s);
+    const uint64_t t0 = kk_now_ns();
+    rc = s->drafter->ops->observe(
         s->drafter, e->taps[0].dst + (size_t)first * (size_t)e->taps[0].n * C, rows, err);
+    const int took = before + rows - kk__behind(s);
+    if (!rc && took > 0) kk_take_in_note(&e->costs, took, kk_seconds_since(t0), 0);
+    return rc;
 }

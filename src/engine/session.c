@@ -4,20 +4,25 @@
 #include "base/mem.h"
 #include "engine/engine_int.h"
 
-int kk_session_open(struct kk_engine *e, struct kk_session **out, struct kk_err *err)
+int kk__session_open(struct kk_engine *e, int empty, struct kk_session **out, struct kk_err *err)
 {
     struct kk_session *s = kk_calloc(1, sizeof *s);
     if (!s) return kk_fail(err, KK_ENOMEM, "out of memory for a session");
     s->e = e;
-    int rc = kk_kv_open(e->pool, &s->kv, err);
+    int rc = empty ? kk_kv_open_empty(e->pool, &s->kv, err) : kk_kv_open(e->pool, &s->kv, err);
     if (!rc) rc = kk__drafter_open(e, &s->drafter, err);
     if (rc) {
         kk_session_close(s);
         return rc;
     }
-    kk_width_init(&s->width, e->options.draft_width, &e->costs);
+    kk_width_init(&s->width, e->options.draft_width);
     *out = s;
     return 0;
+}
+
+int kk_session_open(struct kk_engine *e, struct kk_session **out, struct kk_err *err)
+{
+    return kk__session_open(e, 0, out, err);
 }
 
 void kk_session_close(struct kk_session *s)
@@ -50,6 +55,15 @@ int kk_session_set_eos(struct kk_session *s, const uint32_t *ids, int n, struct 
     kk_free(s->eos);
     s->eos = copy;
     s->n_eos = n;
+    return 0;
+}
+
+int kk_session_pin_width(struct kk_session *s, int width, struct kk_err *err)
+{
+    if (width < 0 || width > KK_MAX_WIDTH)
+        return kk_fail(err, KK_EINVAL, "draft width %d: must be 1 to %d, or 0 to find it", width,
+                       KK_MAX_WIDTH);
+    s->width.pinned = width;
     return 0;
 }
 

@@ -39,7 +39,11 @@ static int propose(struct kk_drafter *d, const uint32_t *history, size_t n, int 
                    struct kk_err *err)
 {
     struct replay *r = (struct replay *)d;
-    int rc = r->inner ? r->inner->ops->propose(r->inner, history, n, most, out, err) : 0, k = 0;
+    int rc = 0, k = 0;
+    if (r->inner) {
+        r->inner->late = d->late;
+        rc = r->inner->ops->propose(r->inner, history, n, most, out, err);
+    }
     if (rc < 0) return rc;
     for (size_t i = n - r->at; k < most && n >= r->at && i < r->n; i++) out[k++] = draft_at(r, i);
     return k;
@@ -49,6 +53,12 @@ static int observe(struct kk_drafter *d, const float *taps, int rows, struct kk_
 {
     struct kk_drafter *inner = ((struct replay *)d)->inner;
     return inner && inner->ops->observe ? inner->ops->observe(inner, taps, rows, err) : 0;
+}
+
+static int behind(const struct kk_drafter *d)
+{
+    const struct kk_drafter *inner = ((const struct replay *)d)->inner;
+    return inner && inner->ops->behind ? inner->ops->behind(inner) : 0;
 }
 
 static int catch_up(struct kk_drafter *d, struct kk_err *err)
@@ -84,6 +94,7 @@ int kk_replay_open(struct kk_drafter *inner, const struct kk_replay *known, stru
     static const struct kk_drafter_ops ops = {.name = "replay",
                                               .propose = propose,
                                               .observe = observe,
+                                              .behind = behind,
                                               .catch_up = catch_up,
                                               .device_bytes = device_bytes,
                                               .fork = fork_replay,

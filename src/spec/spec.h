@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "kv/keep.h"
 #include "kv/kv.h"
 #include "model/model.h"
 
@@ -32,22 +33,31 @@ struct kk_drafter_ops {
     /* The verifier has settled `rows` more rows; taps: their auxiliary states (device [rows,
      * n_taps, C], valid during the call). May be NULL: the drafter needs no taps. */
     int (*observe)(struct kk_drafter *d, const float *taps, int rows, struct kk_err *err);
-    /* Take in what observe put off; propose does so too. After a rest it is called apart, so that
-     * its time is not taken for that of a draft. May be NULL: nothing is put off. */
+    /* Rows that observe put off, and taking them in; propose does so too. After a rest it is called
+     * apart, so that its time is not taken for that of a draft. Both NULL: nothing is put off. */
+    int (*behind)(const struct kk_drafter *d);
     int (*catch_up)(struct kk_drafter *d, struct kk_err *err);
     int64_t (*device_bytes)(const struct kk_drafter *d); /* of this session; may be NULL: none */
     /* A second drafter that knows what d knows (*out stays NULL: one that was just opened does);
      * save what it knows, and fill a fresh one. All may be NULL: the history is all there is to
-     * know. */
+     * know. saved_bytes: without a keeper. */
     int (*fork)(struct kk_drafter *d, struct kk_drafter **out, struct kk_err *err);
     int64_t (*saved_bytes)(struct kk_drafter *d, struct kk_err *err); /* settles what is held */
-    int (*save)(struct kk_drafter *d, const struct kk_io *sink, struct kk_err *err);
-    int (*load)(struct kk_drafter *fresh, const struct kk_io *source, struct kk_err *err);
+    int (*save)(struct kk_drafter *d, const struct kk_io *sink, const struct kk_kv_keeper *keeper,
+                struct kk_err *err); /* keeper: may be NULL (kv/keep.h) */
+    int (*load)(struct kk_drafter *fresh, const struct kk_io *source,
+                const struct kk_kv_keeper *keeper, struct kk_err *err);
     void (*close)(struct kk_drafter *d);
 };
 
+/* A token that is known when the device has got there. */
+#define KK_LATE UINT32_MAX
+
 struct kk_drafter {
     const struct kk_drafter_ops *ops;
+    int32_t
+        *late; /* set before a propose: memory of host_alloc for its tokens, whose place in `out`
+                      may then be KK_LATE (until the next step_end); NULL: propose waits */
 };
 
 /* Prompt lookup (Saxena 2023; Yang et al. 2023, arXiv:2304.04487): the tokens that followed the
@@ -92,18 +102,25 @@ static inline void kk_drafter_close(struct kk_drafter *d)
 /* Tokens that a step of `width` rows commits on average when a draft is accepted with chance p. */
 double kk_expected_tokens(double p, int width);
 
-/* What is known of costs and drafts, shared by all sessions of an engine; zeroed at first. The unit
- * of cost is one plain step, as they have been of late. */
+/* What is known of costs and drafts, shared by all sessions of an engine. The unit of cost is one
+ * plain step, as they have been of late. */
 struct kk_step_costs {
     double plain;                   /* seconds of a step of width 1 */
     double ratio[KK_MAX_WIDTH + 1]; /* of width w > 1: seconds over plain, drafting included */
     int seen[KK_MAX_WIDTH + 1];     /* steps measured */
+    double first;                   /* what a draft of one token costs while none was measured */
+    double row;                     /* seconds a row that a drafter takes in late, or in chunks */
     double right, tried;            /* drafts accepted and tried, old ones fading */
     double purse;                   /* plain steps that drafting may still lose (width.c) */
-    double catch_up;                /* plain steps that catching up after a rest takes */
+    double earned;                  /* what plain steps have paid into it */
 };
-void kk_cost_note(struct kk_step_costs *c, int width, double seconds);
-void kk_catch_up_note(struct kk_step_costs *c, double seconds); /* a drafter did after a rest */
+/* by_reading: steps take as long as reading the weights does, whatever their rows. */
+void kk_costs_init(struct kk_step_costs *c, int by_reading);
+/* A step of one session is done; it committed `tokens`. */
+void kk_cost_note(struct kk_step_costs *c, int width, double seconds, int tokens);
+/* A drafter took in `rows` that it had put off, or a chunk of a prompt. late: after a rest, because
+ * a draft was asked for. */
+void kk_take_in_note(struct kk_step_costs *c, int rows, double seconds, int late);
 
 /* Plain steps that a step of `width` costs, interpolated between widths seen. */
 double kk_cost_of(const struct kk_step_costs *c, int width);
@@ -111,20 +128,20 @@ double kk_cost_of(const struct kk_step_costs *c, int width);
 /* One session's choice of width. */
 struct kk_width {
     int pinned;          /* > 0: always this */
-    double guess;        /* acceptance before this session's own trials */
     double right, tried; /* drafts accepted and tried, old ones fading */
-    int limit;           /* widest so far allowed: grows with what is accepted */
+    int limit;           /* widest that may lose more than the purse holds: 1 + all accepted */
+    int run;             /* drafts accepted since one was not */
     int off;             /* steps left at width 1 before the next probe */
     int backoff;         /* length of the next such rest */
 };
-void kk_width_init(struct kk_width *w, int pinned, const struct kk_step_costs *c);
+void kk_width_init(struct kk_width *w, int pinned);
 
 /* The chance that a draft of this session is accepted, given those before it were: from its own
- * trials, and before them from the engine's. */
-double kk_width_accept(const struct kk_width *w);
+ * trials, and while these are few from the engine's. */
+double kk_width_accept(const struct kk_width *w, const struct kk_step_costs *c);
 
-/* The width to draft for now, at most `most` (>= 1). */
-int kk_width_choose(struct kk_width *w, const struct kk_step_costs *c, int most);
+/* The width to draft for now, at most `most` (>= 1), of a drafter that is `behind` rows late. */
+int kk_width_choose(struct kk_width *w, const struct kk_step_costs *c, int most, int behind);
 
 /* A step drafted `drafted` tokens and accepted the first `accepted` of them. */
 void kk_width_note(struct kk_width *w, struct kk_step_costs *c, int drafted, int accepted);

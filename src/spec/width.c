@@ -1,5 +1,5 @@
 /* How many tokens to draft: the width that maximises expected tokens per second, and no more losses
- * than a purse allows.
+ * than a purse allows (docs/adr/0027).
  *
  * With chance p that a draft is accepted (given those before it), a step of width w commits
  * 1 + p + .. + p^(w-1) tokens. It costs ratio[w] plain steps, measured, so the same code finds that
@@ -7,17 +7,19 @@
  * arithmetic does not.
  *
  * The unit of everything is one plain step. A draft that commits m tokens gains m - ratio[w]. All
- * sessions share one purse of gains: every plain step pays ALLOWANCE in, every draft its gain
- * (mostly a loss where drafting does not pay), and what the drafter has to catch up with after a
- * rest is a loss. Nothing is drafted that the purse cannot bear, so drafting costs at most START,
- * and ALLOWANCE of the time after that, whatever the drafter, the text or the machine. */
+ * sessions share one purse of gains, empty at first: every plain step pays in EARLY until START is
+ * earned, ALLOWANCE after that; every draft its gain (a loss where drafting does not pay); and what
+ * the drafter has to catch up with after a rest is a loss. A step drafts if that is expected to
+ * pay; or as a probe, which the purse bears even if all of it is wrong. So however short an answer
+ * is, and whatever the drafter, the text or the machine, EARLY of the time is the most that is
+ * lost. */
 #include "spec/spec.h"
 
 #include <math.h>
 
-enum { FIRST_REST = 16, LONGEST_REST = 512, FIRST_WIDTH = 4, TRIALS = 4 };
+enum { FIRST_REST = 16, LONGEST_REST = 512, TRIALS = 4 };
 
-static const double START = 2, MOST = 6, ALLOWANCE = 0.01; /* of the purse */
+static const double EARLY = 0.04, START = 2, ALLOWANCE = 0.01, MOST = 6; /* of the purse */
 static const double FIRST_GUESS = 0.6;            /* acceptance of a drafter not yet seen */
 static const double FADE = 0.93, FADE_ALL = 0.98; /* memory of trials: a session's, the engine's */
 
@@ -38,52 +40,74 @@ static void average(double *mean, double x, int n)
         *mean += (clamp(x, 0.5 * *mean, 2 * *mean) - *mean) / 8;
 }
 
-void kk_cost_note(struct kk_step_costs *c, int width, double seconds)
+/* Bound by arithmetic, a row more costs a step, and its draft as much. */
+void kk_costs_init(struct kk_step_costs *c, int by_reading)
 {
-    if (width < 1 || width > KK_MAX_WIDTH || seconds <= 0) return;
-    if (width == 1) {
-        if (!c->seen[1]++) c->purse = START;
-        average(&c->plain, seconds, c->seen[1]);
-        c->purse = fmin(c->purse + ALLOWANCE, MOST);
-    } else if (c->seen
-                   [1]) { /* less than a plain step or more than two a row is no cost of a step */
-        average(&c->ratio[width], clamp(seconds / c->plain, 1, 2 * width), ++c->seen[width]);
-    }
+    *c = (struct kk_step_costs){.first = by_reading ? 1.75 : 3};
 }
 
-void kk_catch_up_note(struct kk_step_costs *c, double seconds)
+/* 1 if the cost of a width is known: one measurement of a wide step may have been a stall, which
+ * would keep it from being tried again. */
+static int is_known(const struct kk_step_costs *c, int width)
 {
-    if (!c->seen[1]) return;
-    double steps = clamp(seconds / c->plain, 0, KK_TAPS_HELD / 8.0); /* more is a stall */
-    c->catch_up += (steps - c->catch_up) / 4;
-    c->purse -= steps;
+    return c->seen[width] > (width > 2);
 }
 
-/* The nearest widths seen below and above; 0 if none. */
-static int seen_below(const struct kk_step_costs *c, int width)
+/* The nearest widths known below and above; 0 if none. */
+static int known_below(const struct kk_step_costs *c, int width)
 {
-    while (width > 0 && !c->seen[width]) width--;
+    while (width > 0 && !is_known(c, width)) width--;
     return width;
 }
 
-static int seen_above(const struct kk_step_costs *c, int width)
+static int known_above(const struct kk_step_costs *c, int width)
 {
-    while (width <= KK_MAX_WIDTH && !c->seen[width]) width++;
+    while (width <= KK_MAX_WIDTH && !is_known(c, width)) width++;
     return width <= KK_MAX_WIDTH ? width : 0;
+}
+
+static void pay(struct kk_step_costs *c, double steps)
+{
+    c->purse = fmin(c->purse + steps, MOST);
+}
+
+void kk_cost_note(struct kk_step_costs *c, int width, double seconds, int tokens)
+{
+    if (width < 1 || width > KK_MAX_WIDTH || seconds <= 0) return;
+    if (width == 1) {
+        const double share = c->earned < START || c->tried < TRIALS ? EARLY : ALLOWANCE;
+        average(&c->plain, seconds, ++c->seen[1]);
+        c->earned += share;
+        pay(c, share);
+    } else if (c->seen
+                   [1]) { /* less than a plain step or more than two a row is no cost of a step */
+        const double cost = clamp(seconds / c->plain, 1, 2 * width);
+        average(&c->ratio[width], cost, ++c->seen[width]);
+        pay(c, tokens - (is_known(c, width) ? c->ratio[width] : cost));
+    }
+}
+
+void kk_take_in_note(struct kk_step_costs *c, int rows, double seconds, int late)
+{
+    const double each = seconds / rows;
+    c->row = c->row > 0 ? c->row + (fmin(each, 2 * c->row) - c->row) / 4 : each;
+    if (late && c->seen[1]) pay(c, -rows * fmin(each, c->row) / c->plain); /* more is a stall */
 }
 
 double kk_cost_of(const struct kk_step_costs *c, int width)
 {
     if (width <= 1) return 1;
-    int a = seen_below(c, width), b = seen_above(c, width);
+    int a = known_below(c, width), b = known_above(c, width);
     if (a == width) return c->ratio[a];
     double low = a > 1 ? c->ratio[a] : 1;
     if (a < 1) a = 1;
     if (b) return low + (c->ratio[b] - low) * (width - a) / (b - a);
-    /* beyond the widest seen: the slope of the last two, at least flat */
-    int z = seen_below(c, a - 1);
-    double slope = a > 1 ? (low - (z > 1 ? c->ratio[z] : 1)) / (a - (z ? z : 1)) : 0;
-    return low + fmax(slope, 0) * (width - a);
+    if (a == 1) return 1 + (c->first - 1) * (width - 1);
+    /* Beyond the widest known: half the slope of the last two, for some of it was the draft's fixed
+     * cost; or none. What it is will be seen when it is tried. */
+    int z = known_below(c, a - 1);
+    double slope = (low - (z > 1 ? c->ratio[z] : 1)) / (a - (z ? z : 1));
+    return low + fmax(slope / 2, 0) * (width - a);
 }
 
 /* ---- choosing ----------------------------------------------------------------------------- */
@@ -98,24 +122,21 @@ double kk_expected_tokens(double p, int width)
     return sum;
 }
 
-void kk_width_init(struct kk_width *w, int pinned, const struct kk_step_costs *c)
+void kk_width_init(struct kk_width *w, int pinned)
 {
-    *w = (struct kk_width){.pinned = pinned,
-                           .guess = c->tried > 0 ? (c->right + FIRST_GUESS) / (c->tried + 1)
-                                                 : FIRST_GUESS,
-                           .limit = FIRST_WIDTH,
-                           .backoff = FIRST_REST};
+    *w = (struct kk_width){.pinned = pinned, .limit = 1, .backoff = FIRST_REST};
 }
 
-double kk_width_accept(const struct kk_width *w)
+double kk_width_accept(const struct kk_width *w, const struct kk_step_costs *c)
 {
-    return (w->guess * TRIALS + w->right) / (TRIALS + w->tried);
+    const double all = (c->right + FIRST_GUESS) / (c->tried + 1);
+    return (all * TRIALS + w->right) / (TRIALS + w->tried);
 }
 
 static int best_width(const struct kk_width *w, const struct kk_step_costs *c, int most)
 {
     int best = 1;
-    double p = kk_width_accept(w), best_rate = 1;
+    double p = kk_width_accept(w, c), best_rate = 1;
     for (int width = 2; width <= most; width++) {
         double rate = kk_expected_tokens(p, width) / kk_cost_of(c, width);
         if (rate > best_rate) {
@@ -126,19 +147,40 @@ static int best_width(const struct kk_width *w, const struct kk_step_costs *c, i
     return best;
 }
 
-int kk_width_choose(struct kk_width *w, const struct kk_step_costs *c, int most)
+/* The widest that a purse bears when every draft of it is wrong */
+static int borne(const struct kk_step_costs *c, double purse)
 {
-    if (most > KK_MAX_WIDTH) most = KK_MAX_WIDTH;
-    if (w->pinned) return w->pinned < most ? w->pinned : most;
+    int width = 1;
+    while (width < KK_MAX_WIDTH && kk_cost_of(c, width + 1) - 1 <= purse) width++;
+    return width;
+}
+
+static int least(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+/* The widest that may be tried: borne, or earned by drafts accepted before, and no more than twice
+ * as wide as what was measured. */
+static int open_to(const struct kk_width *w, const struct kk_step_costs *c, double purse)
+{
+    const int safe = borne(c, purse), open = safe > w->limit ? safe : w->limit;
+    return least(open, 2 * known_below(c, KK_MAX_WIDTH));
+}
+
+int kk_width_choose(struct kk_width *w, const struct kk_step_costs *c, int most, int behind)
+{
+    most = least(most, KK_MAX_WIDTH);
+    if (w->pinned) return least(w->pinned, most);
     if (most < 2 || c->seen[1] < 3) return 1; /* plain steps first: the unit of cost */
-    if (!seen_above(c, 2)) return most < FIRST_WIDTH ? most : FIRST_WIDTH;
     if (w->off > 0) {
         w->off--;
         return 1;
     }
-    int best = best_width(w, c, most < w->limit ? most : w->limit);
-    if (best > 1) return c->purse > 0 ? best : 1;
-    return c->purse >= kk_cost_of(c, 2) - 1 + c->catch_up ? 2 : 1; /* a probe */
+    const double purse = c->purse - behind * c->row / c->plain;
+    const int best = best_width(w, c, least(open_to(w, c, purse), most));
+    if (best > 1) return purse > 0 ? best : 1;
+    return least(least(borne(c, purse), 2 + w->run), most); /* a probe, wider while it succeeds */
 }
 
 static void count(double *right, double *tried, double fade, int drafted, int accepted)
@@ -155,13 +197,12 @@ void kk_width_note(struct kk_width *w, struct kk_step_costs *c, int drafted, int
     if (drafted < 1) return;
     count(&w->right, &w->tried, FADE, drafted, accepted);
     count(&c->right, &c->tried, FADE_ALL, drafted, accepted);
-    c->purse = fmin(c->purse + accepted + 1 - kk_cost_of(c, drafted + 1), MOST);
-    w->limit += accepted;
-    if (w->limit > KK_MAX_WIDTH) w->limit = KK_MAX_WIDTH;
-    if (best_width(w, c, w->limit) > 1) {
+    w->limit = least(w->limit + accepted, KK_MAX_WIDTH);
+    w->run = accepted < drafted ? 0 : least(w->run + accepted, KK_MAX_WIDTH);
+    if (best_width(w, c, open_to(w, c, MOST)) > 1) {
         w->backoff = FIRST_REST;
-    } else { /* it does not pay: rest before the next probe, longer each time */
+    } else if (accepted < drafted) { /* it does not pay: rest, longer each time */
         w->off = w->backoff;
-        w->backoff = w->backoff * 2 < LONGEST_REST ? w->backoff * 2 : LONGEST_REST;
+        w->backoff = least(2 * w->backoff, LONGEST_REST);
     }
 }

@@ -55,7 +55,7 @@ d = json.load(open(sys.argv[1]))
 for r in d["rungs"]:
     a = r["arms"]
     assert set(a) == {"full", "native", "s5", "restored", "sinkwin", "tier", "identity"}
-    assert all(x["byte_identical"] for x in a.values())
+    assert all(x["byte_identical"] and x["pinned_drafted"] >= 80 and x["tokens_compared"] == 192 for x in a.values())
     assert all(x["recall"] == 1.0 for n, x in a.items() if n != "sinkwin") and a["sinkwin"]["recall"] == 0
     assert a["tier"]["kv_device_bytes"] <= 512 * 1024
 assert d["rungs"][0]["arms"]["tier"]["kv_device_bytes"] == d["rungs"][1]["arms"]["tier"]["kv_device_bytes"]' "$KK_TMP/card.json"

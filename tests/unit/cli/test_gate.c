@@ -20,7 +20,7 @@ static json_t *honest(void)
                 "kv_staging_bytes", 64, "kv_host_bytes", tier ? 100 + 100 * r : 0, "resident_rows",
                 10, "recall", strcmp(n, "sinkwin") ? 1.0 : 0.0, "ar_tok_s", 50.0, "bytes_from",
                 "allocator", "resident_bytes", 900, "samples", 2, "kl_native", same ? 0.0 : 0.1,
-                "kl_positions", 32, "rows_rebuilt", 7, "blocks", 10, "drafted", 30);
+                "kl_positions", 32, "rows_rebuilt", 7, "blocks", 10, "pinned_drafted", 30);
             json_object_set_new(a, "fused_tokens", json_integer(20));
             json_object_set_new(a, "recall_keyed", json_real(0.5));
             json_object_set_new(a, "committed_per_block", json_real(2.0));
@@ -79,7 +79,7 @@ static void forged_fields_are_refused(void **state)
         const char *arm, *field, *value, *words;
     } forged[] = {
         {"s5", "blocks", "0", "blocks = 0"},
-        {"s5", "drafted", "0", "drafted = 0"},
+        {"s5", "pinned_drafted", "0", "pinned_drafted = 0"},
         {"s5", "committed_per_block", "3.32", "tokens over blocks"},
         {"native", "tokens_compared", "0", "0 compared tokens"},
         {"native", "byte_identical", "false", "differ from plain"},

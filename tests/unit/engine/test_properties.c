@@ -567,13 +567,17 @@ static void paged_batches_and_drafts(void **state)
     assert_memory_equal(plain, paged, sizeof plain);
     struct kk_engine_options o = kk_engine_defaults();
     o.kv_device = 60000;
-    o.draft = "ngram";
-    o.draft_width = 6;
+    o.draft = "wrong";
     struct kk_engine *e = open_engine(o);
     struct tokens t = {.n = 0};
+    struct kk_generated made;
     struct kk_session *s = open_session(e);
+    assert_int_equal(kk_session_pin_width(s, 17, &err), KK_EINVAL);
+    assert_int_equal(kk_session_pin_width(s, -1, &err), KK_EINVAL);
+    ok(kk_session_pin_width(s, 6, &err), &err);
     ok(kk_session_append(s, prompt[0], 600, &err), &err);
-    ok(kk_session_generate(s, &p, N, on_token, &t, NULL, &err), &err);
+    ok(kk_session_generate(s, &p, N, on_token, &t, &made, &err), &err);
+    assert_true(made.drafted > 4 * (N - 6)); /* blocks of six, all but the last ones */
     memcpy(fused, t.id, sizeof fused);
     assert_memory_equal(plain[0], fused, sizeof plain[0]);
     kk_session_close(s);
