@@ -905,13 +905,15 @@ __global__ void __launch_bounds__(KS_THREADS, 1)
 
 } // namespace
 
+int ks__open(void)
+{
+    return (int)cudaFuncSetAttribute(step_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     (int)sizeof(struct smem));
+}
+
 int ks__launch(const struct ks_args *a, int sms, cudaStream_t stream)
 {
     void *args[] = {(void *)a};
-    cudaError_t e = cudaFuncSetAttribute(step_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         (int)sizeof(struct smem));
-    if (e == cudaSuccess)
-        e = cudaLaunchCooperativeKernel((const void *)step_kernel, dim3((unsigned)sms),
-                                        dim3(KS_THREADS), args, sizeof(struct smem), stream);
-    return (int)e;
+    return (int)cudaLaunchCooperativeKernel((const void *)step_kernel, dim3((unsigned)sms),
+                                            dim3(KS_THREADS), args, sizeof(struct smem), stream);
 }

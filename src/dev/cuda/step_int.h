@@ -17,7 +17,8 @@ enum {
     KS_XF = 704,     /* of an expert: 4 chains of 11 */
     KS_E = 128,      /* experts */
     KS_A = 8,        /* of them active */
-    KS_COLS = 8,     /* most rows of a step */
+    KS_COLS = 8,     /* rows that there is room for */
+    KS_ROWS = 6,     /* most rows of a step: with 8 the ops are as fast */
     KS_UNION = 64,   /* most distinct experts of a layer: KS_COLS * KS_A */
     KS_LAYERS = 64,  /* most layers */
     KS_QKV = 9216,   /* most outputs of q, k and v together */
@@ -98,6 +99,7 @@ struct ks_args {
 };
 
 extern "C" {
+int ks__open(void);
 int ks__launch(const struct ks_args *a, int sms, cudaStream_t stream);
 const int *kk__cuda_stack_diag(const void *stack);
 struct ks_args *kk__cuda_stack_args(void *stack);

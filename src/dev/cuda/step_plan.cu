@@ -201,7 +201,7 @@ static int place_stack(struct kk_dev *dev, struct ks_stack *s, const struct prog
     a->layers = (const struct ks_layer *)(s->memory + words);
     dev->ops->upload(dev, s->memory + words, p->layer, prog);
     a->n_layers = s->n_layers = k->n_layers;
-    a->window = 5, a->ahead = 2;
+    a->window = 6, a->ahead = 2;
     a->eps = k->eps, a->attn_scale = k->attn_scale, a->softcap = k->softcap;
     a->table = (const char *)k->embed->data, a->embed_scale = k->embed_scale;
     a->first_norm = k->layer[0].input_norm;
@@ -210,6 +210,7 @@ static int place_stack(struct kk_dev *dev, struct ks_stack *s, const struct prog
     s->diag = a->diag = (int *)dev->ops->host_alloc(dev, DIAG_BYTES);
     if (!s->diag) return kk_fail(err, KK_ENOMEM, "out of host memory for a decode step");
     memset(s->diag, 0, DIAG_BYTES);
+    kk__cuda_latch(kk__cuda(dev), (cudaError_t)ks__open(), "stack_open");
     return 0;
 }
 
@@ -299,7 +300,7 @@ int kk__cuda_stack_step(struct kk_dev *dev, void *stack, const struct kk_stack_s
     struct ks_stack *s = (struct ks_stack *)stack;
     struct kk_cuda *c = kk__cuda(dev);
     struct ks_args *a = &s->args;
-    if (st->T < 1 || st->T > KS_COLS || st->kv_dtype != KK_BF16 || !st->n_logits) return 1;
+    if (st->T < 1 || st->T > KS_ROWS || st->kv_dtype != KK_BF16 || !st->n_logits) return 1;
     for (int k = 0; k < 2; k++) {
         const struct kk_mask *m = &st->mask[k];
         if (m->ahead || m->exact_near) return 1;

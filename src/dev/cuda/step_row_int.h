@@ -227,10 +227,6 @@ __device__ inline void row_after_attention(int t)
     n.ask((const float *)(second ? y.pre_ff_2 : y.pre_ff), l);
     r.ask((const float *)y.router_scale, l);
     mark(layer, M_R1);
-#ifdef KS_LIGHT
-    if (c.lane == 0) await_words(a.o + t * KS_C + c.warp * 176, tag, 20);
-    __syncwarp();
-#endif
     take_row(c, a.o + t * KS_C, tag, l);
     warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
     mark(layer, M_R1_X);
@@ -260,10 +256,6 @@ __device__ inline void row_after_experts(int t)
     p.ask((const float *)y.post_ff, l);
     next.ask((const float *)y.next_norm, l);
     mark(layer, M_R2);
-#ifdef KS_LIGHT
-    if (c.lane == 0) await_words(a.xdown + t * KS_C + c.warp * 176, tag, 20);
-    __syncwarp();
-#endif
     await_words(from + (l < 192 ? 2048 : 1024) + 4 * l, tag, 21);
     __syncwarp();
     x.take(from, l, tag, 21);

@@ -7,7 +7,7 @@
 #include "kv/kv.h"
 #include "model/stack_int.h"
 
-enum { SESSIONS = 8, TOKENS = 1340, CHUNK = 64, MOST = 8, STEPS = 48 };
+enum { SESSIONS = 8, TOKENS = 1340, CHUNK = 64, MOST = 6, STEPS = 48 };
 
 /* where a session's first steps begin: around splits, around the window, before any */
 static const int32_t prefix[SESSIONS] = {1010, 1, 127, 1100, 520, 1021, 16, 250};
