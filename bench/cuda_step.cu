@@ -735,63 +735,43 @@ static double step_bytes(const struct model *m, double experts)
 }
 
 #ifdef KS_TRACE
-/* When what happened, us after the layer's x was first anywhere: first, mean and last SM; means of
- * the layers of a kind. */
-static void trace_step(struct model *m, const struct kk_stack_step *st)
+/* When what happened, us after x was there on the same SM: first, mean and last SM, means over the
+ * layers of a kind. One row. */
+static void trace_step(struct model *m, const struct kk_stack_step *st, int khz)
 {
-    static const char *const name[] = {
-        "qkv", "qkv end", "attn", "q", "scores", "part", "merge", "merged", "o x", "o end", "r1", "r1 x",
-        "glu", "glu end", "xglu", "xglu end", "down x", "down end", "xdown x", "xdown x2", "xdown end",
-        "r2", "r2 end", "logits", "routed", "P qkv", "P attn", "P o", "P glu", "P xglu", "P down", "P xdown"};
-    enum { MARKS = 32, R2_END = 22 };
+    enum { MARKS = 32, R2_END = 21 };
+    static const char *const name[MARKS] = {
+        "qkv end",  "attn",    "q",        "scores",    "part",    "merge",  "merged",   "o x",
+        "o end",    "r1",      "r1 x",     "glu",       "glu end", "down x", "down end", "xglu",
+        "xglu end", "xdown x", "xdown x2", "xdown end", "r2",      "r2 end", "logits",   "routed",
+        "P qkv",    "P attn",  "P o",      "P glu",     "P down",  "P xglu", "P xdown"};
     struct ks_args *a = kk__cuda_stack_args(the_stack);
-    const size_t stood = (size_t)device_sms * KS_LAYERS * MARKS, ticks = stood + (size_t)device_sms * 64;
-    const size_t n = ticks + (size_t)device_sms * 4;
+    const size_t n = (size_t)device_sms * KS_LAYERS * MARKS;
     a->trace = scratch<uint64_t>(n);
     CK(cudaMemset(a->trace, 0, n * 8));
     step(st);
     CK(cudaDeviceSynchronize());
     std::vector<uint64_t> v = get(a->trace, n);
     a->trace = NULL;
-    char path[256];
-    snprintf(path, sizeof path, "%s/trace-%d-%d.bin", getenv("OUT"), m->o.ctx, m->o.rows);
-    if (FILE *f = fopen(path, "w")) fwrite(v.data(), 8, n, f), fclose(f);
-    auto us = [&](int b, int l, int k) {
-        const uint64_t t = v[((size_t)b * KS_LAYERS + l) * MARKS + k], *q = &v[ticks + (size_t)b * 4];
-        if (!t) return -1e9;
-        const double hz = (double)(q[3] - q[1]) / (double)(q[2] - q[0]); /* cycles a ns */
-        return ((double)(int64_t)(t - q[1]) / hz + (double)(int64_t)(q[0] - v[ticks])) / 1e3;
-    };
-    printf("clock %.4f GHz\n", (double)(v[ticks + 3] - v[ticks + 1]) / (double)(v[ticks + 2] - v[ticks]));
-    for (int kind = 0; kind < 2; kind++) {
-        double sum[MARKS][3] = {}, mid[MARKS] = {}, whole = 0;
-        int layers[MARKS] = {}, count = 0;
-        for (int l = 1; l < m->o.layers; l++) {
-            if (m->y[l].sliding == kind) continue;
-            double t0 = 1e18, t1 = 0;
-            for (int b = 0; b < device_sms; b++)
-                t0 = std::min(t0, us(b, l - 1, R2_END)), t1 = std::max(t1, us(b, l, R2_END));
-            for (int k = 0; k < MARKS; k++) {
-                double lo = 1e18, hi = -1e18, mean = 0;
-                int c = 0;
-                for (int b = 0; b < device_sms; b++) {
-                    const double t = us(b, l, k) - t0;
-                    if (t < -1e8) continue;
-                    lo = std::min(lo, t), hi = std::max(hi, t), mean += t, c++;
+    for (int sliding = 0; sliding < 2; sliding++)
+        for (int k = 0; k < MARKS; k++) {
+            double sum[3] = {};
+            int layers = 0;
+            for (int l = 1; l < m->o.layers; l++) {
+                double lo = 1e9, hi = -1e9, mean = 0;
+                int count = 0;
+                for (int b = 0; b < device_sms && m->y[l].sliding == sliding; b++) {
+                    const uint64_t *x = &v[((size_t)b * KS_LAYERS + l) * MARKS];
+                    const double us = (double)(int64_t)(x[k] - x[R2_END - MARKS]) * 1e3 / khz;
+                    if (!x[k]) continue;
+                    lo = std::min(lo, us), hi = std::max(hi, us), mean += us, count++;
                 }
-                if (!c) continue;
-                sum[k][0] += lo, sum[k][1] += mean / c, sum[k][2] += hi, layers[k]++, mid[k] += c;
+                if (count) sum[0] += lo, sum[1] += mean / count, sum[2] += hi, layers++;
             }
-            whole += t1 - t0, count++;
+            if (layers)
+                printf("%s %-9s %6.1f %6.1f %6.1f\n", sliding ? "sliding" : "full", name[k],
+                       sum[0] / layers, sum[1] / layers, sum[2] / layers);
         }
-        if (!count) continue;
-        printf("%s layers: %.1f us\n", kind ? "full" : "sliding", whole / count);
-        for (int k = 0; k < MARKS; k++)
-            if (layers[k])
-                printf("%9s %6.1f %6.1f %6.1f (%.0f)%s", name[k], sum[k][0] / layers[k], sum[k][1] / layers[k],
-                       sum[k][2] / layers[k], mid[k] / layers[k], k % 3 == 2 ? "\n" : " ");
-        printf("\n");
-    }
 }
 #endif
 
@@ -871,7 +851,9 @@ int main(int argc, char **argv)
     }
     std::sort(ms.begin(), ms.end());
 #ifdef KS_TRACE
-    trace_step(&m, &st);
+    int khz;
+    CK(cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, 0));
+    trace_step(&m, &st, khz);
 #endif
     const double med = ms[ms.size() / 2], bytes = step_bytes(&m, 8.0 * m.o.layers);
     printf("{\"bench\":\"cuda_step\",\"card\":\"%s\",\"layers\":%d,\"ctx\":%d,\"rows\":%d,"

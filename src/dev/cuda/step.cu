@@ -1,27 +1,27 @@
 /* The persistent decode step: one kernel for embedding, layers and head of Gemma-4-26B-A4B's
- * geometry, 1 to 8 rows, in the order of docs/adr/0020; its design is docs/adr/0024.
+ * geometry, a few rows, in the order of docs/adr/0020; its design is docs/adr/0024.
  *
- * One block on each multiprocessor (SM), 19 warps in three roles that meet only in mbarriers:
- *   producer  (1 warp)   walks the step's weights and KV rows in order and keeps a ring of slots in
- *                        shared memory full; it stops for a full ring, for the window of bytes in
- *                        flight and for the router, never for activations.
- *   consumers (16 warps) four quads; a warp multiplies one chain of a stripe (two where K is 4096),
- *                        weights as operand B, activations as A in registers. They also do what
- *                        stands between products: residual and norms, and splits of attention.
+ * One block on each multiprocessor (SM), 20 warps in four roles that meet only in mbarriers:
+ *   producer  (1 warp)   walks the step's weights in order and keeps a ring of slots in shared
+ *                        memory full; it stops for a full ring, for the bytes in flight and for the
+ *                        router, never for activations.
+ *   consumers (16 warps) four quads; a warp multiplies one chain of a slot, weights as operand B,
+ *                        activations as A in registers. They also do what stands between products:
+ *                        residual and norms, and splits of attention, whose rows they bring.
  *   reducers  (2 warps)  add chains in order, apply what follows, publish; merge splits.
+ *   finder    (1 warp)   says where KV rows are, and chooses the experts.
  * There is no barrier between SMs. What one SM computes for others are words of 8 bytes, {payload,
  * tag}: a reader polls until the tag is that of the layer and step. */
+#include "dev/cuda/step_attend_int.h"
 #include "dev/cuda/step_row_int.h"
-#include "dev/cuda/step_split_int.h"
-#include "dev/cuda/step_sync_int.h"
 
 namespace
 {
 
 /* ---- producer ---- */
 
-/* Slots n, n + 1, .. n + count - 1 from one place, by one lane: the one loop that fills slots. What is
- * not needed yet has fewer in flight: others' weights that are come first. */
+/* Slots n, n + 1, .. n + count - 1 from one place, by one lane: the one loop that fills slots.
+ * What is not needed yet has fewer in flight: others' weights that are come first. */
 __device__ __noinline__ void fill(uint32_t n, const char *from, int bytes, int count)
 {
     struct smem &s = block();
@@ -204,7 +204,8 @@ __device__ inline void feeding(int layer, enum product p)
 }
 
 /* Those of `u` that lie in a matrix of `rows` outputs, whose stripes begin at `before` */
-__device__ inline uint32_t feed_part(uint32_t n, struct units u, const char *w, int before, int rows)
+__device__ inline uint32_t feed_part(uint32_t n, struct units u, const char *w, int before,
+                                     int rows)
 {
     const int lo = max(u.first, before), hi = min(u.first + u.n, before + rows / KK_TILE_ROWS);
     return feed(n, w + (int64_t)(lo - before) * KS_STRIPE, KS_SLOT, (hi - lo) * KS_QUADS);
@@ -236,8 +237,8 @@ __device__ inline uint32_t feed_experts(uint32_t n, struct units u, const char *
     const struct smem &s = block();
 #pragma unroll 1
     for (int i = u.first; i < u.first + u.n; i++) {
-        const char *gate = w + (int64_t)s.expert[i / KS_XSTRIPES] * KS_XGATE_UP +
-                           i % KS_XSTRIPES * KS_STRIPE;
+        const char *gate =
+            w + (int64_t)s.expert[i / KS_XSTRIPES] * KS_XGATE_UP + i % KS_XSTRIPES * KS_STRIPE;
 #pragma unroll 1
         for (int k = 0; k < 2; k++)
             n = feed(n, gate + k * KS_XSTRIPES * KS_STRIPE, KS_SLOT, KS_QUADS);
@@ -358,8 +359,8 @@ __device__ inline void load_x(uint32_t (&x)[32], const uint64_t *p, bool on, uin
         if (!on) x[i] = 0;
 }
 
-/* This warp's chain of a set: a slot's tiles 0 .. TILES - 1 from `from` on; its sum to the reducers,
- * who gave the room back. */
+/* This warp's chain of a set: a slot's tiles 0 .. TILES - 1 from `from` on; its sum to the
+ * reducers, who gave the room back. */
 template <int TILES>
 __device__ inline void chain(struct smem &s, int warp, int lane, uint32_t slot, uint32_t phase,
                              int set, const uint32_t *x)
@@ -404,9 +405,9 @@ __device__ inline void start(enum product p)
     if (threadIdx.x == 0) block().doing = number_of(here().layer, p);
 }
 
-/* `count` sets over inputs of 11 tiles a warp, P quads. Quads that are off say so for each set, no
- * more than three sets ahead of the reducers: then no slot is looked at before its last fill but one
- * has come (parities repeat), P <= 3 slots a set. */
+/* `count` sets over inputs of 11 tiles a warp, P quads. Quads that are off say so for each set,
+ * no more than three sets ahead of the reducers: then no slot is looked at before its last fill
+ * but one has come (parities repeat), P <= 3 slots a set. */
 __device__ __noinline__ void consume_sets(enum product p, int count, int P, int e)
 {
     const struct context c = who(0);
@@ -417,7 +418,8 @@ __device__ __noinline__ void consume_sets(enum product p, int count, int P, int 
     if (quad < P) {
         const int g = c.lane >> 2, q = c.lane & 3, row = g < a.T ? g : 0;
         uint32_t slot = n % KS_SLOTS, phase = n / KS_SLOTS & 1, x[32];
-        const bool wide = p != DOWN && p != XDOWN; /* x: of qkv and head 0, dense 1, experts 2, router 3 */
+        const bool wide =
+            p != DOWN && p != XDOWN; /* x: of qkv and head 0, dense 1, experts 2, router 3 */
         const int which = p == QKV ? 0 : p == GLU ? 1 : p == XGLU ? 2 : 3;
         if (wide && a.T == 1) {
             const bf16 *own = s.x[which ? which - 1 : 0] + c.warp * 176 + 4 * q;
@@ -497,8 +499,8 @@ __device__ __noinline__ void consume_o(int half)
     const int g = c.lane >> 2, q = c.lane & 3, width = now().full ? 8192 : 4096;
     const int first = here().set, nu = units(now().o).n;
     const uint32_t n = here().n + (uint32_t)(c.warp >> 2);
-    const uint64_t *words = a.attn + (g < a.T ? g : 0) * (width / 2) + half * 2048 + c.warp * 64 +
-                            2 * q;
+    const uint64_t *words =
+        a.attn + (g < a.T ? g : 0) * (width / 2) + half * 2048 + c.warp * 64 + 2 * q;
     uint32_t slot = n % KS_SLOTS, phase = n / KS_SLOTS & 1, x[32];
     if (g < a.T) await_words(words + 127 * 8, now_tag(), 20);
     __syncwarp();
@@ -517,8 +519,8 @@ __device__ __noinline__ void consume_o(int half)
     mark(here().layer, M_O_END);
 }
 
-/* What a role does in a layer are functions that take nothing: what one works with is then not kept,
- * in registers or on the stack, while another works. */
+/* What a role does in a layer are functions that take nothing: what one works with is then not
+ * kept, in registers or on the stack, while another works. */
 __device__ __noinline__ void consumer()
 {
     embed();
@@ -540,8 +542,8 @@ __device__ __noinline__ void consumer()
 
 /* ---- reducers ---- */
 
-/* Sets behind and a warp's first of the units that follow. The warps take turns over all units of the
- * step, so that neither is ever more than a lap of the sets behind what it waits for. */
+/* Sets behind and a warp's first of the units that follow. The warps take turns over all units
+ * of the step, so that neither is ever more than a lap of the sets behind what it waits for. */
 struct reduce {
     struct context c;
     int set, first;
@@ -599,9 +601,10 @@ __device__ inline float2 add_set(const struct context &c, int set, int n, float2
     return y;
 }
 
-/* A product's stripes, of `sub` sets of n chains each, to words of f32. carry: -1: the sums are kept,
- * 1: they are of two halves, and were kept. */
-__device__ inline void reduce_stripes(struct units u, int sub, int n, int carry, uint64_t *to, int ld)
+/* A product's stripes, of `sub` sets of n chains each, to words of f32. carry: -1: the sums are
+ * kept, 1: they are of two halves, and were kept. */
+__device__ inline void reduce_stripes(struct units u, int sub, int n, int carry, uint64_t *to,
+                                      int ld)
 {
     const struct reduce r = reduce_from();
     const struct context &c = r.c;
@@ -763,8 +766,9 @@ __device__ __noinline__ void reduce_head()
     }
 }
 
-/* Splits of row t, 64 elements of head h from d on, merged in ascending order (0020). A lane has two
- * elements; of each 32 splits it has one's (m, l), and what it and the sums before it are scaled by. */
+/* Splits of row t, 64 elements of head h from d on, merged in ascending order (0020). A lane has
+ * two elements; of each 32 splits it has one's (m, l), and what it and the sums before it are
+ * scaled by. */
 __device__ inline void merge_task(const struct context &c, bool sliding, int t, int h, int d,
                                   uint32_t tag)
 {
@@ -897,9 +901,7 @@ __global__ void __launch_bounds__(KS_THREADS, 1)
     } else if (warp == KS_CONSUMERS + KS_REDUCERS + 1) {
         finder();
     } else {
-        tick(0);
         producer();
-        tick(1);
     }
 }
 

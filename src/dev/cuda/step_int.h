@@ -1,10 +1,8 @@
-/* Private to step*.cu: what the persistent decode step (docs/adr/0024) is told. The host says once,
- * when a stack is opened (step_plan.cu), what each SM does in each layer; the kernel (step.cu) walks
- * it.
- *
- * A unit of work is a stripe of 8 outputs (of a gated unit: a gate stripe and the same up stripe),
- * brought in slots of the ring. A set is what the consumers make of up to four slots, one a quad: 16
- * chains, one a warp. */
+/* Private to step*.cu: what the persistent decode step (docs/adr/0024) is told. The host says
+ * once, when a stack is opened (step_plan.cu), what each SM does in each layer; the kernel
+ * (step.cu) walks it.  A unit of work is a stripe of 8 outputs (of a gated unit: a gate stripe
+ * and the same up stripe), brought in slots of the ring. A set is what the consumers make of up
+ * to four slots, one a quad: 16 chains, one a warp. */
 #ifndef KK_DEV_CUDA_STEP_INT_H
 #define KK_DEV_CUDA_STEP_INT_H
 
@@ -26,20 +24,20 @@ enum {
     KS_SLOTS = 15,   /* of the ring */
     KS_RING = KS_SLOTS * KS_SLOT,
     KS_LINE = 528, /* bytes of 256 elements of a row in the ring: `ldmatrix` meets no bank twice */
-    KS_QUADS = 4,    /* of consumer warps */
+    KS_QUADS = 4,  /* of consumer warps */
     KS_CONSUMERS = 16,
     KS_REDUCERS = 2,
     KS_THREADS = (KS_CONSUMERS + KS_REDUCERS + 2) * 32, /* and the producer, and who routes */
     KS_SETS = 4,  /* sets whose partial sums there is room for */
     KS_CARRY = 8, /* units of an SM whose sums are carried from set to set, at most */
-    KS_NORMS = 8, /* vectors of the model's width that a layer has */
     KS_XSTRIPES = KS_XF / KK_TILE_ROWS,
-    KS_STRIPE = KS_QUADS * KS_SLOT, /* bytes of a stripe of the model's width */
-    KS_XGATE_UP = 2 * KS_XSTRIPES * KS_STRIPE, /* of an expert's gate and up */
+    KS_STRIPE = KS_QUADS * KS_SLOT,            /* bytes of a stripe of the model's width */
+    KS_XGATE_UP = 2 * KS_XSTRIPES * KS_STRIPE, /* of gate and up of an expert */
     KS_XDOWN = KS_C / KK_TILE_ROWS * KS_SLOT,  /* of its down */
 };
 
-/* What an SM does in a layer: 64 words, two read by each lane of a warp. Units are first | count << 16. Of the layer behind the last: `down` are units of the head, wq its weights. */
+/* What an SM does in a layer: 64 words, two read by each lane of a warp. Units are first | count
+ * << 16. Of the layer behind the last: `down` are units of the head, wq its weights. */
 struct ks_layer {
     uint32_t qkv, o, router, glu, down; /* units; of q, k and v: one after the other */
     uint32_t rank;                      /* which share of the experts' gated units */
@@ -76,7 +74,8 @@ struct ks_args {
     const float *first_norm;
     float embed_scale;
     int T, B, n_layers;
-    uint32_t window, ahead; /* slots in flight, at most: of what is multiplied now, of what comes later */
+    uint32_t window,
+        ahead;      /* slots in flight, at most: of what is multiplied now, of what comes later */
     uint32_t epoch; /* tag of layer l's words: epoch + l */
     float eps, attn_scale, softcap;
     struct ks_seq seq[KS_COLS];

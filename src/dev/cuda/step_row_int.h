@@ -2,7 +2,7 @@
 #ifndef KK_DEV_CUDA_STEP_ROW_INT_H
 #define KK_DEV_CUDA_STEP_ROW_INT_H
 
-#include "dev/cuda/step_sync_int.h"
+#include "dev/cuda/step_words_int.h"
 
 namespace
 {
@@ -93,11 +93,6 @@ struct twelve {
         return s;
     }
 };
-
-__device__ inline float rms_factor(float sum, float n, float eps)
-{
-    return __frsqrt_rn(__fadd_rn(__fdiv_rn(sum, n), eps));
-}
 
 /* y = bf16(rms(h) * w): to shared memory where there is one row, else to all SMs. */
 __device__ inline void leave(const struct context &c, const struct twelve &h, float factor,

@@ -1,7 +1,7 @@
-/* The whole decode step of a GPU (kk_dev.stack) against the ops one by one: the same rows, read in
- * chunks by the ops and step by step by the stack, give the same logits, bit for bit: of any number
- * of rows, of sessions with contexts of their own, after rejected rows and forks, under each policy.
- * Three layers of the geometry that the stack is for: the second does not slide. */
+/* The whole decode step of a GPU (kk_dev.stack) against the ops one by one: the same rows, read
+ * in chunks by the ops and step by step by the stack, give the same logits, bit for bit: of any
+ * number of rows, of sessions with contexts of their own, after rejected rows and forks, under
+ * each policy. Three layers of the geometry that the stack is for: the second does not slide. */
 #include "../dev/cuda_test.h"
 
 #include "kv/kv.h"
@@ -51,8 +51,8 @@ static int32_t id_at(int session, int64_t j)
     return (int32_t)((j * 7919 + session * 131 + 3) % 1021);
 }
 
-/* n[b] rows of session who[b], of which keep[b] are kept (NULL: all); all rows' logits to out. 1: by
- * the stack */
+/* n[b] rows of session who[b], of which keep[b] are kept (NULL: all); all rows' logits to out.
+ * 1: by the stack */
 static int step(struct run *r, enum kk_step_kind kind, int B, const int *who, const int32_t *n,
                 const int32_t *keep, float *out)
 {
@@ -118,7 +118,8 @@ static void assert_rows(const struct run *r, const float *got, const float *all,
 }
 
 /* One step of T rows, of B sessions drawn anew. */
-static void random_step(struct run *r, struct kk_test_rng *rng, int T, int B, const float *all, float *out)
+static void random_step(struct run *r, struct kk_test_rng *rng, int T, int B, const float *all,
+                        float *out)
 {
     int who[SESSIONS], left = SESSIONS;
     int32_t n[SESSIONS], keep[SESSIONS];
@@ -147,9 +148,8 @@ static void test_policy(const char *policy, int32_t sinks, int32_t window)
     open_run(&a, policy, sinks, window);
     float *all = kk_calloc((size_t)SESSIONS * TOKENS * a.V, sizeof *all);
     float *out = kk_calloc(CHUNK * a.V, sizeof *out);
-    for (int i = 0; i < SESSIONS; i++) read_on(&a, i, prefix[i] + 8 * STEPS < TOKENS
-                                                          ? prefix[i] + 8 * STEPS
-                                                          : TOKENS, all, NULL);
+    for (int i = 0; i < SESSIONS; i++)
+        read_on(&a, i, prefix[i] + 8 * STEPS < TOKENS ? prefix[i] + 8 * STEPS : TOKENS, all, NULL);
     close_run(&a);
     open_run(&b, policy, sinks, window);
     for (int i = 0; i < SESSIONS; i++) read_on(&b, i, prefix[i], NULL, out);
