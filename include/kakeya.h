@@ -180,7 +180,8 @@ struct kk_session_info {
     int64_t resident_bytes; /* what the rows held take by themselves, counted row by row */
     int64_t history, rows;  /* rows = history - 1, or 0 */
     int64_t kv_device_bytes, kv_host_bytes, drafter_device_bytes; /* from the allocator */
-    int64_t kv_shared_bytes; /* device blocks it holds together with its forks, in none's own */
+    int64_t kv_shared_bytes; /* blocks it holds together with its forks, in none's own: device ones,
+                                or host copies of one that a runtime has paged out */
     int64_t resident_rows;   /* physical rows, summed over layers */
     int64_t dropped;         /* positions that no layer can see any more */
 };

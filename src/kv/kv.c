@@ -188,6 +188,11 @@ int kk__kv_new(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
     return 0;
 }
 
+int kk_kv_open_empty(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
+{
+    return kk__kv_new(pool, out, err);
+}
+
 int kk_kv_open(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
 {
     struct kk_kv *kv = NULL;

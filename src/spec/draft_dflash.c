@@ -110,21 +110,23 @@ static int64_t saved_bytes(struct kk_drafter *base, struct kk_err *err)
     return (int64_t)sizeof(int64_t) + kk_kv_saved_bytes(d->pool, kk_kv_rows(d->kv));
 }
 
-static int save(struct kk_drafter *base, const struct kk_io *sink, struct kk_err *err)
+static int save(struct kk_drafter *base, const struct kk_io *sink,
+                const struct kk_kv_keeper *keeper, struct kk_err *err)
 {
     struct dflash *d = (struct dflash *)base;
+    int rc = flush(d, err);
     int64_t rows = kk_kv_rows(d->kv);
-    KK_BUG_ON(d->n_held);
-    int rc = kk_io(sink, &rows, sizeof rows, err);
-    return rc ? rc : kk_kv_save(d->kv, sink, err);
+    if (!rc) rc = kk_io(sink, &rows, sizeof rows, err);
+    return rc ? rc : kk_kv_save_shared(d->kv, sink, keeper, err);
 }
 
-static int load(struct kk_drafter *fresh, const struct kk_io *source, struct kk_err *err)
+static int load(struct kk_drafter *fresh, const struct kk_io *source,
+                const struct kk_kv_keeper *keeper, struct kk_err *err)
 {
     struct dflash *d = (struct dflash *)fresh;
     int64_t rows;
     int rc = kk_io(source, &rows, sizeof rows, err);
-    return rc ? rc : kk_kv_load(d->kv, rows, source, err);
+    return rc ? rc : kk_kv_load_shared(d->kv, rows, source, keeper, err);
 }
 
 static void close_dflash(struct kk_drafter *base)
