@@ -174,9 +174,10 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_LINES] = {"lines", 0, KK_OPT_LIST, 0,
         KK_CMD_NIAH | KK_CMD_SCORECARD | KK_CMD_BATCH, 10, 9999999, "60,160,320", "N,..", BENCH,
         "lines of padding in a document, one rung for each (bench batch: the first)"},
-    [KK_OPT_TOKENS] = {"tokens", 0, KK_OPT_LIST, 0, KK_CMD_SCORECARD, 2, 1e9, NULL, "N,..", BENCH,
+    [KK_OPT_TOKENS] = {"tokens", 0, KK_OPT_LIST, 0,
+        KK_CMD_SCORECARD | KK_CMD_BATCH | KK_CMD_SPEC, 2, 1e9, NULL, "N,..", BENCH,
         "documents of N random token ids in place of text, one rung for each: for a model without "
-        "a tokenizer; nothing is recalled"},
+        "a tokenizer; nothing is recalled (bench batch and spec: the first; 256, 64)"},
     [KK_OPT_SAMPLES] = {"samples", 0, KK_OPT_INT, 0,
         KK_CMD_NIAH | KK_CMD_SCORECARD | KK_CMD_SPEC, 1, 100000, "8", "N", BENCH,
         "documents of each rung"},
