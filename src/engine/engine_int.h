@@ -14,7 +14,7 @@ struct kk_step_item {
     struct kk_session *s;
     int32_t n;
     int hold; /* how many are kept is known after the step; else all are */
-    int want; /* enum kk_want_logits */
+    int want; /* enum kk_want */
 };
 
 /* What made a session's rows: they fit another engine only if these are equal. */
@@ -33,16 +33,16 @@ struct kk_engine {
     int max_logit_rows;
     int64_t ctx;
     int32_t *ids, *rows_n, *logit_rows, *choice; /* host arrays of a step */
-    float *logits;                               /* host [max_logit_rows, V] */
-    struct kk_kv **kv;                           /* [max_batch] */
-    struct kk_step_item *items;                  /* [max_batch] */
-    uint8_t *hold;                               /* [max_batch] */
-    struct kk_turn *turns;                       /* [max_batch] */
-    int32_t *keep;                               /* [max_batch] */
-    double *accept, *gain;                       /* [max_batch] */
-    int *most, *width;                           /* [max_batch] */
-    struct kk_dflash *dflash;                    /* NULL: no such drafter */
-    struct kk_kv_layout draft_layout;            /* layer borrowed from dflash */
+    float *logits;     /* host [max_logit_rows, V]; NULL until asked for, and where memory is one */
+    struct kk_kv **kv; /* [max_batch] */
+    struct kk_step_item *items;       /* [max_batch] */
+    uint8_t *hold;                    /* [max_batch] */
+    struct kk_turn *turns;            /* [max_batch] */
+    int32_t *keep;                    /* [max_batch] */
+    double *accept, *gain;            /* [max_batch] */
+    int *most, *width;                /* [max_batch] */
+    struct kk_dflash *dflash;         /* NULL: no such drafter */
+    struct kk_kv_layout draft_layout; /* layer borrowed from dflash */
     struct kk_kv_pool *draft_pool;
     struct kk_ftheta *ftheta;          /* NULL: nothing is rebuilt */
     struct kk_one_shot *one_shot;      /* NULL: kk_engine_load_one_shot was not called */
@@ -86,8 +86,12 @@ struct kk_session {
 
 /* Run a step of B items, each of which is held or a chunk. The step is left open for kk_kv_commit /
  * abort when it succeeds; on failure it is already aborted. */
-enum kk_want_logits { KK_WANT_NONE, KK_WANT_ALL };
+enum kk_want { KK_WANT_NONE, KK_WANT_CHOICES, KK_WANT_LOGITS }; /* of every row of an item */
 int kk__step(struct kk_engine *e, const struct kk_step_item *item, int B, struct kk_err *err);
+
+/* The first n rows of logits of the step, on the host (they may be written to); NULL and err when
+ * out of memory. */
+float *kk__step_logits(struct kk_engine *e, int n, struct kk_err *err);
 
 /* ---- round.c ------------------------------------------------------------------------------ */
 

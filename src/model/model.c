@@ -10,7 +10,12 @@
 
 /* ---- buffers ------------------------------------------------------------------------------ */
 
-enum { N_BUFFERS = 19 };
+enum { N_BUFFERS = 18 };
+
+static size_t logits_bytes(const struct kk_model *m)
+{
+    return (size_t)m->limits.max_logit_rows * (size_t)m->config.info.V * sizeof(float);
+}
 
 static void buffer_specs(struct kk_model *m, struct kk_buffer_spec s[static N_BUFFERS])
 {
@@ -42,7 +47,6 @@ static void buffer_specs(struct kk_model *m, struct kk_buffer_spec s[static N_BU
         {(void **)&b->f, T * (size_t)i->F * act},
         {(void **)&b->a, T * C * f},
         {(void **)&b->b, m->config.moe ? T * C * f : 0},
-        {(void **)&b->logits, L * (size_t)i->V * f},
         {(void **)&b->expert_idx, T * A * 4},
         {(void **)&b->expert_weight, T * A * f},
     };
@@ -73,7 +77,14 @@ static size_t plan_buffers(struct kk_model *m)
     buffer_specs(m, s);
     for (int k = 0; k < N_BUFFERS; k++) total += s[k].bytes;
     for (int k = 0; k < 2; k++) total += kk__rope_bytes(&m->rope[k], m->limits.positions);
-    return total;
+    return total + (m->dev->ops->winner ? 0 : logits_bytes(m));
+}
+
+/* Where the device chooses by itself, logits are made when someone asks for them. */
+static int logits_room(struct kk_model *m, struct kk_err *err)
+{
+    if (m->buf.logits) return 0;
+    return kk_dev_alloc(m->dev, &m->scratch, logits_bytes(m), (void **)&m->buf.logits, err);
 }
 
 static int alloc_buffers(struct kk_model *m, struct kk_err *err)
@@ -82,7 +93,8 @@ static int alloc_buffers(struct kk_model *m, struct kk_err *err)
     struct kk_limits d = device_limits(m);
     buffer_specs(m, s);
     int rc = m->dev->ops->reserve(m->dev, &d, &m->dev->tables, err);
-    return rc ? rc : kk__buffers_alloc(m->dev, &m->scratch, s, N_BUFFERS, err);
+    if (!rc) rc = kk__buffers_alloc(m->dev, &m->scratch, s, N_BUFFERS, err);
+    return rc || m->dev->ops->winner ? rc : logits_room(m, err);
 }
 
 static void free_buffers(struct kk_model *m)
@@ -90,6 +102,7 @@ static void free_buffers(struct kk_model *m)
     struct kk_buffer_spec s[N_BUFFERS];
     buffer_specs(m, s);
     kk__buffers_free(m->dev, &m->scratch, s, N_BUFFERS);
+    kk_dev_free(m->dev, &m->scratch, m->buf.logits, logits_bytes(m));
 }
 
 /* ---- open --------------------------------------------------------------------------------- */
@@ -168,7 +181,9 @@ int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
     struct kk_loader ld = {.mf = mf, .m = m, .bf16_in = dev->bf16_act};
     rc = plan_weights(&ld, err);
     if (!rc) rc = kk__stack_bytes(m, &stack, err);
-    if (!rc) *out = (struct kk_model_plan){ld.planned, plan_buffers(m) + stack};
+    if (!rc)
+        *out = (struct kk_model_plan){ld.planned, plan_buffers(m) + stack,
+                                      dev->ops->winner ? logits_bytes(m) : 0};
     kk_model_close(m);
     return rc;
 }
@@ -332,15 +347,19 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
     for (int t = 0; t < T; t++)
         if (pos[t] > last) last = pos[t];
     if (!rc) rc = ensure_positions(m, last + 1, err);
+    if (!rc && fwd->n_logits && !fwd->choose) rc = logits_room(m, err);
     if (rc) return rc;
+    m->chosen = 0;
     d->ops->upload(d, m->buf.ids, fwd->ids, (size_t)T * sizeof(int32_t));
     if (fwd->n_logits)
         d->ops->upload(d, m->buf.logit_rows, fwd->logit_rows,
                        (size_t)fwd->n_logits * sizeof(int32_t));
     kk_mem_guard_enter("forward");
     d->ops->step_begin(d);
-    if (!kk__stack_step(m, pool, fwd)) kk__forward(m, pool, fwd);
+    const int whole = kk__stack_step(m, pool, fwd);
+    if (!whole) kk__forward(m, pool, fwd);
     rc = d->ops->step_end(d, err);
+    if (!rc && (whole || fwd->choose)) m->chosen = fwd->n_logits;
     kk_mem_guard_leave();
     return rc;
 }
@@ -348,7 +367,7 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
 int kk_model_argmax(struct kk_model *m, int n, int32_t *out, struct kk_err *err)
 {
     struct kk_dev *d = m->dev;
-    if (m->stack && m->stack->chosen >= n) {
+    if (m->chosen >= n) {
         d->ops->download(d, out, m->buf.choice, (size_t)n * sizeof(int32_t));
         return 0;
     }

@@ -26,7 +26,7 @@ struct kk_cpu_scratch {
     size_t thread_bytes; /* of each thread's own part: the floats of one op at a time */
     char *threads;
     size_t panel_at; /* in a thread's part: a panel of a block type as f32 (KK_ACT_F32) */
-    float *parts;    /* attention: [split][query][part_stride] */
+    float *parts;    /* attention: [split][query][part_stride]; winner: [thread][row] */
     size_t n_parts;
     _Atomic int *pending; /* attention: chunks of a group that are not done */
     int32_t *tiles;       /* attention: first row of each tile, [max_rows + 1] */
@@ -193,5 +193,6 @@ void kk__cpu_gather(struct kk_dev *, const struct kk_gather_args *);
 void kk__cpu_argmax(struct kk_dev *, const struct kk_argmax_args *);
 void kk__cpu_kv_store(struct kk_dev *, const struct kk_kv_store_args *);
 void kk__cpu_convert(struct kk_dev *dev, const struct kk_convert_args *a);
+void kk__cpu_winner(struct kk_dev *, const struct kk_winner_args *);
 
 #endif
