@@ -49,6 +49,7 @@ struct kk_cpu {
     struct kk_pool *pool;
     struct kk_cpu_scratch s;
     struct kk_cpu_chunk *chunks; /* of small weights (weight.c) */
+    struct kk_cpu_slab *slabs;   /* of blocks of rows (slab.c) */
     int loading;                 /* what is allocated is a weight */
     struct kk_err latched;       /* the first error of the step */
 };
@@ -172,7 +173,14 @@ int kk__cpu_reserve(struct kk_dev *, const struct kk_limits *, struct kk_account
                     struct kk_err *);
 size_t kk__cpu_reserve_bytes(const struct kk_dev *, const struct kk_limits *);
 
+/* slab.c: kk__slab_is_for says what sizes are its; a piece is zeroed. */
+int kk__slab_is_for(size_t bytes);
+void *kk__slab_take(struct kk_cpu *c, size_t bytes); /* NULL when out of memory */
+void kk__slab_give(struct kk_cpu *c, void *p);
+
 /* weight.c */
+#define KK_CPU_HUGE_PAGE ((size_t)2 << 20)
+void *kk__cpu_map(size_t bytes); /* zeroed, on huge pages where there are such; or NULL */
 void *kk__cpu_alloc(struct kk_dev *, size_t bytes);
 void kk__cpu_free(struct kk_dev *, void *p, size_t bytes);
 int kk__cpu_weight_load(struct kk_dev *, const struct kk_weight_src *, struct kk_account *,
