@@ -69,8 +69,9 @@ struct kk_engine_options kk_engine_defaults(void);
 
 /* Bytes before loading, from the code that allocates them. Needs no weights in memory. */
 struct kk_plan {
-    int64_t weight_bytes;     /* on the device */
-    int64_t scratch_bytes;    /* activations and tables, one per process */
+    int64_t weight_bytes;  /* on the device */
+    int64_t scratch_bytes; /* activations and tables, one per process */
+    int64_t logits_bytes;  /* more of them, once a request asks for more than the likeliest token */
     int64_t kv_staging_bytes; /* KV step scratch and staging ring, one per process */
     int64_t session_kv_bytes; /* device bytes of a session of `ctx` tokens */
     int64_t sessions, ctx;

@@ -11,6 +11,7 @@ static void print_plan(const struct kk_plan *p)
     } rows[] = {
         {"weights", p->weight_bytes},
         {"scratch", p->scratch_bytes},
+        {"logits, to sample", p->logits_bytes},
         {"KV staging", p->kv_staging_bytes},
         {"KV of one session", p->session_kv_bytes},
         {"KV of all sessions", p->session_kv_bytes * p->sessions},
@@ -43,6 +44,7 @@ int kk_cli_plan(struct kk_cli *cli, struct kk_err *err)
     json_object_set_new(r, "sessions", json_integer(p.sessions));
     json_object_set_new(r, "weight_bytes", json_integer(p.weight_bytes));
     json_object_set_new(r, "scratch_bytes", json_integer(p.scratch_bytes));
+    json_object_set_new(r, "logits_bytes", json_integer(p.logits_bytes));
     json_object_set_new(r, "kv_staging_bytes", json_integer(p.kv_staging_bytes));
     json_object_set_new(r, "session_kv_bytes", json_integer(p.session_kv_bytes));
     json_object_set_new(r, "total_bytes", json_integer(p.total_bytes));

@@ -72,6 +72,19 @@ struct kk_limits kk_limits_widest(struct kk_limits a, const struct kk_limits *b)
     return a;
 }
 
+void kk_dev_winner(struct kk_dev *dev, const struct kk_winner_args *a, float *product)
+{
+    if (dev->ops->winner) {
+        dev->ops->winner(dev, a);
+        return;
+    }
+    dev->ops->linear(
+        dev, &(struct kk_linear_args){
+                 .T = a->T, .n = 1, .x = a->x, .w = {a->w}, .y = {product}, .softcap = a->softcap});
+    dev->ops->argmax(
+        dev, &(struct kk_argmax_args){.T = a->T, .n = a->w->rows, .x = product, .out = a->out});
+}
+
 void kk_dev_close(struct kk_dev *dev)
 {
     if (dev) dev->ops->close(dev);
@@ -85,7 +98,7 @@ void kk_dev_check(const struct kk_dev *dev)
         "weight_load", "weight_bytes", "reserve",    "reserve_bytes", "close",      "step_begin",
         "step_end",    "step_pass",    "embed",      "norm",          "linear",     "qkv",
         "attn",        "residual",     "glu",        "route",         "moe",        "gather",
-        "argmax",      "kv_store",     "convert",
+        "argmax",      "kv_store",     "convert",    "winner",
     };
     const struct kk_ops *o = dev->ops;
     void (*const slots[])(void) = {
@@ -98,13 +111,13 @@ void kk_dev_check(const struct kk_dev *dev)
         SLOT(embed),       SLOT(norm),         SLOT(linear),     SLOT(qkv),
         SLOT(attn),        SLOT(residual),     SLOT(glu),        SLOT(route),
         SLOT(moe),         SLOT(gather),       SLOT(argmax),     SLOT(kv_store),
-        SLOT(convert),
+        SLOT(convert),     SLOT(winner),
 #undef SLOT
     };
     _Static_assert(sizeof slots == sizeof *o &&
                        sizeof names / sizeof *names == sizeof slots / sizeof *slots,
                    "a slot of struct kk_ops is missing here");
-    for (size_t i = 0; i < sizeof slots / sizeof *slots; i++) {
+    for (size_t i = 0; i + 1 < sizeof slots / sizeof *slots; i++) { /* the last is optional */
         if (slots[i]) continue;
         fprintf(stderr, "kakeya: bug: device '%s' has no op '%s'\n", dev->name, names[i]);
         abort();

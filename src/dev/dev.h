@@ -2,8 +2,7 @@
  * stage ops. A model is straight-line C over these ops; fusion is named at the call site; there is
  * no graph.
  *
- * Owns: where numbers live and how they are computed. Refuses to know: sessions, policies,
- * architectures.
+ * Owns: where numbers live and how they are computed. Refuses to know: sessions, architectures.
  *
  * Shape letters (all tensors row-major, last dimension fastest):
  *   B sequences in a step   T rows (tokens) in a step, all sequences packed   C model width
@@ -91,9 +90,7 @@ struct kk_kv_seq {
     void *const *blocks;
     void *const *host; /* NULL: every block is on the device, or is read where it is */
     void *step;
-    int32_t committed, n_step;
-    int32_t block_rows;
-    int32_t sinks, ring;
+    int32_t committed, n_step, block_rows, sinks, ring;
     int32_t row_bytes; /* for kv_store; 0: it has nothing to store here */
 };
 
@@ -124,8 +121,7 @@ struct kk_embed_args {
 /* y[T, C] = x / sqrt(mean(x^2) + eps) * w   (w NULL: no weight) */
 struct kk_norm_args {
     int T, C;
-    const float *x;
-    const float *w;
+    const float *x, *w;
     float eps;
     void *y; /* act */
 };
@@ -199,9 +195,7 @@ struct kk_attn_args {
 struct kk_residual_args {
     int T, C, n_in, n_out, plain;
     float *h;
-    const float *a[2];
-    const float *w_in[2];
-    const float *w_post;
+    const float *a[2], *w_in[2], *w_post;
     float scale, eps;
     const float *w_out[3];
     void *y[3]; /* act */
@@ -238,8 +232,7 @@ struct kk_moe_args {
     const void *x; /* act [T, C] */
     const int32_t *idx;
     const float *weight;
-    const struct kk_weight *gate_up; /* E x [2F, C] */
-    const struct kk_weight *down;    /* E x [C, F] */
+    const struct kk_weight *gate_up, *down; /* E x [2F, C], E x [C, F] */
     float *y;
 };
 
@@ -253,11 +246,20 @@ struct kk_gather_args {
     int64_t stride;
 };
 
-/* out[i] = index of the largest of x[i, 0..n), lowest index on ties, i < T */
+/* out[i] = index of the largest of x[i, 0..n), lowest on ties, i < T; a NaN is less than all */
 struct kk_argmax_args {
     int T;
     int64_t n;
     const float *x;
+    int32_t *out;
+};
+
+/* out[i] = what linear, with softcap, and then argmax choose of row i; the product is not kept */
+struct kk_winner_args {
+    int T;
+    const void *x; /* act [T, w->cols] */
+    const struct kk_weight *w;
+    float softcap;
     int32_t *out;
 };
 
@@ -322,25 +324,21 @@ struct kk_stack_step {
 
 /* Upper bounds of what ops will be called with: sizes the device's scratch, once. */
 struct kk_limits {
-    int max_rows;         /* T */
-    int max_model_width;  /* C */
-    int max_head_dim;     /* D */
-    int max_active;       /* A, 0 if dense */
-    int max_expert_width; /* F of an expert */
-    int max_experts;      /* E; 0: at most 1024 */
-    int max_block_cols;   /* inputs of the widest matrix of a block type; 0: none */
-    int max_bf16_cols;    /* of the widest with bf16_in; 0: none */
+    int max_rows, max_model_width, max_head_dim;   /* T, C, D */
+    int max_active, max_expert_width, max_experts; /* A, 0 if dense; their F; E, 0: at most 1024 */
+    int max_block_cols, max_bf16_cols; /* of the widest matrix of a block type, of the widest with
+                                          bf16_in; 0: none */
 };
 
 struct kk_dev;
 
-/* The vtable. Every slot is required: kk_dev_check, called at open, refuses a hole. */
+/* The vtable. Every slot but the last is required (kk_dev_check). */
 struct kk_ops {
     /* memory: 0-filled device memory, NULL when out of it */
     void *(*alloc)(struct kk_dev *, size_t bytes);
     void (*free)(struct kk_dev *, void *p, size_t bytes);
     size_t (*free_bytes)(struct kk_dev *); /* device memory that is free now; 0: not known */
-    /* host memory that the device can read and write in place; NULL when out of it */
+    /* that the device can read and write in place; NULL when out of it */
     void *(*host_alloc)(struct kk_dev *, size_t bytes);
     void (*host_free)(struct kk_dev *, void *p, size_t bytes);
     /* To the device, from it, and within it (src may be memory of host_alloc too), in order with
@@ -366,7 +364,7 @@ struct kk_ops {
     int (*reserve)(struct kk_dev *, const struct kk_limits *, struct kk_account *, struct kk_err *);
     size_t (*reserve_bytes)(const struct kk_dev *, const struct kk_limits *); /* for plan */
     void (*close)(struct kk_dev *);
-    /* a step: ops between begin and end run in order; end waits and returns the latched error */
+    /* ops between begin and end run in order; end waits and returns the latched error */
     void (*step_begin)(struct kk_dev *);
     int (*step_end)(struct kk_dev *, struct kk_err *);
     int (*step_pass)(struct kk_dev *, struct kk_err *); /* a GPU does not wait: step_end tells */
@@ -383,6 +381,7 @@ struct kk_ops {
     void (*argmax)(struct kk_dev *, const struct kk_argmax_args *);
     void (*kv_store)(struct kk_dev *, const struct kk_kv_store_args *);
     void (*convert)(struct kk_dev *, const struct kk_convert_args *);
+    void (*winner)(struct kk_dev *, const struct kk_winner_args *); /* NULL: see kk_dev_winner */
 };
 
 /* bytes: what open will allocate; 0: no such stack for this geometry, and open leaves *out NULL.
@@ -424,8 +423,7 @@ int kk_dev_open_cpu(const char *isa, int threads, struct kk_dev **out, struct kk
 int kk_dev_open_cuda(int index, struct kk_dev **out, struct kk_err *err);
 void kk_dev_close(struct kk_dev *dev); /* NULL is fine */
 
-/* Aborts on a NULL slot, naming it. Called by every open. */
-void kk_dev_check(const struct kk_dev *dev);
+void kk_dev_check(const struct kk_dev *dev); /* aborts on a hole, naming it; of every open */
 
 /* 0 if the ops take heads of D and rows of C; else KK_EUNSUPPORTED, saying what they take. */
 int kk_dev_takes(const struct kk_dev *dev, int D, int C, struct kk_err *err);
@@ -436,6 +434,9 @@ int kk_dev_alloc(struct kk_dev *dev, struct kk_account *acc, size_t bytes, void 
                  struct kk_err *err);
 void kk_dev_free(struct kk_dev *dev, struct kk_account *acc, void *p, size_t bytes);
 void kk_account_add(struct kk_account *acc, int64_t bytes);
+
+/* The op, or where there is none, linear and argmax over `product` [T, w->rows]. */
+void kk_dev_winner(struct kk_dev *dev, const struct kk_winner_args *a, float *product);
 
 /* Limits for both: what reserve does for a second model on a device. */
 struct kk_limits kk_limits_widest(struct kk_limits a, const struct kk_limits *b);

@@ -214,6 +214,7 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
         *out = (struct kk_plan){
             .weight_bytes = (int64_t)mp.weight_bytes,
             .scratch_bytes = (int64_t)mp.scratch_bytes,
+            .logits_bytes = (int64_t)mp.logits_bytes,
             .kv_staging_bytes = (int64_t)kk_kv_plan_staging(&s.layout, &s.kv, rule, &s.kv_limits),
             .session_kv_bytes = (int64_t)kk_kv_plan_bytes(&s.layout, &s.kv, rule, ctx - 1),
             .sessions = sessions,
@@ -221,8 +222,8 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
             .made_for_ctx = s.info.max_positions,
             .free_bytes = (int64_t)s.dev->ops->free_bytes(s.dev),
         };
-        out->total_bytes = out->weight_bytes + out->scratch_bytes + out->kv_staging_bytes +
-                           sessions * out->session_kv_bytes;
+        out->total_bytes = out->weight_bytes + out->scratch_bytes + out->logits_bytes +
+                           out->kv_staging_bytes + sessions * out->session_kv_bytes;
     }
     kk_free(rule);
     setup_release(&s);
@@ -244,7 +245,6 @@ static int alloc_step_arrays(struct kk_engine *e, struct kk_err *err)
     e->rows_n = kk_calloc(B, sizeof *e->rows_n);
     e->logit_rows = kk_calloc((size_t)e->max_logit_rows, sizeof *e->logit_rows);
     e->choice = kk_calloc((size_t)e->max_logit_rows, sizeof *e->choice);
-    e->logits = kk_calloc((size_t)e->max_logit_rows * V, sizeof *e->logits);
     e->kv = kk_calloc(B, sizeof(struct kk_kv *));
     e->items = kk_calloc(B, sizeof *e->items);
     e->hold = kk_calloc(B, sizeof *e->hold);
@@ -256,9 +256,9 @@ static int alloc_step_arrays(struct kk_engine *e, struct kk_err *err)
     e->width = kk_calloc(B, sizeof *e->width);
     e->candidates = kk_calloc(V, sizeof *e->candidates);
     e->late = e->dev->ops->host_alloc(e->dev, late_bytes(e));
-    if (e->ids && e->rows_n && e->logit_rows && e->choice && e->logits && e->kv && e->items &&
-        e->hold && e->turns && e->keep && e->accept && e->gain && e->most && e->width &&
-        e->candidates && e->late)
+    if (e->ids && e->rows_n && e->logit_rows && e->choice && e->kv && e->items && e->hold &&
+        e->turns && e->keep && e->accept && e->gain && e->most && e->width && e->candidates &&
+        e->late)
         return 0;
     return kk_fail(err, KK_ENOMEM, "out of memory for an engine");
 }
@@ -386,17 +386,18 @@ static void pack(struct kk_engine *e, const struct kk_step_item *item, int B,
                  struct kk_forward *fwd)
 {
     int T = 0;
+    fwd->choose = 1;
     for (int b = 0; b < B; b++) {
         struct kk_session *s = item[b].s;
         const uint32_t *from = s->history + kk_kv_rows(s->kv);
         e->kv[b] = s->kv;
         e->rows_n[b] = item[b].n;
         e->hold[b] = (uint8_t)item[b].hold;
-        fwd->choose |= item[b].want == KK_WANT_CHOICE;
         for (int i = 0; i < item[b].n; i++, T++) {
             e->ids[T] = (int32_t)from[i];
-            if (item[b].want != KK_WANT_NONE) e->logit_rows[fwd->n_logits++] = T;
+            if (item[b].want) e->logit_rows[fwd->n_logits++] = T;
         }
+        if (item[b].want == KK_WANT_LOGITS) fwd->choose = 0;
     }
 }
 
@@ -432,4 +433,18 @@ void kk_engine_count_experts(struct kk_engine *e, int on, double *per_layer)
     if (per_layer) *per_layer = n > 0 ? (double)e->experts.sum / n : 0;
     memset(&e->experts, 0, sizeof e->experts);
     e->experts.on = on;
+}
+
+float *kk__step_logits(struct kk_engine *e, int n, struct kk_err *err)
+{
+    const size_t V = (size_t)kk_model_info(e->model)->V;
+    float *device = kk_model_logits(e->model);
+    if (e->dev->unified) return device;
+    if (!e->logits) e->logits = kk_array((size_t)e->max_logit_rows * V, sizeof *e->logits);
+    if (!e->logits) {
+        kk_fail(err, KK_ENOMEM, "out of memory for logits");
+        return NULL;
+    }
+    e->dev->ops->download(e->dev, e->logits, device, (size_t)n * V * sizeof(float));
+    return e->logits;
 }

@@ -15,7 +15,7 @@ struct kk_step_item {
     struct kk_session *s;
     int32_t n;
     int hold; /* how many are kept is known after the step; else all are */
-    int want; /* enum kk_want_logits */
+    int want; /* enum kk_want */
 };
 
 /* What made a session's rows: they fit another engine only if these are equal. */
@@ -34,7 +34,7 @@ struct kk_engine {
     int max_logit_rows;
     int64_t ctx;
     int32_t *ids, *rows_n, *logit_rows, *choice; /* host arrays of a step */
-    float *logits;                               /* host [max_logit_rows, V] */
+    float *logits; /* host [max_logit_rows, V]; NULL until asked for, and where memory is one */
     struct {
         int on;
         int64_t steps, sum; /* steps counted; experts, each once a layer and step */
@@ -92,8 +92,12 @@ struct kk_session {
 
 /* Run a step of B items, each of which is held or a chunk. The step is left open for kk_kv_commit /
  * abort when it succeeds; on failure it is already aborted. */
-enum kk_want_logits { KK_WANT_NONE, KK_WANT_ALL, KK_WANT_CHOICE }; /* their largest, too */
+enum kk_want { KK_WANT_NONE, KK_WANT_CHOICES, KK_WANT_LOGITS }; /* of every row of an item */
 int kk__step(struct kk_engine *e, const struct kk_step_item *item, int B, struct kk_err *err);
+
+/* The first n rows of logits of the step, on the host (they may be written to); NULL and err when
+ * out of memory. */
+float *kk__step_logits(struct kk_engine *e, int n, struct kk_err *err);
 
 /* ---- round.c ------------------------------------------------------------------------------ */
 

@@ -29,16 +29,16 @@ static int read_step(struct kk_session *s, size_t from, kk_logits_cb *on_row, vo
     if (at >= from && most > (size_t)e->max_logit_rows) most = (size_t)e->max_logit_rows;
     struct kk_step_item item = {.s = s,
                                 .n = (int32_t)(end - at < most ? end - at : most),
-                                .want = at < from ? KK_WANT_NONE : KK_WANT_ALL};
+                                .want = at < from ? KK_WANT_NONE : KK_WANT_LOGITS};
     int rc = kk__step(e, &item, 1, err);
     if (rc) return rc;
     kk_kv_commit(e->pool, NULL);
     rc = kk__settle(s, 0, item.n, err);
     if (rc || at < from || !on_row) return rc;
-    e->dev->ops->download(e->dev, e->logits, kk_model_logits(e->model),
-                          (size_t)item.n * V * sizeof(float));
+    const float *logits = kk__step_logits(e, item.n, err);
+    if (!logits) return KK_ENOMEM;
     for (int32_t i = 0; i < item.n; i++)
-        if (on_row(arg, (int64_t)at + i, e->logits + (size_t)i * V))
+        if (on_row(arg, (int64_t)at + i, logits + (size_t)i * V))
             return kk_fail(err, KK_ECANCELLED, "stopped by the caller");
     return 0;
 }

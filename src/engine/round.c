@@ -128,10 +128,8 @@ static int fill_items(struct kk_engine *e, struct kk_turn *turn, int B, double *
             return k;
         }
         t->drafted = k;
-        e->items[b] = (struct kk_step_item){.s = t->s,
-                                            .n = k + 1,
-                                            .hold = 1,
-                                            .want = is_greedy(t->p) ? KK_WANT_CHOICE : KK_WANT_ALL};
+        const int want = is_greedy(t->p) ? KK_WANT_CHOICES : KK_WANT_LOGITS;
+        e->items[b] = (struct kk_step_item){.s = t->s, .n = k + 1, .hold = 1, .want = want};
     }
     return 0;
 }
@@ -148,8 +146,9 @@ static void fetch_drafts(struct kk_engine *e, const struct kk_turn *turn, int B)
     }
 }
 
-/* Make the logits rows of the open step ready for choose. */
-static int fetch_choices(struct kk_engine *e, const struct kk_turn *turn, int B, struct kk_err *err)
+/* Make the choices of the open step, and where a turn samples its logits, ready for choose. */
+static int fetch_choices(struct kk_engine *e, const struct kk_turn *turn, int B, float **logits,
+                         struct kk_err *err)
 {
     int rows = 0, greedy = 0, sampled = 0;
     for (int b = 0; b < B; b++) {
@@ -158,28 +157,26 @@ static int fetch_choices(struct kk_engine *e, const struct kk_turn *turn, int B,
         *(is_greedy(turn[b].p) ? &greedy : &sampled) += 1;
     }
     int rc = greedy ? kk_model_argmax(e->model, rows, e->choice, err) : 0;
-    if (!rc && sampled)
-        e->dev->ops->download(e->dev, e->logits, kk_model_logits(e->model),
-                              (size_t)rows * (size_t)kk_model_info(e->model)->V * sizeof(float));
-    return rc;
+    if (rc || !sampled) return rc;
+    *logits = kk__step_logits(e, rows, err);
+    return *logits ? 0 : KK_ENOMEM;
 }
 
-/* The token of logits row i, following history[n]. */
-static uint32_t choose(struct kk_engine *e, int i, const struct kk_turn *t, size_t n)
+/* The token of row i of the step's logits, following history[n]. */
+static uint32_t choose(struct kk_engine *e, float *logits, int i, const struct kk_turn *t, size_t n)
 {
     int V = kk_model_info(e->model)->V;
     if (is_greedy(t->p)) return (uint32_t)e->choice[i];
-    return kk__sample(t->p, e->logits + (size_t)i * (size_t)V, V, t->s->history, n, n,
-                      e->candidates);
+    return kk__sample(t->p, logits + (size_t)i * (size_t)V, V, t->s->history, n, n, e->candidates);
 }
 
 /* Emit the tokens of a write whose logits start at row `first`; how many rows to keep. */
-static int32_t accept(struct kk_engine *e, struct kk_turn *t, int first)
+static int32_t accept(struct kk_engine *e, float *logits, struct kk_turn *t, int first)
 {
     struct kk_session *s = t->s;
     for (int more = 1; more;) {
         uint32_t *at = &s->history[s->n + (size_t)t->tokens], draft = *at;
-        uint32_t id = choose(e, first + t->tokens, t, s->n + (size_t)t->tokens);
+        uint32_t id = choose(e, logits, first + t->tokens, t, s->n + (size_t)t->tokens);
         more = t->tokens < t->drafted && id == draft;
         t->accepted += more;
         *at = id;
@@ -194,7 +191,8 @@ int kk__round(struct kk_engine *e, struct kk_turn *turn, int B, struct kk_err *e
 {
     uint64_t t0 = kk_now_ns();
     double caught_up = 0, seconds;
-    int rows = 0, reads = 0, drafters = 0, logits = 0, first = 0;
+    int rows = 0, reads = 0, drafters = 0, written = 0, first = 0;
+    float *logits = NULL;
     e->failed_turn = -1;
     int rc = fill_items(e, turn, B, &caught_up, err);
     if (rc) return rc;
@@ -202,14 +200,14 @@ int kk__round(struct kk_engine *e, struct kk_turn *turn, int B, struct kk_err *e
     e->failed_turn = kk_kv_failed(e->pool);
     if (rc) return rc;
     fetch_drafts(e, turn, B);
-    rc = fetch_choices(e, turn, B, err);
+    rc = fetch_choices(e, turn, B, &logits, err);
     if (rc) {
         kk_kv_abort(e->pool);
         return rc;
     }
     for (int b = 0; b < B; b++) {
-        e->keep[b] = turn[b].read ? turn[b].read : accept(e, &turn[b], logits);
-        logits += turn[b].read ? 0 : turn[b].drafted + 1;
+        e->keep[b] = turn[b].read ? turn[b].read : accept(e, logits, &turn[b], written);
+        written += turn[b].read ? 0 : turn[b].drafted + 1;
         rows += e->items[b].n;
         reads += turn[b].read > 0;
         drafters += turn[b].s->drafter != NULL;

@@ -183,15 +183,16 @@ int kk_session_logits(struct kk_session *s, const uint32_t *ids, size_t n, kk_lo
     if (most > (size_t)e->max_logit_rows) most = (size_t)e->max_logit_rows;
     while (!rc && (at = (size_t)kk_kv_rows(s->kv)) < s->n) {
         size_t k = s->n - at < most ? s->n - at : most;
-        struct kk_step_item item = {.s = s, .n = (int32_t)k, .want = KK_WANT_ALL};
+        struct kk_step_item item = {.s = s, .n = (int32_t)k, .want = KK_WANT_LOGITS};
         rc = kk__step(e, &item, 1, err);
         if (rc) break;
         kk_kv_commit(e->pool, NULL);
         rc = kk__settle(s, 0, item.n, err);
         if (rc) break;
-        e->dev->ops->download(e->dev, e->logits, kk_model_logits(e->model), k * V * sizeof(float));
+        const float *logits = kk__step_logits(e, item.n, err);
+        if (!logits) return KK_ENOMEM;
         for (size_t i = 0; !rc && i < k; i++)
-            if (on_row(arg, (int64_t)(at + i), e->logits + i * V))
+            if (on_row(arg, (int64_t)(at + i), logits + i * V))
                 rc = kk_fail(err, KK_ECANCELLED, "stopped by the caller");
     }
     return rc;

@@ -230,7 +230,7 @@ static void buffer_specs(struct kk_dflash *d, struct kk_buffer_spec s[static N_B
         {(void **)&d->k, T * GD * f},
         {(void **)&d->v, T * GD * f},
         {(void **)&d->state, L * H * (D + 2) * f},
-        {(void **)&d->logits, L * (size_t)d->verifier->config.info.V * f},
+        {(void **)&d->logits, d->dev->ops->winner ? 0 : L * (size_t)d->verifier->config.info.V * f},
         {(void **)&d->x, T * C * act},
         {(void **)&d->o, L * HD * act},
         {(void **)&d->f, L * (size_t)d->F * act},
@@ -440,11 +440,9 @@ static void block_forward(struct kk_dflash *d, struct kk_kv_pool *pool, int32_t 
         .T = T, .C = d->C, .x = d->h, .w = d->layer[0].input_norm, .eps = d->eps, .y = d->x});
     for (int l = 0; l < d->n_layers; l++)
         layer_forward(d, pool, l, l + 1 < d->n_layers ? d->layer[l + 1].input_norm : d->final_norm);
-    d->dev->ops->linear(d->dev, &(struct kk_linear_args){
-        .T = T - 1, .n = 1, .x = (char *)d->x + (size_t)d->C * kk_dtype_bytes(d->dev->act),
-        .w = {m->config.tied ? &m->embed : &m->head}, .y = {d->logits}});
-    d->dev->ops->argmax(d->dev, &(struct kk_argmax_args){
-        .T = T - 1, .n = m->config.info.V, .x = d->logits, .out = choice});
+    kk_dev_winner(d->dev, &(struct kk_winner_args){
+        .T = T - 1, .x = (char *)d->x + (size_t)d->C * kk_dtype_bytes(d->dev->act),
+        .w = m->config.tied ? &m->embed : &m->head, .out = choice}, d->logits);
 }
 
 /* ---- the drafter alone: its keys and values over a whole text, for one_shot.c ---- */

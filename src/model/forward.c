@@ -141,8 +141,14 @@ void kk__forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_fo
     s.op->norm(s.dev, &(struct kk_norm_args){
         .T = fwd->n_logits, .C = s.C, .x = b->h_last, .w = m->final_norm, .eps = c->eps,
         .y = b->x});
-    s.op->linear(s.dev, &(struct kk_linear_args){
-        .T = fwd->n_logits, .n = 1, .x = b->x, .w = {c->tied ? &m->embed : &m->head},
-        .y = {b->logits}, .softcap = c->softcap});
+    const struct kk_weight *head = c->tied ? &m->embed : &m->head;
+    if (fwd->choose)
+        kk_dev_winner(s.dev, &(struct kk_winner_args){
+            .T = fwd->n_logits, .x = b->x, .w = head, .softcap = c->softcap, .out = b->choice},
+            b->logits);
+    else
+        s.op->linear(s.dev, &(struct kk_linear_args){
+            .T = fwd->n_logits, .n = 1, .x = b->x, .w = {head}, .y = {b->logits},
+            .softcap = c->softcap});
 }
 /* clang-format on */

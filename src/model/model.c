@@ -10,7 +10,12 @@
 
 /* ---- buffers ------------------------------------------------------------------------------ */
 
-enum { N_BUFFERS = 17 };
+enum { N_BUFFERS = 16 };
+
+static size_t logits_bytes(const struct kk_model *m)
+{
+    return (size_t)m->limits.max_logit_rows * (size_t)m->config.info.V * sizeof(float);
+}
 
 static void buffer_specs(struct kk_model *m, struct kk_buffer_spec s[static N_BUFFERS])
 {
@@ -40,7 +45,6 @@ static void buffer_specs(struct kk_model *m, struct kk_buffer_spec s[static N_BU
         {(void **)&b->f, T * (size_t)i->F * act},
         {(void **)&b->a, T * C * f},
         {(void **)&b->b, m->config.moe ? T * C * f : 0},
-        {(void **)&b->logits, L * (size_t)i->V * f},
         {(void **)&b->expert_idx, (size_t)i->n_layers * T * A * 4},
         {(void **)&b->expert_weight, T * A * f},
     };
@@ -76,7 +80,14 @@ static size_t plan_buffers(struct kk_model *m)
     buffer_specs(m, s);
     for (int k = 0; k < N_BUFFERS; k++) total += s[k].bytes;
     for (int k = 0; k < 2; k++) total += kk__rope_bytes(&m->rope[k], m->limits.positions);
-    return total;
+    return total + (m->dev->ops->winner ? 0 : logits_bytes(m));
+}
+
+/* Where the device chooses by itself, logits are made when someone asks for them. */
+static int logits_room(struct kk_model *m, struct kk_err *err)
+{
+    if (m->buf.logits) return 0;
+    return kk_dev_alloc(m->dev, &m->scratch, logits_bytes(m), (void **)&m->buf.logits, err);
 }
 
 static int alloc_buffers(struct kk_model *m, struct kk_err *err)
@@ -86,6 +97,7 @@ static int alloc_buffers(struct kk_model *m, struct kk_err *err)
     buffer_specs(m, s);
     int rc = m->dev->ops->reserve(m->dev, &d, &m->dev->tables, err);
     if (!rc) rc = kk__buffers_alloc(m->dev, &m->scratch, s, N_BUFFERS, err);
+    if (!rc && !m->dev->ops->winner) rc = logits_room(m, err);
     if (rc) return rc;
     m->to_ids = kk_calloc((size_t)m->limits.max_rows + (size_t)m->limits.max_logit_rows, 4);
     m->buf.choice = m->dev->ops->host_alloc(m->dev, choice_bytes(m));
@@ -97,6 +109,7 @@ static void free_buffers(struct kk_model *m)
     struct kk_buffer_spec s[N_BUFFERS];
     buffer_specs(m, s);
     kk__buffers_free(m->dev, &m->scratch, s, N_BUFFERS);
+    kk_dev_free(m->dev, &m->scratch, m->buf.logits, logits_bytes(m));
     m->dev->ops->host_free(m->dev, m->buf.choice, choice_bytes(m));
     kk_free(m->to_ids);
 }
@@ -177,7 +190,9 @@ int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
     struct kk_loader ld = {.mf = mf, .m = m, .bf16_in = dev->bf16_act};
     rc = plan_weights(&ld, err);
     if (!rc) rc = kk__stack_bytes(m, &stack, err);
-    if (!rc) *out = (struct kk_model_plan){ld.planned, plan_buffers(m) + stack};
+    if (!rc)
+        *out = (struct kk_model_plan){ld.planned, plan_buffers(m) + stack,
+                                      dev->ops->winner ? logits_bytes(m) : 0};
     kk_model_close(m);
     return rc;
 }
@@ -342,13 +357,6 @@ static void copy_late(struct kk_model *m, const struct kk_forward *fwd, int T)
     }
 }
 
-static void choose(struct kk_model *m, int n)
-{
-    m->dev->ops->argmax(
-        m->dev, &(struct kk_argmax_args){
-                    .T = n, .n = m->config.info.V, .x = m->buf.logits, .out = m->buf.choice});
-}
-
 int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_forward *fwd,
                      struct kk_err *err)
 {
@@ -360,21 +368,19 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
     for (int t = 0; t < T; t++)
         if (pos[t] > last) last = pos[t];
     if (!rc) rc = ensure_positions(m, last + 1, err);
+    if (!rc && fwd->n_logits && !fwd->choose) rc = logits_room(m, err);
     if (rc) return rc;
+    m->chosen = 0;
     memcpy(m->to_ids, fwd->ids, (size_t)T * sizeof(int32_t));
     for (int i = 0; i < fwd->n_logits; i++) m->to_ids[T + i] = fwd->logit_rows[i];
     d->ops->upload(d, m->buf.ids, m->to_ids, (size_t)(T + fwd->n_logits) * sizeof(int32_t));
     copy_late(m, fwd, T);
     kk_mem_guard_enter("forward");
     d->ops->step_begin(d);
-    if (!fwd->experts && kk__stack_step(m, pool, fwd)) {
-        m->chosen = m->stack->chosen;
-    } else {
-        kk__forward(m, pool, fwd);
-        m->chosen = fwd->choose ? fwd->n_logits : 0;
-        if (m->chosen) choose(m, m->chosen);
-    }
+    const int whole = !fwd->experts && kk__stack_step(m, pool, fwd);
+    if (!whole) kk__forward(m, pool, fwd);
     rc = d->ops->step_end(d, err);
+    if (!rc && (whole || fwd->choose)) m->chosen = fwd->n_logits;
     kk_mem_guard_leave();
     return rc;
 }
@@ -385,7 +391,9 @@ int kk_model_argmax(struct kk_model *m, int n, int32_t *out, struct kk_err *err)
     int rc = 0;
     if (m->chosen < n) {
         d->ops->step_begin(d);
-        choose(m, n);
+        d->ops->argmax(
+            d, &(struct kk_argmax_args){
+                   .T = n, .n = m->config.info.V, .x = m->buf.logits, .out = m->buf.choice});
         rc = d->ops->step_end(d, err);
     }
     if (!rc) memcpy(out, m->buf.choice, (size_t)n * sizeof *out);

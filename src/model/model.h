@@ -49,6 +49,7 @@ struct kk_model;
 /* Bytes a model takes on the device, from the same code that allocates them. */
 struct kk_model_plan {
     size_t weight_bytes, scratch_bytes;
+    size_t logits_bytes; /* taken when logits are first asked for; 0: they are in scratch_bytes */
 };
 
 /* Check config and every tensor's shape, and add up bytes; loads nothing. */
@@ -94,15 +95,16 @@ struct kk_forward {
                                   this forward still make; NULL: there are none */
     int n_logits;              /* rows wanted; 0 is fine */
     const int32_t *logit_rows; /* host [n_logits], indices into T */
-    int choose;                /* kk_model_argmax will be asked for: found in the same step */
+    int choose;                /* of those rows the largest logit alone: kk_model_argmax */
     struct kk_taps taps[2];    /* one set for a drafter, one for f_theta; n 0: unused */
     struct kk_one_shot *one_shot; /* replaces rows of sliding layers; NULL but in measurements */
     int experts;                  /* kk_model_distinct_experts will be asked */
 };
 
 /* Runs begin..end of a device step. Logits are then at kk_model_logits (device [n_logits, V]) until
- * the next forward. Makes room in the rotary tables first (the only allocation, before the step).
- * On an error the caller aborts the KV step. */
+ * the next forward, unless `choose` is set. Makes room in the rotary tables first, and for logits
+ * the first time they are asked for (the only allocations, before the step). On an error the caller
+ * aborts the KV step. */
 int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_forward *fwd,
                      struct kk_err *err);
 float *kk_model_logits(const struct kk_model *m);
@@ -188,7 +190,7 @@ int kk_one_shot_read(struct kk_one_shot *o, const int32_t *ids, int64_t n, int32
 int64_t
 kk_one_shot_replaced(const struct kk_one_shot *o); /* rows, over layers: proof that it ran */
 
-/* Greedy choice of every logits row of the last forward, to host. Lowest index on ties. */
+/* Greedy choice of the first n logit rows of the last forward, to host. Lowest index on ties. */
 int kk_model_argmax(struct kk_model *m, int n, int32_t *out, struct kk_err *err);
 
 #endif

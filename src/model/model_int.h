@@ -134,15 +134,14 @@ struct kk_buffers {
     float *a, *b;               /* [T, C] sublayer outputs */
     int32_t *expert_idx;        /* [n_layers, max_rows, A] */
     float *expert_weight;       /* [T, A] */
-    float *logits;              /* [n_logits, V] */
+    float *logits;              /* [n_logits, V]; NULL until asked for where the device chooses */
 };
 
 struct kk_model {
     struct kk_model_config config;
     struct kk_model_limits limits;
     struct kk_dev *dev;
-    int max_block_cols; /* inputs of the widest matrix of a block type, 0: none; the loader's */
-    int max_bf16_cols;  /* the same of those with bf16_in */
+    int max_block_cols, max_bf16_cols; /* the loader's: as in struct kk_limits */
     struct kk_account weights, scratch;
     struct kk_weight embed, head; /* head.data NULL when tied */
     float *final_norm;
@@ -150,7 +149,7 @@ struct kk_model {
     struct kk_rope_table rope[2];   /* of full layers, of sliding layers */
     struct kk_buffers buf;
     int32_t *to_ids;              /* host [max_rows + max_logit_rows]: buf.ids on its way */
-    int chosen;                   /* rows of logits whose largest the last forward left in choice */
+    int chosen;                   /* rows whose winners the last forward left in buf.choice */
     struct kk_model_stack *stack; /* stack_int.h */
     struct kk_ftheta *restorer;   /* borrowed; NULL: no policy here rebuilds rows */
 };

@@ -135,7 +135,6 @@ int kk__stack_step(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_
 {
     int32_t pos[MOST_SEQS], rows[MOST_SEQS];
     const int B = kk_kv_step_B(pool), T = kk_kv_step_T(pool);
-    if (m->stack) m->stack->chosen = 0;
     if (!m->stack || !m->stack->handle || B > MOST_SEQS || !kk_kv_step_holds(pool)) return 0;
     for (int b = 0, t = 0; b < B; t += rows[b++]) {
         pos[b] = kk_kv_step_pos_host(pool)[t];
@@ -157,7 +156,5 @@ int kk__stack_step(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_
         s.tap_layers[k] = fwd->taps[k].layers;
         s.tap_dst[k] = fwd->taps[k].dst;
     }
-    if (!views(m, pool, &s) || m->dev->stack->step(m->dev, m->stack->handle, &s)) return 0;
-    m->stack->chosen = fwd->n_logits;
-    return 1;
+    return views(m, pool, &s) && !m->dev->stack->step(m->dev, m->stack->handle, &s);
 }

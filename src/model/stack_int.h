@@ -9,7 +9,6 @@ struct kk_model_stack {
     void *handle; /* NULL: the device has none */
     struct kk_stack_layer *layer;
     struct kk_stack_kv *kv;
-    int chosen; /* rows of logits whose largest the last forward left in buf.choice */
 };
 
 /* What open will allocate on the device. */

@@ -26,7 +26,7 @@ struct kk_cpu_scratch {
     size_t thread_bytes; /* of each thread's own part: the floats of one op at a time */
     char *threads;
     size_t panel_at; /* in a thread's part: a panel of a block type as f32 (KK_ACT_F32) */
-    float *parts;    /* attention: [split][query][part_stride] */
+    float *parts;    /* attention: [split][query][part_stride]; winner: [thread][row] */
     size_t n_parts;
     _Atomic int *pending; /* attention: chunks of a group that are not done */
     int32_t *tiles;       /* attention: first row of each tile, [max_rows + 1] */
@@ -49,6 +49,7 @@ struct kk_cpu {
     struct kk_pool *pool;
     struct kk_cpu_scratch s;
     struct kk_cpu_chunk *chunks; /* of small weights (weight.c) */
+    struct kk_cpu_slab *slabs;   /* of blocks of rows (slab.c) */
     int loading;                 /* what is allocated is a weight */
     struct kk_err latched;       /* the first error of the step */
 };
@@ -172,7 +173,14 @@ int kk__cpu_reserve(struct kk_dev *, const struct kk_limits *, struct kk_account
                     struct kk_err *);
 size_t kk__cpu_reserve_bytes(const struct kk_dev *, const struct kk_limits *);
 
+/* slab.c: kk__slab_is_for says what sizes are its; a piece is zeroed. */
+int kk__slab_is_for(size_t bytes);
+void *kk__slab_take(struct kk_cpu *c, size_t bytes); /* NULL when out of memory */
+void kk__slab_give(struct kk_cpu *c, void *p);
+
 /* weight.c */
+#define KK_CPU_HUGE_PAGE ((size_t)2 << 20)
+void *kk__cpu_map(size_t bytes); /* zeroed, on huge pages where there are such; or NULL */
 void *kk__cpu_alloc(struct kk_dev *, size_t bytes);
 void kk__cpu_free(struct kk_dev *, void *p, size_t bytes);
 int kk__cpu_weight_load(struct kk_dev *, const struct kk_weight_src *, struct kk_account *,
@@ -193,5 +201,6 @@ void kk__cpu_gather(struct kk_dev *, const struct kk_gather_args *);
 void kk__cpu_argmax(struct kk_dev *, const struct kk_argmax_args *);
 void kk__cpu_kv_store(struct kk_dev *, const struct kk_kv_store_args *);
 void kk__cpu_convert(struct kk_dev *dev, const struct kk_convert_args *a);
+void kk__cpu_winner(struct kk_dev *, const struct kk_winner_args *);
 
 #endif

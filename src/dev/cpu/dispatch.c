@@ -184,6 +184,7 @@ static const struct kk_ops cpu_ops = {
     .argmax = kk__cpu_argmax,
     .kv_store = kk__cpu_kv_store,
     .convert = kk__cpu_convert,
+    .winner = kk__cpu_winner,
 };
 
 int kk_dev_open_cpu(const char *isa, int threads, struct kk_dev **out, struct kk_err *err)

@@ -255,7 +255,7 @@ static int64_t argmax(int64_t n, const float *x)
 {
     int64_t best = 0;
     for (int64_t i = 1; i < n; i++)
-        if (x[i] > x[best]) best = i;
+        if (kk_is_larger(x[i], x[best])) best = i;
     return best;
 }
 

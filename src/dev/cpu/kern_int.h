@@ -124,13 +124,19 @@ struct kk_cpu_kern {
     /* dst = x rounded to the type, to nearest even; Q8_0: kk_row_store_q8 */
     void (*store[KK_ROW_TYPES])(int n, const float *x, void *dst);
 
-    /* Index of the largest, lowest on ties; n >= 1 */
+    /* Index of the largest, lowest on ties; a NaN is less than all; n >= 1 */
     int64_t (*argmax)(int64_t n, const float *x);
 };
 
 extern const struct kk_cpu_kern kk__kern_scalar, kk__kern_avx2, kk__kern_avx512;
 /* avx512 with its products of bf16 */
 extern const struct kk_cpu_kern kk__kern_avx512_bf16;
+
+/* 1 if y, found after x, is to take its place as the largest */
+static inline int kk_is_larger(float y, float x)
+{
+    return y > x || (x != x && y == y);
+}
 
 /* ---- scalar definitions of the transcendental functions; vector tables do the same steps
  * lane-wise -- */

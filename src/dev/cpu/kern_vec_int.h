@@ -355,8 +355,8 @@ static void store_q8(int n, const float *x, void *dst)
 
 #define ARGMAX_BLOCK 1024
 
-/* A block at a time: the largest of each, then the first place that holds it. A NaN is never
- * larger. */
+/* A block at a time: the largest of each, then the first place that holds it. Where it is -inf,
+ * the block may have nothing but NaNs. */
 static int64_t argmax(int64_t n, const float *x)
 {
     int64_t best = 0;
@@ -368,9 +368,11 @@ static int64_t argmax(int64_t n, const float *x)
         float most = v_max_all(m);
         for (; i < end; i++)
             if (x[i] > most) most = x[i];
-        if (!(most > top)) continue;
+        if (!kk_is_larger(most, top)) continue;
+        for (i = b; i < end && x[i] != most;) i++;
+        if (i == end) continue;
         top = most;
-        for (best = b; x[best] != top;) best++;
+        best = i;
     }
     return best;
 }

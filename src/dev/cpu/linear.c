@@ -136,6 +136,73 @@ void kk__cpu_linear(struct kk_dev *dev, const struct kk_linear_args *a)
     kk__cpu_for(c, kk__grid_items(&job.grid), job.grid.ns, linear_item, &job);
 }
 
+/* ---- winner: the product a tile at a time in a thread's scratch ---- */
+
+/* The largest so far of a row, among the outputs of a thread. */
+struct best {
+    float x;
+    int32_t at; /* -1: none */
+};
+
+struct winner_job {
+    struct kk_cpu *c;
+    const struct kk_winner_args *a;
+    struct kk_cpu_x x;
+    struct kk_grid grid;
+    struct best *best; /* [n_threads, T] */
+};
+
+/* Tiles come in any order. */
+static void keep_larger(struct best *b, float x, int32_t at)
+{
+    const int same = !kk_is_larger(x, b->x) && !kk_is_larger(b->x, x);
+    if (b->at < 0 || kk_is_larger(x, b->x) || (same && at < b->at)) *b = (struct best){x, at};
+}
+
+static void winner_item(void *arg, int item, int worker)
+{
+    const struct winner_job *job = arg;
+    const struct kk_winner_args *a = job->a;
+    const struct kk_cpu_kern *k = job->c->kern;
+    const struct kk_cell e = kk__grid_cell(&job->grid, item);
+    const int64_t most = KK_CPU_TILE / (e.rows * KK_LANES) / 4 * 4;
+    const struct kk_cpu_x x = kk__x_row(&job->x, e.row);
+    struct best *best = job->best + (int64_t)worker * a->T + e.row;
+    float *y = kk__cpu_scratch(job->c, worker);
+    for (int64_t p = e.panel, n, N; p < e.panel + e.panels; p += n) {
+        n = kk__min64(e.panel + e.panels - p, most);
+        N = kk__min64(a->w->rows - p * KK_LANES, n * KK_LANES);
+        kk__cpu_gemm(job->c, worker, a->w, e.rows, N, &x, kk__panel(a->w, 0, p), y, N);
+        for (int r = 0; r < e.rows; r++) {
+            float *row = y + r * N;
+            if (a->softcap > 0) k->softcap((int)N, a->softcap, row);
+            const int64_t i = k->argmax(N, row);
+            keep_larger(&best[r], row[i], (int32_t)(p * KK_LANES + i));
+        }
+    }
+}
+
+void kk__cpu_winner(struct kk_dev *dev, const struct kk_winner_args *a)
+{
+    struct kk_cpu *c = kk__cpu(dev);
+    const int threads = dev->n_threads;
+    struct winner_job job = {.c = c, .a = a, .best = (struct best *)(void *)c->s.parts};
+    KK_BUG_ON((size_t)(threads * a->T) * sizeof(struct best) > c->s.n_parts * sizeof(float));
+    if (a->T == 0) return;
+    for (int i = 0; i < threads * a->T; i++) job.best[i].at = -1;
+    job.x = kk__cpu_x(c, a->T, a->w->cols, a->x, 1, &a->w);
+    job.grid = kk__cpu_grid(c, a->T, kk__panels(a->w->rows), a->w->cols);
+    kk__cpu_for(c, kk__grid_items(&job.grid), job.grid.ns, winner_item, &job);
+    for (int t = 0; t < a->T; t++) {
+        struct best b = {.at = -1};
+        for (int i = 0; i < threads; i++) {
+            const struct best *of = &job.best[i * a->T + t];
+            if (of->at >= 0) keep_larger(&b, of->x, of->at);
+        }
+        a->out[t] = b.at;
+    }
+}
+
 /* ---- glu: the gate's product goes to y, the up product to scratch, and both to y ---- */
 
 struct glu_job {

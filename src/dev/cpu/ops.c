@@ -205,7 +205,7 @@ void kk__cpu_argmax(struct kk_dev *dev, const struct kk_argmax_args *a)
         kk__cpu_for(j.c, blocks, NS(a->n), argmax_item, &j);
         int64_t best = j.best[0];
         for (int b = 1; b < blocks; b++)
-            if (j.x[j.best[b]] > j.x[best]) best = j.best[b];
+            if (kk_is_larger(j.x[j.best[b]], j.x[best])) best = j.best[b];
         a->out[t] = (int32_t)best;
     }
 }

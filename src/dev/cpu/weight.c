@@ -5,12 +5,12 @@
 #include "base/mem.h"
 #include "dev/cpu/cpu_int.h"
 
-#define HUGE_PAGE ((size_t)2 << 20)
+#define HUGE_PAGE KK_CPU_HUGE_PAGE
 #define PIECE     ((size_t)8 << 20) /* of a file, packed at once */
 
-/* ---- memory: zeroed; on huge pages from one page up, and of weights all ---- */
+/* ---- memory: zeroed; on huge pages from one page up, blocks of rows (slab.c), and weights ---- */
 
-static void *map_huge(size_t bytes)
+void *kk__cpu_map(size_t bytes)
 {
     size_t len = (bytes + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
     if (len < bytes || len + HUGE_PAGE < len) return NULL;
@@ -42,7 +42,7 @@ static void *take_from_chunk(struct kk_cpu *c, size_t bytes)
     if (!k || bytes > CHUNK - k->used) {
         k = kk_calloc(1, sizeof *k);
         if (!k) return NULL;
-        k->base = map_huge(CHUNK);
+        k->base = kk__cpu_map(CHUNK);
         if (!k->base) {
             kk_free(k);
             return NULL;
@@ -73,20 +73,22 @@ static int give_to_chunk(struct kk_cpu *c, const char *p)
 void *kk__cpu_alloc(struct kk_dev *dev, size_t bytes)
 {
     if (bytes < HUGE_PAGE && kk__cpu(dev)->loading) return take_from_chunk(kk__cpu(dev), bytes);
-    if (bytes < HUGE_PAGE) {
+    if (bytes < HUGE_PAGE && !kk__slab_is_for(bytes)) {
         void *p = kk_aligned(64, bytes);
         return p ? memset(p, 0, bytes) : NULL;
     }
     void *probe = kk_malloc(1); /* maps obey the guard and the injected failures of base/mem.h */
     if (!probe) return NULL;
     kk_free(probe);
-    return map_huge(bytes);
+    return kk__slab_is_for(bytes) ? kk__slab_take(kk__cpu(dev), bytes) : kk__cpu_map(bytes);
 }
 
 void kk__cpu_free(struct kk_dev *dev, void *p, size_t bytes)
 {
     if (!p || (bytes < HUGE_PAGE && give_to_chunk(kk__cpu(dev), p))) return;
-    if (bytes < HUGE_PAGE)
+    if (kk__slab_is_for(bytes))
+        kk__slab_give(kk__cpu(dev), p);
+    else if (bytes < HUGE_PAGE)
         kk_free(p);
     else
         munmap(p, (bytes + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1));

@@ -152,7 +152,7 @@ static void close_to(const struct check *k, const void *c, const float *got)
     free(want);
 }
 
-static void check_op(const struct check *k, const void *c)
+static inline void check_op(const struct check *k, const void *c)
 {
     size_t bytes = (size_t)k->T * (size_t)k->width * sizeof(float);
     float *want = malloc(bytes), *got = malloc(bytes);

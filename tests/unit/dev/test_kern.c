@@ -382,6 +382,9 @@ static void test_argmax(void **state)
             for (int64_t j = 0; j < n; j++) x[j] = (float)kk_test_below(&rng, 4);
         if (i % 7 == 0)
             for (int64_t j = 0; j < n; j++) x[j] = -INFINITY;
+        if (i % 5 == 0) /* all of them at times, and then a number after them */
+            for (int64_t j = 0; j < n - i % 2; j++)
+                if (i % 15 == 0 || kk_test_below(&rng, 3)) x[j] = NAN;
         if (fast->argmax(n, x) != scalar->argmax(n, x))
             fail_msg("%s argmax of %ld is %ld, scalar has %ld", fast->isa, (long)n,
                      (long)fast->argmax(n, x), (long)scalar->argmax(n, x));

@@ -224,7 +224,7 @@ static void company_does_not_matter(void **state)
             random_ids(ids, 4);
             push_history(s[b], ids, (size_t)n);
             push_history(t[b], ids, (size_t)n);
-            item[b] = (struct kk_step_item){.s = s[b], .n = n, .hold = 1, .want = KK_WANT_ALL};
+            item[b] = (struct kk_step_item){.s = s[b], .n = n, .hold = 1, .want = KK_WANT_LOGITS};
             total += n;
         }
         ok(kk__step(e, item, B, &err), &err);
@@ -233,7 +233,7 @@ static void company_does_not_matter(void **state)
         kk_kv_commit(e->pool, NULL);
         float *row = together;
         for (int b = 0; b < B; b++) {
-            struct kk_step_item one = {t[b], item[b].n, !(r & 1), KK_WANT_ALL};
+            struct kk_step_item one = {t[b], item[b].n, !(r & 1), KK_WANT_LOGITS};
             size_t bytes = (size_t)item[b].n * V * sizeof(float);
             ok(kk__step(alone, &one, 1, &err), &err);
             alone->dev->ops->download(alone->dev, single, kk_model_logits(alone->model), bytes);

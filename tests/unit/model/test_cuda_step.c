@@ -71,7 +71,7 @@ static int step(struct run *r, enum kk_step_kind kind, int B, const int *who, co
     KK_ASSERT_OK(kk_kv_begin(r->pool, kind, B, kv, n, &err), &err);
     KK_ASSERT_OK(kk_model_forward(r->m, r->pool, &fwd, &err), &err);
     gpu->ops->download(gpu, out, kk_model_logits(r->m), (size_t)T * r->V * sizeof(float));
-    const int whole = r->m->stack && r->m->stack->chosen == T;
+    const int whole = r->m->chosen == T;
     KK_ASSERT_OK(kk_model_argmax(r->m, T, choice, &err), &err);
     for (int t = 0; t < T; t++) {
         size_t best = 0;
