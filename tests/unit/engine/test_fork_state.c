@@ -1,6 +1,6 @@
 /* 256 sessions forked from one prompt of 4,000 tokens: the bytes of one and of what each has said,
  * on the device, in host memory and on disk, after a restart too. And wherever a process that forks
- * is killed, the next one finds every file whole. */
+ * is killed, the next one finds every file whole. kk-test: soak */
 #include "kk_test.h"
 
 #include <dirent.h>

@@ -25,7 +25,7 @@
 #include "unit/engine/fault_vfs.h"
 
 #define MINI "synth:tests/data/mini.json:5"
-enum { MINI_V = 160, PARENTS = 2, SESSIONS = 2 * PARENTS, PROMPT = 200, TOKENS = 4000, PIECE = 40 };
+enum { MINI_V = 160, PARENTS = 2, SESSIONS = 2 * PARENTS, PROMPT = 200, TOKENS = 3800, PIECE = 40 };
 enum { OWN = 30 }; /* tokens that a fork is given before it writes */
 
 struct shared {
