@@ -50,7 +50,7 @@ struct kk_engine_options {
     int kv_sinks, kv_window; /* of s5, restored and sinkwin */
     int64_t kv_device; /* most device bytes of a session's KV; 0: no cap. Blocks page to the host */
     int64_t kv_host;   /* most host bytes of paged KV of all sessions; 0: no cap */
-    int kv_staging;    /* blocks of the staging ring, shared by all sessions */
+    int kv_staging;    /* blocks of the staging ring, shared by all sessions; 0: as many as suit */
     int64_t draft_device;     /* as kv_device, of the drafter's context rows */
     const char *kv_type;      /* "auto" (f32 where the weights are f32, else bf16), "f32", "bf16",
                                  "q8_0" */

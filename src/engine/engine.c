@@ -27,7 +27,7 @@ struct kk_engine_options kk_engine_defaults(void)
                                       .prefill_chunk = 512,
                                       .max_batch = 16,
                                       .draft = "none",
-                                      .kv_staging = 4};
+                                      .kv_staging = 0};
 }
 
 /* ---- what plan and open share ------------------------------------------------------------- */

@@ -43,6 +43,9 @@ check "bench/load: every run in a process of its own, beside a floor" sh -c \
 r = json.load(open(sys.argv[1]))
 assert len(r[\"runs\"]) == 3 and all(x[\"first_token_s\"] > x[\"open_s\"] > 0 for x in r[\"runs\"])
 assert r[\"weight_bytes\"] > 0 and r[\"floor_s\"] > 0 and r[\"commit\"]" "$1/load.json"' sh "$KK_TMP"
+command -v nvidia-smi >/dev/null ||
+    check "bench/cuda-evidence without a GPU says so" sh -c \
+        'bench/cuda-evidence --kakeya "$1" --json "$2" 2>&1 | grep -q "no NVIDIA GPU"' sh "$KK_BIN" "$KK_TMP/none.json"
 check "bench/load without a model" sh -c '! build/release/bench/load --model /nowhere >/dev/null 2>&1'
 check "a list that is none is refused" sh -c '! build/release/bench/attn --rows 1,x >/dev/null 2>&1'
 check "a config that is not there is refused" sh -c '! build/release/bench/gemm --config /nowhere >/dev/null 2>&1'

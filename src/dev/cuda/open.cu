@@ -219,11 +219,9 @@ int kk_dev_open_cuda(int index, struct kk_dev **out, struct kk_err *err)
     if (!c) return kk_fail(err, KK_ENOMEM, "out of memory for a device");
     c->index = index;
     c->dev.ops = &ops;
-#ifdef KK_CUDA_STEP /* adr 0024: not yet proven */
     static const struct kk_stack_ops stack = {kk__cuda_stack_bytes, kk__cuda_stack_open,
                                               kk__cuda_stack_step, kk__cuda_stack_close};
     c->dev.stack = &stack;
-#endif
     c->dev.attn_split = KK_CUDA_SPLIT;
     c->dev.act = KK_BF16;
     c->dev.head_unit = KK_TILE_K;
