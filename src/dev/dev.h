@@ -126,8 +126,7 @@ struct kk_norm_args {
     void *y; /* act */
 };
 
-/* y[i][T, w[i]->rows] = x[T, cols] w[i]^T for up to three matrices that share x. softcap > 0: y =
- * softcap * tanh(y / softcap). */
+/* y[i][T, w[i]->rows] = x[T, cols] w[i]^T for up to three matrices; softcap > 0: c tanh(y / c) */
 struct kk_linear_args {
     int T, n;
     int settled;   /* x is older than the two ops before this one: a device may read it at once */
@@ -364,10 +363,11 @@ struct kk_ops {
     int (*reserve)(struct kk_dev *, const struct kk_limits *, struct kk_account *, struct kk_err *);
     size_t (*reserve_bytes)(const struct kk_dev *, const struct kk_limits *); /* for plan */
     void (*close)(struct kk_dev *);
-    /* ops between begin and end run in order; end waits and returns the latched error */
+    /* Ops between begin and end run in order; end waits and returns the latched error. pass ends
+     * too, but a GPU does not wait: the next step_end tells. */
     void (*step_begin)(struct kk_dev *);
     int (*step_end)(struct kk_dev *, struct kk_err *);
-    int (*step_pass)(struct kk_dev *, struct kk_err *); /* a GPU does not wait: step_end tells */
+    int (*step_pass)(struct kk_dev *, struct kk_err *);
     void (*embed)(struct kk_dev *, const struct kk_embed_args *);
     void (*norm)(struct kk_dev *, const struct kk_norm_args *);
     void (*linear)(struct kk_dev *, const struct kk_linear_args *);
