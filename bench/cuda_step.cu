@@ -322,7 +322,7 @@ __global__ static void r_attn(const float *q, int D, int G, int R, int vo, const
         __syncwarp();
         for (int i = 0; i < 4; i++) {
             const int j = base + l * 4 + i;
-            e[i] = j <= at && at - j < window ? exp2f((s[l * 4 + i] - m) * 1.44269504f) : 0;
+            e[i] = j <= at && at - j < window ? kk__exp2((s[l * 4 + i] - m) * 1.44269504f) : 0;
         }
         __syncwarp();
         for (int i = 0; i < 4; i++) s[l * 4 + i] = e[i], p[l * 4 + i] = __float2bfloat16_rn(e[i]);
@@ -336,8 +336,8 @@ __global__ static void r_attn(const float *q, int D, int G, int R, int vo, const
             const float grp = (part[0] + part[1]) + (part[2] + part[3]);
             sum = kg ? sum + grp : grp;
         }
-        const float M1 = fmaxf(M, m), x = exp2f((M - M1) * 1.44269504f);
-        const float y = exp2f((m - M1) * 1.44269504f);
+        const float M1 = fmaxf(M, m), x = kk__exp2((M - M1) * 1.44269504f);
+        const float y = kk__exp2((m - M1) * 1.44269504f);
         L = __fmaf_rn(L, x, sum * y);
         M = M1;
         for (int n = 0; n < D / 8; n++) {
@@ -365,7 +365,7 @@ __global__ static void r_attn(const float *q, int D, int G, int R, int vo, const
         __syncwarp();
     }
     for (int i = l; i < D; i += 32)
-        o[((size_t)t * KS_H + h) * D + i] = __float2bfloat16_rn(O[i] / L);
+        o[((size_t)t * KS_H + h) * D + i] = __float2bfloat16_rn(O[i] / L + 0.0f);
 }
 
 /* y[r, F] = act(x[r, gate0 ..]) * x[r, up0 ..], rows of x of `ld` */
@@ -735,56 +735,43 @@ static double step_bytes(const struct model *m, double experts)
 }
 
 #ifdef KS_TRACE
-/* Mean time of the roles in each kind of segment, and of two layers of an SM in full. */
-static void trace_step(struct model *m, const struct kk_stack_step *st)
+/* When what happened, us after x was there on the same SM: first, mean and last SM, means over the
+ * layers of a kind. One row. */
+static void trace_step(struct model *m, const struct kk_stack_step *st, int khz)
 {
-    static const char *const op[] = {"embed", "qkv",  "attn",  "o",      "resid1", "router", "glu",
-                                     "xglu",  "down", "xdown", "resid2", "head",   "end"};
+    enum { MARKS = 32, R2_END = 21 };
+    static const char *const name[MARKS] = {
+        "qkv end",  "attn",    "q",        "scores",    "part",    "merge",  "merged",   "o x",
+        "o end",    "r1",      "r1 x",     "glu",       "glu end", "down x", "down end", "xglu",
+        "xglu end", "xdown x", "xdown x2", "xdown end", "r2",      "r2 end", "logits",   "routed",
+        "P qkv",    "P attn",  "P o",      "P glu",     "P down",  "P xglu", "P xdown"};
     struct ks_args *a = kk__cuda_stack_args(the_stack);
-    const size_t marks = (size_t)device_sms * 4 * a->max_seg;
-    const size_t n = marks + (size_t)device_sms * KS_LAYERS * 32;
+    const size_t n = (size_t)device_sms * KS_LAYERS * MARKS;
     a->trace = scratch<uint64_t>(n);
+    CK(cudaMemset(a->trace, 0, n * 8));
     step(st);
     CK(cudaDeviceSynchronize());
     std::vector<uint64_t> v = get(a->trace, n);
     a->trace = NULL;
-    for (int role = 0; role < 4; role++) {
-        double sum[16] = {}, most[16] = {};
-        for (int b = 0; b < device_sms; b++) {
-            double mine[16] = {};
-            const uint64_t *x = &v[((size_t)b * 4 + role) * a->max_seg];
-            for (int i = 0; (x[i] & 255) != KS_END; i++)
-                mine[x[i] & 255] += (double)((x[i + 1] >> 8) - (x[i] >> 8)) / 1980;
-            for (int k = 0; k < 16; k++) sum[k] += mine[k], most[k] = std::max(most[k], mine[k]);
-        }
-        printf("role %d us (mean/most):", role);
-        for (int k = 0; k < KS_END; k++)
-            printf(" %s %.0f/%.0f", op[k], sum[k] / device_sms, most[k]);
-        printf("\n");
-    }
-    for (int b : {100})
-        for (int role = 0; role < 4; role++) {
-            const uint64_t *x = &v[((size_t)b * 4 + role) * a->max_seg];
-            const uint64_t t0 = v[(size_t)b * 4 * a->max_seg] >> 8;
-            printf("SM %d role %d:", b, role);
-            for (int i = 0, l = 0; (x[i] & 255) != KS_END && l < 6; i++) {
-                if (l >= 5) printf(" %s@%.1f", op[x[i] & 255], (double)((x[i] >> 8) - t0) / 1980);
-                l += (x[i] & 255) == KS_RESID2;
+    for (int sliding = 0; sliding < 2; sliding++)
+        for (int k = 0; k < MARKS; k++) {
+            double sum[3] = {};
+            int layers = 0;
+            for (int l = 1; l < m->o.layers; l++) {
+                double lo = 1e9, hi = -1e9, mean = 0;
+                int count = 0;
+                for (int b = 0; b < device_sms && m->y[l].sliding == sliding; b++) {
+                    const uint64_t *x = &v[((size_t)b * KS_LAYERS + l) * MARKS];
+                    const double us = (double)(int64_t)(x[k] - x[R2_END - MARKS]) * 1e3 / khz;
+                    if (!x[k]) continue;
+                    lo = std::min(lo, us), hi = std::max(hi, us), mean += us, count++;
+                }
+                if (count) sum[0] += lo, sum[1] += mean / count, sum[2] += hi, layers++;
             }
-            printf("\n");
+            if (layers)
+                printf("%s %-9s %6.1f %6.1f %6.1f\n", sliding ? "sliding" : "full", name[k],
+                       sum[0] / layers, sum[1] / layers, sum[2] / layers);
         }
-    for (int l : {3, 5})
-        for (int b : {3, 66, 100}) {
-            const uint64_t *x = &v[marks + ((size_t)b * KS_LAYERS + l) * 32];
-            printf("layer %d SM %d attn", l, b);
-            for (int k = 11; k < 18; k++) printf(" %.2f", (double)(int64_t)(x[k] - x[11]) / 1980);
-            printf(" o..resid1 %.2f:", (double)(int64_t)(x[0] - x[11]) / 1980);
-            for (int k = 0; k < 5; k++) printf(" %.2f", (double)(int64_t)(x[k] - x[0]) / 1980);
-            printf(" resid2:");
-            for (int k = 5; k < 11; k++) printf(" %.2f", (double)(int64_t)(x[k] - x[5]) / 1980);
-            printf("\n");
-        }
-    (void)m;
 }
 #endif
 
@@ -815,6 +802,8 @@ int main(int argc, char **argv)
         printf("the geometry is not taken\n");
         return 1;
     }
+    kk__cuda_stack_args(the_stack)->window = (uint32_t)option(argc, argv, "window", 5);
+    kk__cuda_stack_args(the_stack)->ahead = (uint32_t)option(argc, argv, "ahead", 2);
     const int T = m.o.rows;
     float *logits = scratch<float>((size_t)T * m.o.vocab);
     float *taps = scratch<float>((size_t)T * m.o.layers * KS_C);
@@ -862,7 +851,9 @@ int main(int argc, char **argv)
     }
     std::sort(ms.begin(), ms.end());
 #ifdef KS_TRACE
-    trace_step(&m, &st);
+    int khz;
+    CK(cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, 0));
+    trace_step(&m, &st, khz);
 #endif
     const double med = ms[ms.size() / 2], bytes = step_bytes(&m, 8.0 * m.o.layers);
     printf("{\"bench\":\"cuda_step\",\"card\":\"%s\",\"layers\":%d,\"ctx\":%d,\"rows\":%d,"

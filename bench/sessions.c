@@ -1,25 +1,31 @@
 /* What holding sessions costs: a long one saved and loaded against reading it again, and forks of
- * one prompt against as many sessions.
+ * one prompt against as many sessions, on the device, in host memory, on disk, after a restart.
  *
  *   bench/sessions MODEL FILE [TOKENS [FORKS [THREADS]]]     6000 tokens, 256 forks
  *
- * FILE is written and removed. Prints JSON; times are medians of 5. Exit status 1 if a loaded or a
- * forked session does not go on as the first one does. */
+ * FILE and the directory FILE.state are written and removed. Prints JSON; times are medians of 5.
+ * Exit status 1 if a loaded or a forked session does not go on as the first one does. */
+#include <dirent.h>
 #include <jansson.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fs.h"
 #include "base/mem.h"
 #include "base/rng.h"
+#include "engine/runtime.h"
 #include "kakeya.h"
 #include "kk_build.h"
 
 enum { MADE = 24, TAIL = 8, REPS = 5 };
 
 struct bench {
+    struct kk_engine_options o;
     struct kk_engine *e;
     struct kk_engine_info about;
     const char *file;
@@ -158,23 +164,216 @@ static int forks(struct bench *b, json_t *report, struct kk_err *err)
     return 0;
 }
 
+/* ---- forks of a runtime ------------------------------------------------------------------- */
+
+struct asked {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    int done, code;
+    char id[KK_SESSION_ID_MAX], msg[400];
+    struct kk_session_info info;
+};
+
+static int on_event(void *arg, const struct kk_event *ev)
+{
+    struct asked *a = arg;
+    if (ev->kind != KK_EVENT_DONE) return KK_SINK_OK;
+    pthread_mutex_lock(&a->lock);
+    if (ev->session) snprintf(a->id, sizeof a->id, "%s", ev->session);
+    snprintf(a->msg, sizeof a->msg, "%s", ev->msg);
+    a->code = ev->code;
+    a->info = ev->info;
+    a->done = 1;
+    pthread_cond_signal(&a->changed);
+    pthread_mutex_unlock(&a->lock);
+    return KK_SINK_OK;
+}
+
+static int ask(struct kk_runtime *rt, struct kk_request r, struct asked *a, struct kk_err *err)
+{
+    struct kk_call *call;
+    *a = (struct asked){.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+    r.sink = on_event;
+    r.arg = a;
+    int rc = kk_runtime_submit(rt, &r, &call, err);
+    if (rc) return rc;
+    pthread_mutex_lock(&a->lock);
+    while (!a->done) pthread_cond_wait(&a->changed, &a->lock);
+    pthread_mutex_unlock(&a->lock);
+    kk_call_release(call);
+    return a->code ? kk_fail(err, a->code, "%s", a->msg) : 0;
+}
+
+/* Counters as of a turn after all answers so far. */
+static int count(struct kk_runtime *rt, const char *id, struct kk_runtime_stats *st,
+                 struct kk_err *err)
+{
+    struct asked a;
+    int rc = 0;
+    for (int i = 0; !rc && i < 2; i++)
+        rc = ask(rt, (struct kk_request){.kind = KK_REQUEST_INFO, .session = id}, &a, err);
+    kk_runtime_stats(rt, st);
+    return rc;
+}
+
+/* Bytes of all files under a directory, as they are long and as the disk gives them; remove: and
+ * they go. */
+static void walk(const char *dir, int64_t *bytes, int64_t *on_disk, int remove)
+{
+    DIR *d = opendir(dir);
+    for (struct dirent *f; d && (f = readdir(d));) {
+        char path[4096];
+        struct stat st;
+        if (f->d_name[0] == '.' || kk_fs_join(path, sizeof path, dir, f->d_name, NULL)) continue;
+        if (stat(path, &st)) continue;
+        if (S_ISDIR(st.st_mode)) {
+            walk(path, bytes, on_disk, remove);
+            continue;
+        }
+        *bytes += (int64_t)st.st_size;
+        *on_disk += (int64_t)st.st_blocks * 512;
+        if (remove) unlink(path);
+    }
+    if (d) closedir(d);
+    if (remove) rmdir(dir);
+}
+
+static int64_t resident_memory(void)
+{
+    FILE *f = fopen("/proc/self/statm", "r");
+    long long pages = 0;
+    if (f && fscanf(f, "%*s %lld", &pages) != 1) pages = 0;
+    if (f) fclose(f);
+    return (int64_t)pages * sysconf(_SC_PAGESIZE);
+}
+
+/* What a life of the runtime came to. */
+struct life {
+    struct kk_runtime_stats st;
+    int64_t rss;
+    double seconds; /* of the forks */
+    char first[KK_SESSION_ID_MAX];
+};
+
+/* A session of the prompt, and forks of it that are given TAIL tokens; or (ids) one more token of
+ * each of those that an earlier life has left. The runtime stays for a look at it. */
+static int live(struct bench *b, const struct kk_runtime_options *o, int forks, int again,
+                char (*ids)[KK_SESSION_ID_MAX], struct life *l, struct kk_runtime **out,
+                struct kk_err *err)
+{
+    struct kk_engine *e = NULL;
+    struct asked a;
+    struct kk_request one = {
+        .kind = KK_REQUEST_GENERATE, .sampling = kk_sampling_defaults(), .max_tokens = 1};
+    uint32_t tail[TAIL];
+    one.sampling.ignore_eos = 1;
+    int rc = kk_engine_open(&b->o, &e, err);
+    if (!rc) rc = kk_runtime_open(e, o, out, err);
+    if (rc) return rc;
+    if (!again) {
+        rc = ask(*out, (struct kk_request){.kind = KK_REQUEST_CREATE}, &a, err);
+        snprintf(l->first, sizeof l->first, "%s", a.id);
+        const struct kk_request r = {
+            .kind = KK_REQUEST_APPEND, .session = l->first, .ids = b->ids, .n = b->n};
+        if (!rc) rc = ask(*out, r, &a, err);
+    }
+    uint64_t t0 = kk_now_ns();
+    for (int i = 0; !rc && i < forks; i++) {
+        for (int k = 0; k < TAIL; k++)
+            tail[k] =
+                (uint32_t)(kk_rng_at((uint64_t)i + 7, (uint64_t)k) % (uint64_t)b->about.vocabulary);
+        const struct kk_request f = {.kind = KK_REQUEST_FORK, .session = l->first};
+        if (!again) rc = ask(*out, f, &a, err);
+        if (!again) snprintf(ids[i], KK_SESSION_ID_MAX, "%s", a.id);
+        struct kk_request r = {
+            .kind = KK_REQUEST_APPEND, .session = ids[i], .ids = tail, .n = TAIL};
+        one.session = ids[i];
+        if (!rc) rc = ask(*out, again ? one : r, &a, err);
+    }
+    l->seconds = kk_seconds_since(t0);
+    if (!rc) rc = count(*out, l->first, &l->st, err);
+    l->rss = resident_memory();
+    return rc;
+}
+
+static json_t *beside(int64_t one, int64_t all, int64_t forks)
+{
+    return json_pack("{s:I, s:I, s:f}", "one_bytes", (json_int_t)one, "all_bytes", (json_int_t)all,
+                     "per_fork_bytes", (double)(all - one) / (double)forks);
+}
+
+/* One session, then all of them: `host` of them paged out to host memory, or with a state directory
+ * that a second life finds. */
+static int held(struct bench *b, json_t *report, struct kk_err *err)
+{
+    char dir[4096];
+    char(*ids)[KK_SESSION_ID_MAX] = kk_array((size_t)b->forks, sizeof *ids);
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_runtime *rt = NULL;
+    struct life one = {0}, all = {0}, again = {0}, host = {0};
+    int64_t files[2][2] = {{0}}, gone = 0;
+    int rc = ids ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for %d forks", b->forks);
+    snprintf(dir, sizeof dir, "%s.state", b->file);
+    o.capacity = 0;
+    o.state = dir;
+    for (int i = 0; !rc && i < 2; i++) {
+        struct life *l = i ? &all : &one;
+        rc = live(b, &o, i ? b->forks : 0, 0, ids, l, &rt, err);
+        kk_runtime_close(rt);
+        rt = NULL;
+        walk(dir, &files[i][0], &files[i][1], !i || rc);
+    }
+    memcpy(again.first, all.first, sizeof again.first);
+    if (!rc) rc = live(b, &o, b->forks, 1, ids, &again, &rt, err);
+    kk_runtime_close(rt);
+    rt = NULL;
+    walk(dir, &gone, &gone, 1);
+    o.state = NULL;
+    const int64_t fork = (all.st.kv_device_bytes - one.st.kv_device_bytes) / b->forks;
+    o.kv_bytes = one.st.kv_device_bytes + fork * (b->forks > 32 ? 8 : b->forks / 4 + 1);
+    if (!rc) rc = live(b, &o, b->forks, 0, ids, &host, &rt, err);
+    kk_runtime_close(rt);
+    kk_free(ids);
+    if (rc) return rc;
+    if (again.st.snapshots_lost || again.st.tokens_appended)
+        return kk_fail(err, KK_EINVARIANT, "%llu snapshots were lost, %llu tokens read again",
+                       (unsigned long long)again.st.snapshots_lost,
+                       (unsigned long long)again.st.tokens_appended);
+    const int64_t device = one.st.kv_device_bytes;
+    json_t *r = json_pack("{s:I, s:i, s:i}", "tokens", (json_int_t)b->n, "forks", b->forks,
+                          "tail_tokens", TAIL);
+    json_object_set_new(r, "device", beside(device, all.st.kv_device_bytes, b->forks));
+    json_t *h = beside(device, host.st.kv_host_bytes, (int64_t)host.st.sessions_host);
+    json_object_set_new(h, "sessions", json_integer((json_int_t)host.st.sessions_host));
+    json_object_set_new(h, "rss_bytes", json_integer((json_int_t)host.rss));
+    json_object_set_new(r, "host", h);
+    json_t *d = beside(files[0][0], files[1][0], b->forks);
+    json_object_set_new(d, "one_allocated_bytes", json_integer((json_int_t)files[0][1]));
+    json_object_set_new(d, "all_allocated_bytes", json_integer((json_int_t)files[1][1]));
+    json_object_set_new(r, "state_directory", d);
+    json_object_set_new(r, "device_after_restart",
+                        beside(device, again.st.kv_device_bytes, b->forks));
+    json_object_set_new(r, "back_from_disk_s", json_real(again.seconds / b->forks));
+    json_object_set_new(report, "runtime", r);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
-    struct kk_engine_options o = kk_engine_defaults();
-    struct bench b = {.n = 6000, .forks = 256};
+    struct bench b = {.o = kk_engine_defaults(), .n = 6000, .forks = 256};
     struct kk_err err = {0};
     if (argc < 3 || argc > 6) {
         fprintf(stderr, "usage: bench/sessions MODEL FILE [TOKENS [FORKS [THREADS]]]\n");
         return 2;
     }
-    o.model = argv[1];
+    b.o.model = argv[1];
     b.file = argv[2];
     if (argc > 3) b.n = strtoull(argv[3], NULL, 10);
     if (argc > 4) b.forks = (int)strtol(argv[4], NULL, 10);
-    if (argc > 5) o.threads = (int)strtol(argv[5], NULL, 10);
+    if (argc > 5) b.o.threads = (int)strtol(argv[5], NULL, 10);
     json_t *report = json_object();
     int rc = b.n < 2 || b.forks < 1 ? kk_fail(&err, KK_EINVAL, "too few tokens or forks") : 0;
-    if (!rc) rc = kk_engine_open(&o, &b.e, &err);
+    if (!rc) rc = kk_engine_open(&b.o, &b.e, &err);
     b.ids = kk_array(b.n + 1, sizeof *b.ids);
     if (!rc && !b.ids) rc = kk_fail(&err, KK_ENOMEM, "out of memory for a prompt");
     if (!rc) kk_engine_describe(b.e, &b.about);
@@ -182,6 +381,7 @@ int main(int argc, char **argv)
         b.ids[i] = (uint32_t)(kk_rng_at(1, i) % (uint64_t)b.about.vocabulary);
     if (!rc) rc = resume(&b, report, &err);
     if (!rc) rc = forks(&b, report, &err);
+    if (!rc) rc = held(&b, report, &err);
     json_object_set_new(report, "model", json_string(argv[1]));
     json_object_set_new(report, "device", json_string(b.about.device));
     json_object_set_new(report, "commit", json_string(KK_COMMIT));

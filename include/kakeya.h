@@ -50,7 +50,7 @@ struct kk_engine_options {
     int kv_sinks, kv_window; /* of s5, restored and sinkwin */
     int64_t kv_device; /* most device bytes of a session's KV; 0: no cap. Blocks page to the host */
     int64_t kv_host;   /* most host bytes of paged KV of all sessions; 0: no cap */
-    int kv_staging;    /* blocks of the staging ring, shared by all sessions */
+    int kv_staging;    /* blocks of the staging ring, shared by all sessions; 0: as many as suit */
     int64_t draft_device;     /* as kv_device, of the drafter's context rows */
     const char *kv_type;      /* "auto" (f32 where the weights are f32, else bf16), "f32", "bf16",
                                  "q8_0" */
@@ -99,8 +99,14 @@ struct kk_engine_info {
     int n_eos;
     int64_t weight_bytes, scratch_bytes, kv_staging_bytes; /* from the allocator */
     int64_t step_weight_bytes; /* weight bytes one decode step of one session reads */
+    int active_experts;        /* of a row, in a layer; 0: the model has none */
+    int64_t expert_bytes;      /* weights of one expert in every layer */
 };
 void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out);
+
+/* For benches. on: count in each step from here on, which then is slower, how many experts its rows
+ * go to; off: *per_layer (NULL is fine) is the mean of those steps, each expert counted once. */
+void kk_engine_count_experts(struct kk_engine *e, int on, double *per_layer);
 
 int kk_session_open(struct kk_engine *e, struct kk_session **out, struct kk_err *err);
 void kk_session_close(struct kk_session *s); /* NULL is fine */
@@ -175,7 +181,8 @@ struct kk_session_info {
     int64_t resident_bytes; /* what the rows held take by themselves, counted row by row */
     int64_t history, rows;  /* rows = history - 1, or 0 */
     int64_t kv_device_bytes, kv_host_bytes, drafter_device_bytes; /* from the allocator */
-    int64_t kv_shared_bytes; /* device blocks it holds together with its forks, in none's own */
+    int64_t kv_shared_bytes; /* blocks it holds together with its forks, in none's own: device ones,
+                                or host copies of one that a runtime has paged out */
     int64_t resident_rows;   /* physical rows, summed over layers */
     int64_t dropped;         /* positions that no layer can see any more */
 };

@@ -58,7 +58,7 @@ bundle: $B/kakeya-bundle
 	@for f in $(MODEL_FILES); do install -D -m 644 models/$$f $(BUNDLE)/models/$$f || exit 1; done
 
 ON_GPU     := properties snapshot runtime forks round memory
-CUDA_TESTS := $(filter $B/tests/unit/dev/test_cuda_%,$(TESTS)) $(ON_GPU:%=$B/tests/unit/engine/test_%) \
+CUDA_TESTS := $(filter $B/tests/unit/dev/test_cuda_% $B/tests/unit/model/test_cuda_%,$(TESTS)) $(ON_GPU:%=$B/tests/unit/engine/test_%) \
               $(if $(CUDA),$B/bench/cuda_ops)
 bundle-tests: bundle $(CUDA_TESTS)
 	tools/bundle.sh $(BUNDLE) $(CUDA_TESTS)

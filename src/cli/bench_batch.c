@@ -11,7 +11,7 @@
 #include "cli/common.h"
 #include "cli/niah.h"
 
-enum { TOKENS = 24, RANDOM_IDS = 256 };
+enum { TOKENS = 24, RANDOM_IDS = 256, COUNTED = 4 };
 
 struct one {
     struct kk_session *alone, *together;
@@ -21,7 +21,8 @@ struct one {
 
 struct level {
     int n, identical, hits;
-    double alone_s, together_s;
+    double alone_s, together_s; /* of all but the first tokens: forks copy what they share then */
+    double experts;             /* a layer, of a step together */
     int64_t prompt_tokens;
 };
 
@@ -29,6 +30,7 @@ struct bench {
     struct kk_cli *cli;
     struct kk_buf text;
     struct kk_ids ids;
+    int random_ids;  /* of a prompt */
     struct one *one; /* [most] */
     struct kk_session **set;
     uint32_t *next;
@@ -47,7 +49,7 @@ static int make_prompt(struct bench *b, int i, struct kk_err *err)
     int rc = 0;
     b->ids.n = 0;
     if (!b->cli->tok) {
-        for (int k = 0; !rc && k < RANDOM_IDS; k++)
+        for (int k = 0; !rc && k < b->random_ids; k++)
             rc = kk_ids_push(&b->ids, (uint32_t)(kk_rng_at((uint64_t)i, (uint64_t)k) %
                                                  (uint64_t)b->cli->info.vocabulary));
         return rc ? kk_fail(err, rc, "out of memory for a prompt") : 0;
@@ -87,10 +89,11 @@ static void close_pairs(struct bench *b)
 static int write_together(struct bench *b, int n, double *seconds, struct kk_err *err)
 {
     const struct kk_sampling greedy = kk_sampling_defaults();
-    uint64_t t0 = kk_now_ns();
+    uint64_t t0 = 0;
     int rc = 0;
     for (int i = 0; i < n; i++) b->set[i] = b->one[i].together;
     for (int t = 0; !rc && t < TOKENS; t++) {
+        if (t == 1) t0 = kk_now_ns();
         rc = kk_sessions_step(b->set, n, &greedy, b->next, err);
         for (int i = 0; !rc && i < n; i++) b->one[i].said[1][t] = b->next[i];
     }
@@ -98,15 +101,31 @@ static int write_together(struct bench *b, int n, double *seconds, struct kk_err
     return rc;
 }
 
+/* A few more steps together, for how many experts they read. */
+static int count_experts(struct bench *b, struct level *l, struct kk_err *err)
+{
+    const struct kk_sampling greedy = kk_sampling_defaults();
+    int rc = 0;
+    kk_engine_count_experts(b->cli->engine, 1, NULL);
+    for (int t = 0; !rc && t < COUNTED; t++)
+        rc = kk_sessions_step(b->set, l->n, &greedy, b->next, err);
+    kk_engine_count_experts(b->cli->engine, 0, &l->experts);
+    return rc;
+}
+
 static int write_alone(struct bench *b, int n, double *seconds, struct kk_err *err)
 {
     const struct kk_sampling greedy = kk_sampling_defaults();
-    uint64_t t0 = kk_now_ns();
+    uint64_t t0 = 0;
     int rc = 0;
-    for (int i = 0; i < n; i++)
-        for (int t = 0; !rc && t < TOKENS; t++)
+    *seconds = 0;
+    for (int i = 0; i < n; i++) {
+        for (int t = 0; !rc && t < TOKENS; t++) {
+            if (t == 1) t0 = kk_now_ns();
             rc = kk_sessions_step(&b->one[i].alone, 1, &greedy, &b->one[i].said[0][t], err);
-    *seconds = kk_seconds_since(t0);
+        }
+        *seconds += kk_seconds_since(t0);
+    }
     return rc;
 }
 
@@ -131,6 +150,7 @@ static int run_level(struct bench *b, struct level *l, struct kk_err *err)
     }
     if (!rc) rc = write_alone(b, l->n, &l->alone_s, err);
     if (!rc) rc = write_together(b, l->n, &l->together_s, err);
+    if (!rc && b->cli->info.active_experts) rc = count_experts(b, l, err);
     for (int i = 0; !rc && i < l->n; i++) {
         l->identical += !memcmp(b->one[i].said[0], b->one[i].said[1], sizeof b->one[i].said[0]);
         if (!b->cli->tok) continue;
@@ -149,7 +169,7 @@ static int run_level(struct bench *b, struct level *l, struct kk_err *err)
 
 static void print_level(const struct bench *b, const struct level *l, int first)
 {
-    const double tokens = (double)l->n * TOKENS;
+    const double tokens = (double)l->n * (TOKENS - 1);
     char recall[24] = "-";
     if (first)
         printf("%s, kv %s (%s), %s\n\n%9s %14s %12s %12s %8s %10s %8s\n",
@@ -165,20 +185,24 @@ static void print_level(const struct bench *b, const struct level *l, int first)
 
 static json_t *json_level(const struct bench *b, const struct level *l)
 {
-    const double tokens = (double)l->n * TOKENS;
+    const double tokens = (double)l->n * (TOKENS - 1);
     json_t *recall = b->cli->tok ? json_real((double)l->hits / l->n) : json_null();
-    return json_pack("{s:i, s:I, s:f, s:f, s:f, s:b, s:o}", "sessions", l->n, "prompt_tokens",
-                     (json_int_t)(l->prompt_tokens / l->n), "alone_tok_s",
-                     kk_cli_rate(tokens, l->alone_s), "together_tok_s",
-                     kk_cli_rate(tokens, l->together_s), "ratio",
-                     kk_cli_rate(l->alone_s, l->together_s), "byte_identical", l->identical == l->n,
-                     "recall", recall);
+    json_t *o = json_pack("{s:i, s:I, s:f, s:f, s:f, s:b, s:o}", "sessions", l->n, "prompt_tokens",
+                          (json_int_t)(l->prompt_tokens / l->n), "alone_tok_s",
+                          kk_cli_rate(tokens, l->alone_s), "together_tok_s",
+                          kk_cli_rate(tokens, l->together_s), "ratio",
+                          kk_cli_rate(l->alone_s, l->together_s), "byte_identical",
+                          l->identical == l->n, "recall", recall);
+    kk_cli_report_step(b->cli, o, l->together_s / (TOKENS - 1), l->experts);
+    return o;
 }
 
 static int prepare(struct bench *b, struct kk_err *err)
 {
     const struct kk_value *levels = &b->cli->cfg.value[KK_OPT_BATCH_LEVELS];
+    const struct kk_value *ids = &b->cli->cfg.value[KK_OPT_TOKENS];
     struct kk_engine_options o;
+    b->random_ids = ids->n ? (int)ids->list[0] : RANDOM_IDS;
     for (int i = 0; i < levels->n; i++)
         if (levels->list[i] > b->most) b->most = (int)levels->list[i];
     b->one = kk_calloc((size_t)b->most, sizeof *b->one);

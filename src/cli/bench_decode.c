@@ -9,11 +9,12 @@
 #include "base/rng.h"
 #include "cli/common.h"
 
-enum { PREFILL = 512, DECODE = 128 };
+enum { PREFILL = 512, DECODE = 128, COUNTED = 16 };
 
 struct run {
     int64_t context;
     double context_s, prefill_tok_s, decode_tok_s, steps_s;
+    double experts; /* a layer, of a step */
     int64_t device_bytes, host_bytes;
 };
 
@@ -51,6 +52,17 @@ static int time_prefill(struct bench *b, int64_t depth, double *tok_s, struct kk
     return rc;
 }
 
+/* A few more tokens, for how many experts a step reads. */
+static int count_experts(struct bench *b, struct run *r, struct kk_session *s, struct kk_err *err)
+{
+    struct kk_sampling p = kk_sampling_defaults();
+    p.ignore_eos = 1;
+    kk_engine_count_experts(b->cli->engine, 1, NULL);
+    int rc = kk_session_generate(s, &p, COUNTED, NULL, NULL, NULL, err);
+    kk_engine_count_experts(b->cli->engine, 0, &r->experts);
+    return rc;
+}
+
 static int time_decode(struct bench *b, struct run *r, double *tok_s, double *steps_s,
                        struct kk_err *err)
 {
@@ -61,6 +73,7 @@ static int time_decode(struct bench *b, struct run *r, double *tok_s, double *st
     p.ignore_eos = 1;
     int rc = fill(b, r->context, &s, err);
     if (!rc) rc = kk_session_generate(s, &p, DECODE, NULL, NULL, &made, err);
+    if (!rc && b->cli->info.active_experts && !r->experts) rc = count_experts(b, r, s, err);
     if (!rc) {
         *tok_s = kk_cli_rate((double)made.tokens, made.seconds);
         *steps_s = kk_cli_rate((double)made.steps, made.seconds);
@@ -116,10 +129,13 @@ static void print_run(const struct bench *b, const struct run *r)
 
 static json_t *json_run(const struct bench *b, const struct run *r)
 {
-    return json_pack("{s:I, s:f, s:f, s:f, s:f, s:I, s:I}", "context", (json_int_t)r->context,
-                     "context_s", r->context_s, "prefill_tok_s", r->prefill_tok_s, "decode_tok_s",
-                     r->decode_tok_s, "weight_gb_s", read_gb_s(b, r), "kv_device_bytes",
-                     (json_int_t)r->device_bytes, "kv_host_bytes", (json_int_t)r->host_bytes);
+    json_t *o =
+        json_pack("{s:I, s:f, s:f, s:f, s:f, s:I, s:I}", "context", (json_int_t)r->context,
+                  "context_s", r->context_s, "prefill_tok_s", r->prefill_tok_s, "decode_tok_s",
+                  r->decode_tok_s, "weight_gb_s", read_gb_s(b, r), "kv_device_bytes",
+                  (json_int_t)r->device_bytes, "kv_host_bytes", (json_int_t)r->host_bytes);
+    kk_cli_report_step(b->cli, o, 1 / r->steps_s, r->experts);
+    return o;
 }
 
 /* Ids for the deepest run; refuses a depth that the model's context has no room for. */

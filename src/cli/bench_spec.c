@@ -24,12 +24,16 @@ struct row {
 
 struct bench {
     struct kk_cli *cli;
-    struct kk_engine *plain, *fused; /* the same one when nothing but --replay drafts */
+    struct kk_engine_options o;
+    /* plain and drafted: the same one when nothing but --replay drafts; one at a time where memory
+     * has no room for both (in_turn) */
+    struct kk_engine *engine[2];
+    int same, in_turn;
     const char *const *names;
     struct kk_buf text;
     struct kk_ids ids;
     struct kk_answer answer[2]; /* plain, drafted */
-    int reps;
+    int reps, random_ids;
     double *seconds[2]; /* [reps] */
     double replay;
 };
@@ -39,7 +43,7 @@ struct bench {
 static int random_ids(struct bench *b, int i, struct kk_err *err)
 {
     const uint64_t key = kk_mix64(kk_cli_seed(b->cli)) + (uint64_t)i;
-    for (uint64_t k = 0; k < RANDOM_IDS; k++) {
+    for (uint64_t k = 0; k < (uint64_t)b->random_ids; k++) {
         uint64_t id = kk_rng_at(key, k) % (uint64_t)b->cli->info.vocabulary;
         if (kk_ids_push(&b->ids, (uint32_t)id))
             return kk_fail(err, KK_ENOMEM, "out of memory for a prompt");
@@ -59,6 +63,19 @@ static int make_prompt(struct bench *b, const char *name, int i, struct kk_err *
 
 /* ---- measuring ---------------------------------------------------------------------------- */
 
+static int open_engine(struct bench *b, int fused, struct kk_err *err)
+{
+    struct kk_engine_options o = b->o;
+    const int i = fused && !b->same;
+    if (b->engine[i]) return 0;
+    if (b->in_turn) {
+        kk_engine_close(b->engine[!i]);
+        b->engine[!i] = NULL;
+    }
+    if (!i) o.draft = "none";
+    return kk_engine_open(&o, &b->engine[i], err);
+}
+
 static int answer(struct bench *b, struct row *r, int fused, int rep, struct kk_err *err)
 {
     struct kk_question q = {.prompt = &b->ids, .tokens = KK_ANSWER_MAX, .ignore_eos = 1};
@@ -68,7 +85,8 @@ static int answer(struct bench *b, struct row *r, int fused, int rep, struct kk_
         q.mean = b->replay;
         q.seed = kk_cli_seed(b->cli) + (uint64_t)(r->samples * b->reps + rep);
     }
-    int rc = kk_cli_answer(fused ? b->fused : b->plain, &q, a, err);
+    int rc = open_engine(b, fused, err);
+    if (!rc) rc = kk_cli_answer(b->engine[fused && !b->same], &q, a, err);
     if (rc) return rc;
     b->seconds[fused][rep] = a->made.seconds;
     if (!fused) return 0;
@@ -99,20 +117,19 @@ static int run_sample(struct bench *b, struct row *r, int i, struct kk_err *err)
 
 static int open_engines(struct bench *b, struct kk_err *err)
 {
-    struct kk_engine_options o;
-    int rc = kk_cli_options(b->cli, &o, err);
+    int rc = kk_cli_options(b->cli, &b->o, err);
     if (rc) return rc;
-    int alone = !strcmp(o.draft, "none");
+    b->same = !strcmp(b->o.draft, "none");
     if (b->replay != 0 && b->replay < 1)
         return kk_fail(err, KK_EUSAGE, "--replay %g: a block commits 1 to 16 tokens", b->replay);
-    if (alone && b->replay == 0)
+    if (b->same && b->replay == 0)
         return kk_fail(err, KK_EUSAGE, "nothing to compare: --draft DIR, ngram or --replay A");
-    rc = kk_engine_open(&o, &b->fused, err);
-    o.draft = "none";
-    if (!rc && !alone) rc = kk_engine_open(&o, &b->plain, err);
+    rc = open_engine(b, 0, err);
     if (rc) return rc;
-    if (alone) b->plain = b->fused;
-    kk_engine_describe(b->plain, &b->cli->info);
+    kk_engine_describe(b->engine[0], &b->cli->info);
+    if (!b->same) rc = open_engine(b, 1, err);
+    if (rc != KK_ENOMEM) return rc;
+    b->in_turn = 1;
     return 0;
 }
 
@@ -127,6 +144,8 @@ static int open_bench(struct bench *b, struct kk_err *err)
         b->names = random_names;
     else
         rc = kk_cli_open_tok(b->cli, err);
+    const struct kk_value *ids = &b->cli->cfg.value[KK_OPT_TOKENS];
+    b->random_ids = ids->n ? (int)ids->list[0] : RANDOM_IDS;
     b->replay = kk_config_real(&b->cli->cfg, KK_OPT_REPLAY);
     b->reps = (int)kk_config_int(&b->cli->cfg, KK_OPT_REPS);
     for (int k = 0; k < 2; k++) b->seconds[k] = kk_calloc((size_t)b->reps, sizeof(double));
@@ -192,8 +211,8 @@ static int run_all(struct bench *b, json_t *list, struct kk_err *err)
 
 static void close_bench(struct bench *b)
 {
-    if (b->plain != b->fused) kk_engine_close(b->plain);
-    kk_engine_close(b->fused);
+    kk_engine_close(b->engine[0]);
+    kk_engine_close(b->engine[1]);
     kk_buf_release(&b->text);
     kk_ids_release(&b->ids);
     kk_free(b->seconds[0]);

@@ -228,6 +228,17 @@ double kk_cli_rate(double count, double seconds)
     return seconds > 0 ? count / seconds : 0;
 }
 
+void kk_cli_report_step(const struct kk_cli *cli, json_t *o, double seconds, double experts)
+{
+    const struct kk_engine_info *i = &cli->info;
+    json_object_set_new(o, "step_ms", json_real(seconds * 1e3));
+    if (!i->active_experts) return;
+    json_object_set_new(o, "distinct_experts", json_real(experts));
+    json_object_set_new(o, "weight_bytes",
+                        json_real((double)i->step_weight_bytes +
+                                  (experts - i->active_experts) * (double)i->expert_bytes));
+}
+
 static int by_value(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;

@@ -78,6 +78,10 @@ const char *kk_cli_bytes(int64_t n);
 /* A rate, or 0 where nothing was timed. */
 double kk_cli_rate(double count, double seconds);
 
+/* What a step that took `seconds` read at least, as members of a report: step_ms, and of a model
+ * with experts distinct_experts (a layer) and weight_bytes. */
+void kk_cli_report_step(const struct kk_cli *cli, json_t *o, double seconds, double experts);
+
 /* Sorts x. n >= 1. */
 double kk_cli_median(double *x, int n);
 

@@ -96,9 +96,9 @@ void kk_dev_check(const struct kk_dev *dev)
         "alloc",       "free",         "free_bytes", "host_alloc",    "host_free",  "upload",
         "download",    "copy",         "page_out",   "stage",         "stage_wait", "stage_free",
         "weight_load", "weight_bytes", "reserve",    "reserve_bytes", "close",      "step_begin",
-        "step_end",    "embed",        "norm",       "linear",        "qkv",        "attn",
-        "residual",    "glu",          "route",      "moe",           "gather",     "argmax",
-        "kv_store",    "convert",      "winner",
+        "step_end",    "step_pass",    "embed",      "norm",          "linear",     "qkv",
+        "attn",        "residual",     "glu",        "route",         "moe",        "gather",
+        "argmax",      "kv_store",     "convert",    "winner",
     };
     const struct kk_ops *o = dev->ops;
     void (*const slots[])(void) = {
@@ -107,11 +107,11 @@ void kk_dev_check(const struct kk_dev *dev)
         SLOT(host_free),   SLOT(upload),       SLOT(download),   SLOT(copy),
         SLOT(page_out),    SLOT(stage),        SLOT(stage_wait), SLOT(stage_free),
         SLOT(weight_load), SLOT(weight_bytes), SLOT(reserve),    SLOT(reserve_bytes),
-        SLOT(close),       SLOT(step_begin),   SLOT(step_end),   SLOT(embed),
-        SLOT(norm),        SLOT(linear),       SLOT(qkv),        SLOT(attn),
-        SLOT(residual),    SLOT(glu),          SLOT(route),      SLOT(moe),
-        SLOT(gather),      SLOT(argmax),       SLOT(kv_store),   SLOT(convert),
-        SLOT(winner),
+        SLOT(close),       SLOT(step_begin),   SLOT(step_end),   SLOT(step_pass),
+        SLOT(embed),       SLOT(norm),         SLOT(linear),     SLOT(qkv),
+        SLOT(attn),        SLOT(residual),     SLOT(glu),        SLOT(route),
+        SLOT(moe),         SLOT(gather),       SLOT(argmax),     SLOT(kv_store),
+        SLOT(convert),     SLOT(winner),
 #undef SLOT
     };
     _Static_assert(sizeof slots == sizeof *o &&

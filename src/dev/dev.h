@@ -126,11 +126,10 @@ struct kk_norm_args {
     void *y; /* act */
 };
 
-/* y[i][T, w[i]->rows] = x[T, cols] w[i]^T for up to three matrices that share x.
- * softcap > 0: y = softcap * tanh(y / softcap). */
+/* y[i][T, w[i]->rows] = x[T, cols] w[i]^T for up to three matrices; softcap > 0: c tanh(y / c) */
 struct kk_linear_args {
-    int T, n;
-    const void *x; /* act */
+    int T, n, settled; /* settled: x is older than two ops, so that a device may read it at once */
+    const void *x;     /* act */
     const struct kk_weight *w[3];
     float *y[3];
     const float *bias[3]; /* [w[i]->rows], added to each row; NULL: none */
@@ -267,7 +266,7 @@ struct kk_winner_args {
 struct kk_kv_store_args {
     int n_layers, B, stride, most; /* most: the largest keep[b] */
     const struct kk_kv_seq *seqs;  /* layer l's: from l * stride on */
-    const int32_t *keep;           /* [B], each <= n_step */
+    const int32_t *keep;           /* host [B], each <= n_step; read before the op returns */
 };
 
 /* n numbers from one type to another: f32 to bf16 (to nearest even) or bf16 to f32 */
@@ -341,9 +340,9 @@ struct kk_ops {
     void *(*host_alloc)(struct kk_dev *, size_t bytes);
     void (*host_free)(struct kk_dev *, void *p, size_t bytes);
     /* To the device, from it, and within it (src may be memory of host_alloc too), in order with
-     * the ops around them. src of upload may be written to again at once; download returns when
-     * dst holds the bytes. page_out is a download to memory of host_alloc that need not be there
-     * before step_end or a download returns; ops that come later find it. */
+     * the ops around them. src of upload may be written to again at once; download returns when dst
+     * holds the bytes. page_out is a download to memory of host_alloc that need not be there before
+     * step_end or a download returns; ops that come later find it. */
     void (*upload)(struct kk_dev *, void *dst, const void *src, size_t bytes);
     void (*download)(struct kk_dev *, void *dst, const void *src, size_t bytes);
     void (*copy)(struct kk_dev *, void *dst, const void *src, size_t bytes);
@@ -363,10 +362,11 @@ struct kk_ops {
     int (*reserve)(struct kk_dev *, const struct kk_limits *, struct kk_account *, struct kk_err *);
     size_t (*reserve_bytes)(const struct kk_dev *, const struct kk_limits *); /* for plan */
     void (*close)(struct kk_dev *);
-    /* ops between begin and end run in order; end waits and returns the latched error */
+    /* Ops between begin and end run in order; end waits and returns the latched error. pass ends
+     * too, but a GPU does not wait: the next step_end tells. */
     void (*step_begin)(struct kk_dev *);
     int (*step_end)(struct kk_dev *, struct kk_err *);
-    /* stages */
+    int (*step_pass)(struct kk_dev *, struct kk_err *);
     void (*embed)(struct kk_dev *, const struct kk_embed_args *);
     void (*norm)(struct kk_dev *, const struct kk_norm_args *);
     void (*linear)(struct kk_dev *, const struct kk_linear_args *);

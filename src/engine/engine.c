@@ -27,7 +27,7 @@ struct kk_engine_options kk_engine_defaults(void)
                                       .prefill_chunk = 512,
                                       .max_batch = 16,
                                       .draft = "none",
-                                      .kv_staging = 4};
+                                      .kv_staging = 0};
 }
 
 /* ---- what plan and open share ------------------------------------------------------------- */
@@ -232,6 +232,11 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
 
 /* ---- open --------------------------------------------------------------------------------- */
 
+static size_t late_bytes(const struct kk_engine *e)
+{
+    return (size_t)kk__step_rows_max(e) * sizeof *e->late;
+}
+
 static int alloc_step_arrays(struct kk_engine *e, struct kk_err *err)
 {
     size_t V = (size_t)kk_model_info(e->model)->V, B = (size_t)e->kv_limits.max_seqs;
@@ -250,8 +255,10 @@ static int alloc_step_arrays(struct kk_engine *e, struct kk_err *err)
     e->most = kk_calloc(B, sizeof *e->most);
     e->width = kk_calloc(B, sizeof *e->width);
     e->candidates = kk_calloc(V, sizeof *e->candidates);
+    e->late = e->dev->ops->host_alloc(e->dev, late_bytes(e));
     if (e->ids && e->rows_n && e->logit_rows && e->choice && e->kv && e->items && e->hold &&
-        e->turns && e->keep && e->accept && e->gain && e->most && e->width && e->candidates)
+        e->turns && e->keep && e->accept && e->gain && e->most && e->width && e->candidates &&
+        e->late)
         return 0;
     return kk_fail(err, KK_ENOMEM, "out of memory for an engine");
 }
@@ -321,6 +328,7 @@ void kk_engine_close(struct kk_engine *e)
     kk__draft_release(e);
     kk_kv_pool_close(e->pool);
     kk_model_close(e->model);
+    e->dev->ops->host_free(e->dev, e->late, late_bytes(e));
     kk_dev_close(e->dev);
     kk_free((void *)(size_t)e->layout.layer);
     kk_free(e->ids);
@@ -365,6 +373,8 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
         .weight_bytes = weights,
         .scratch_bytes = kk_model_scratch_bytes(e->model),
         .kv_staging_bytes = kk_kv_staging_bytes(e->pool),
+        .active_experts = i->A,
+        .expert_bytes = kk_model_expert_bytes(e->model),
         .step_weight_bytes = step_weight_bytes(e),
     };
 }
@@ -391,18 +401,38 @@ static void pack(struct kk_engine *e, const struct kk_step_item *item, int B,
     }
 }
 
+static int count_experts(struct kk_engine *e, struct kk_err *err)
+{
+    const int64_t n = kk_model_distinct_experts(e->model, kk_kv_step_T(e->pool), err);
+    if (n < 0) return (int)n;
+    e->experts.sum += n;
+    e->experts.steps++;
+    return 0;
+}
+
 int kk__step(struct kk_engine *e, const struct kk_step_item *item, int B, struct kk_err *err)
 {
     struct kk_forward fwd = {.ids = e->ids,
+                             .late = e->late,
                              .logit_rows = e->logit_rows,
                              .taps = {e->taps[0], e->taps[1]},
-                             .one_shot = e->one_shot_step};
+                             .one_shot = e->one_shot_step,
+                             .experts = e->experts.on};
     pack(e, item, B, &fwd);
     int rc = kk_kv_begin_mixed(e->pool, B, e->kv, e->rows_n, e->hold, err);
     if (rc) return rc;
     rc = kk_model_forward(e->model, e->pool, &fwd, err);
+    if (!rc && e->experts.on) rc = count_experts(e, err);
     if (rc) kk_kv_abort(e->pool);
     return rc;
+}
+
+void kk_engine_count_experts(struct kk_engine *e, int on, double *per_layer)
+{
+    const double n = (double)e->experts.steps * kk_model_info(e->model)->n_layers;
+    if (per_layer) *per_layer = n > 0 ? (double)e->experts.sum / n : 0;
+    memset(&e->experts, 0, sizeof e->experts);
+    e->experts.on = on;
 }
 
 float *kk__step_logits(struct kk_engine *e, int n, struct kk_err *err)

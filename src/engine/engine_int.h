@@ -3,6 +3,7 @@
 #define KK_ENGINE_ENGINE_INT_H
 
 #include "dev/dev.h"
+#include "engine/kept.h"
 #include "file/file.h"
 #include "kakeya.h"
 #include "kv/kv.h"
@@ -33,7 +34,12 @@ struct kk_engine {
     int max_logit_rows;
     int64_t ctx;
     int32_t *ids, *rows_n, *logit_rows, *choice; /* host arrays of a step */
-    float *logits;     /* host [max_logit_rows, V]; NULL until asked for, and where memory is one */
+    float *logits; /* host [max_logit_rows, V]; NULL until asked for, and where memory is one */
+    struct {
+        int on;
+        int64_t steps, sum; /* steps counted; experts, each once a layer and step */
+    } experts;
+    int32_t *late;     /* host_alloc [rows of a step]: drafts that the device makes as it goes */
     struct kk_kv **kv; /* [max_batch] */
     struct kk_step_item *items;       /* [max_batch] */
     uint8_t *hold;                    /* [max_batch] */
@@ -132,15 +138,24 @@ static inline int kk__behind(const struct kk_session *s)
     return s->drafter->ops->behind ? s->drafter->ops->behind(s->drafter) : 0;
 }
 
-/* snapshot.c: a session to a sink and from a source (page-out, files). Bytes an encoding takes.
- * Where the rows cannot be used, `reread` runs the history through the model again; without it that
- * is KK_EUNSUPPORTED (another engine's) or KK_EFORMAT (damaged). */
+/* snapshot.c: a session to a sink and from a source (files). Where its rows cannot be used `reread`
+ * runs the history through the model again; without it that is KK_EUNSUPPORTED (another engine's)
+ * or KK_EFORMAT (damaged). */
 int kk__session_encode(struct kk_session *s, const struct kk_io *sink, struct kk_err *err);
-int64_t kk__session_encoded_bytes(struct kk_session *s, struct kk_err *err);
 int kk__session_decode(struct kk_engine *e, const struct kk_io *source, int reread,
                        struct kk_session **out, struct kk_err *err);
+/* The same for page-out: rows without the history, what is shared by reference. `to` is as zeroed
+ * before it, but for in_memory, and after a failure. `from` is in host memory or a file, of a
+ * beginning of history [n] (or a file of an older version, with a history of its own). */
+int kk__session_keep(struct kk_session *s, struct kk_kept *k, struct kk_saved *to,
+                     struct kk_err *err);
+int kk__session_return(struct kk_engine *e, struct kk_kept *k, struct kk_saved *from,
+                       const uint32_t *history, size_t n, struct kk_session **out,
+                       struct kk_err *err);
 
 /* session.c */
+/* empty: without rows' memory; something is loaded into it at once. */
+int kk__session_open(struct kk_engine *e, int empty, struct kk_session **out, struct kk_err *err);
 int kk__history_reserve(struct kk_session *s, size_t n, struct kk_err *err);
 int kk__append_check(const struct kk_session *s, const uint32_t *ids, size_t n, struct kk_err *err);
 /* The same for a session of `had` tokens that is not open; end-of-sequence ids of a session. */

@@ -2,17 +2,19 @@
  *
  *     session  one row each: id, label, eos ids, snapshot, and `tokens` of its history in pieces
  *     piece    histories: PIECE ids a row, a page's worth; key = session << 32 | first position
+ *     shared   full pieces that forks have in common, by the key that the first of them had; the
+ *              pieces of each of them hold that key in place of ids, and `refs` counts them
  *     run      the log: what was appended and is not in a piece yet, in the order it came
  *
  * Why a log: a step of a thousand sessions appends one token to each. Into their pieces that is a
  * thousand pages of 4 KiB; into the log it is six. A fold moves the log into the pieces in one
  * transaction, a page for each session however many tokens the log has for it.
  *
- * A fork copies its parent's ids: 4 bytes a token, a thousandth of what the token's KV rows take.
- * By reference a closed parent would have to live on for its children.
+ * A fork shares the full pieces of its parent, whose part of the log is folded before, and copies
+ * the rest: less than a piece. No reader follows a chain, a closed parent leaves nothing behind.
  *
- * Numbers of sessions are not given twice while the log may still hold rows of a removed one: the
- * log is empty when the next number is derived. */
+ * Numbers of sessions are not given twice while the log may still hold rows of a removed one, or a
+ * shared piece has its key: the log is empty when the next number is derived. */
 #include "engine/journal_int.h"
 
 #include <errno.h>
@@ -32,7 +34,8 @@
 #include "base/mem.h"
 
 enum {
-    VERSION = 1,
+    VERSION = 2,
+    OLDER = 1, /* had no shared pieces */
     APPLICATION = 0x6b6b6a6c,
     PIECE = 1000,      /* ids of a piece: 4000 bytes and a row header fill a page */
     FOLD_ROWS = 16384, /* of the log */
@@ -40,26 +43,39 @@ enum {
     GATHER_BYTES = 1 << 20 /* of one session, in a fold */
 };
 
+#define SHARED_TABLE                                                                               \
+    "CREATE TABLE shared(at INTEGER PRIMARY KEY, refs INTEGER NOT NULL, ids BLOB NOT NULL);"
+
 static const char schema[] =
     "CREATE TABLE model(fingerprint INTEGER NOT NULL, name TEXT NOT NULL);"
     "CREATE TABLE session(n INTEGER PRIMARY KEY, id TEXT NOT NULL, label TEXT NOT NULL,"
     " eos BLOB NOT NULL, created INTEGER NOT NULL, active INTEGER NOT NULL,"
     " tokens INTEGER NOT NULL, snapshot TEXT, snapshot_rows INTEGER, snapshot_bytes INTEGER);"
-    "CREATE TABLE piece(at INTEGER PRIMARY KEY, ids BLOB NOT NULL);"
+    "CREATE TABLE piece(at INTEGER PRIMARY KEY, ids BLOB NOT NULL);" SHARED_TABLE
     "CREATE TABLE run(n INTEGER PRIMARY KEY, session INTEGER NOT NULL, pos INTEGER NOT NULL,"
     " time INTEGER NOT NULL, ids BLOB NOT NULL);";
 
 #define LOW "4294967295" /* the position in a piece's key */
+#define ALL "at BETWEEN ?1 << 32 AND ?1 << 32 | " LOW
+/* Pieces of session ?2 that lie full before position ?3; PIECE is 1000. */
+#define FULL "at BETWEEN ?2 << 32 AND (?2 << 32) + ?3 - 1000"
+#define IDS                                                                                        \
+    "CASE typeof(ids) WHEN 'integer' THEN (SELECT s.ids FROM shared AS s WHERE s.at = piece.ids)"  \
+    " ELSE ids END"
 enum {
     BEGIN,
     COMMIT,
     CREATE,
     FORK,
+    FORK_SHARE,
+    FORK_SHARED,
+    FORK_COUNT,
     FORK_PIECES,
-    FORK_RUNS,
     APPEND,
     SNAPSHOT,
     REMOVE,
+    REMOVE_LAST,
+    REMOVE_COUNT,
     REMOVE_PIECES,
     FOLD_READ,
     FOLD_PIECE,
@@ -76,28 +92,34 @@ static const char *const sql[N_STATEMENTS] = {
                " VALUES(?1, ?2, ?3, ?4, ?5, ?5, 0)",
     [FORK] = "INSERT INTO session(n, id, label, eos, created, active, tokens)"
              " SELECT ?1, ?2, ?3, eos, ?4, ?4, min(tokens, ?6) FROM session WHERE n = ?5",
+    [FORK_SHARE] = "INSERT INTO shared(at, refs, ids) SELECT at, 1, ids FROM piece WHERE " FULL
+                   " AND typeof(ids) = 'blob'",
+    [FORK_SHARED] = "UPDATE piece SET ids = at WHERE " FULL " AND typeof(ids) = 'blob'",
+    [FORK_COUNT] = "UPDATE shared SET refs = refs + 1 WHERE at IN"
+                   " (SELECT ids FROM piece WHERE " FULL ")",
     [FORK_PIECES] = "INSERT INTO piece(at, ids) SELECT (?1 << 32) | (at & " LOW "),"
-                    " substr(ids, 1, 4 * (?3 - (at & " LOW "))) FROM piece"
+                    " CASE WHEN " FULL " THEN ids"
+                    " ELSE substr(" IDS ", 1, 4 * (?3 - (at & " LOW "))) END FROM piece"
                     " WHERE at BETWEEN ?2 << 32 AND (?2 << 32) + ?3 - 1",
-    [FORK_RUNS] = "INSERT INTO run(session, pos, time, ids)"
-                  " SELECT ?1, pos, ?4, substr(ids, 1, 4 * (?3 - pos)) FROM run"
-                  " WHERE session = ?2 AND pos < ?3 ORDER BY n",
     [APPEND] = "INSERT INTO run(session, pos, time, ids) VALUES(?1, ?2, ?3, ?4)",
     [SNAPSHOT] = "UPDATE session SET snapshot = ?2, snapshot_rows = ?3, snapshot_bytes = ?4"
                  " WHERE n = ?1",
     [REMOVE] = "DELETE FROM session WHERE n = ?1",
-    [REMOVE_PIECES] = "DELETE FROM piece WHERE at BETWEEN ?1 << 32 AND ?1 << 32 | " LOW,
+    [REMOVE_LAST] = "DELETE FROM shared WHERE refs = 1 AND at IN (SELECT ids FROM piece"
+                    " WHERE " ALL " AND typeof(ids) = 'integer')",
+    [REMOVE_COUNT] = "UPDATE shared SET refs = refs - 1 WHERE at IN (SELECT ids FROM piece"
+                     " WHERE " ALL " AND typeof(ids) = 'integer')",
+    [REMOVE_PIECES] = "DELETE FROM piece WHERE " ALL,
     [FOLD_READ] = "SELECT run.session, run.pos, run.time, run.ids, session.tokens"
                   " FROM run JOIN session ON session.n = run.session"
-                  " ORDER BY run.session, run.n",
+                  " WHERE ?1 < 0 OR run.session = ?1 ORDER BY run.session, run.n",
     [FOLD_PIECE] = "INSERT INTO piece(at, ids) VALUES(?1, ?2)"
                    " ON CONFLICT(at) DO UPDATE SET ids = CAST(ids || excluded.ids AS BLOB)",
     [FOLD_SESSION] = "UPDATE session SET tokens = ?2, active = max(active, ?3) WHERE n = ?1",
-    [FOLD_CLEAR] = "DELETE FROM run",
+    [FOLD_CLEAR] = "DELETE FROM run WHERE ?1 < 0 OR session = ?1",
     [EACH_SESSION] = "SELECT n, id, label, eos, created, active, tokens, snapshot, snapshot_rows,"
                      " snapshot_bytes FROM session ORDER BY n",
-    [EACH_PIECE] = "SELECT at & " LOW ", ids FROM piece"
-                   " WHERE at BETWEEN ?1 << 32 AND ?1 << 32 | " LOW " ORDER BY at",
+    [EACH_PIECE] = "SELECT at & " LOW ", " IDS " FROM piece WHERE " ALL " ORDER BY at",
 };
 
 struct kk_jdb {
@@ -223,69 +245,7 @@ static int end(struct kk_jdb *db, int rc, struct kk_err *err)
     return rc;
 }
 
-/* ---- operations ---- */
-
-static int apply(struct kk_jdb *db, const struct kk_jop *op, const char *const part[],
-                 struct kk_err *err)
-{
-    int64_t s = op->session;
-    const char *p = part[0];
-    size_t n = op->len[0];
-    int rc;
-    switch (op->kind) {
-    case KK_JOP_CREATE:
-        return run(db, err, CREATE, "ittbi", s, p, n, part[1], (size_t)op->len[1], part[2],
-                   (size_t)op->len[2], op->time);
-    case KK_JOP_FORK:
-        rc = run(db, err, FORK, "ittiii", s, p, n, part[1], (size_t)op->len[1], op->time, op->a,
-                 op->b);
-        if (!rc) rc = run(db, err, FORK_PIECES, "iii", s, op->a, op->b);
-        return rc ? rc : run(db, err, FORK_RUNS, "iiii", s, op->a, op->b, op->time);
-    case KK_JOP_APPEND:
-        return run(db, err, APPEND, "iiib", s, op->a, op->time, p, n);
-    case KK_JOP_SNAPSHOT:
-        return run(db, err, SNAPSHOT, "itii", s, p, n, op->a, op->b);
-    case KK_JOP_NO_SNAPSHOT:
-        return run(db, err, SNAPSHOT, "itii", s, NULL, (size_t)0, (int64_t)0, (int64_t)0);
-    case KK_JOP_REMOVE: /* its rows in the log go with the next fold */
-        rc = run(db, err, REMOVE, "i", s);
-        return rc ? rc : run(db, err, REMOVE_PIECES, "i", s);
-    default:
-        KK_BUG_ON(1);
-    }
-}
-
-int kk_jdb_write(struct kk_jdb *db, const char *ops, size_t len, struct kk_err *err)
-{
-    int64_t rows = 0;
-    int rc = begin(db, err);
-    for (size_t at = 0; at < len && !rc;) {
-        struct kk_jop op;
-        const char *part[KK_JOP_PARTS];
-        memcpy(&op, ops + at, sizeof op);
-        at += sizeof op;
-        for (int i = 0; i < KK_JOP_PARTS; i++) {
-            part[i] = ops + at;
-            at += op.len[i];
-        }
-        at += (8 - at % 8) % 8;
-        rc = apply(db, &op, part, err);
-        if (op.kind == KK_JOP_FORK) rows += sqlite3_changes(db->sq);
-        rows += op.kind == KK_JOP_APPEND;
-    }
-    rc = end(db, rc, err);
-    if (rc) return rc;
-    db->log_rows += rows;
-    db->log_bytes += (int64_t)len;
-    return 0;
-}
-
 /* ---- folding ---- */
-
-int kk_jdb_fold_due(const struct kk_jdb *db)
-{
-    return db->log_rows >= db->fold_rows || db->log_bytes >= db->fold_bytes;
-}
 
 /* ids, as bytes, to positions at .. of a session's pieces. */
 static int add_pieces(struct kk_jdb *db, int64_t session, int64_t at, const struct kk_buf *ids,
@@ -340,25 +300,95 @@ static int gather_row(struct kk_jdb *db, struct gather *g, struct kk_err *err)
     return rc ? kk_fail(err, rc, "journal: no memory to fold the log") : 0;
 }
 
-int kk_jdb_fold(struct kk_jdb *db, struct kk_err *err)
+/* What the log has of a session (-1: of all) into its pieces, within a transaction. */
+static int fold(struct kk_jdb *db, int64_t session, struct kk_err *err)
 {
     struct gather g = {.session = -1};
-    int rc, row = 0;
+    int rc = 0, row = 0;
     kk_buf_init(&g.ids, SIZE_MAX / 2);
-    rc = begin(db, err);
-    if (rc) goto out;
+    sqlite3_bind_int64(db->st[FOLD_READ], 1, session);
     while (!rc && (row = next_row(db, FOLD_READ, err)) == 1) rc = gather_row(db, &g, err);
     if (!rc) rc = row;
     sqlite3_reset(db->st[FOLD_READ]);
     if (!rc) rc = put_gathered(db, &g, err);
-    if (!rc) rc = run(db, err, FOLD_CLEAR, "");
-    rc = end(db, rc, err);
-out:
+    if (!rc) rc = run(db, err, FOLD_CLEAR, "i", session);
     kk_buf_release(&g.ids);
+    return rc;
+}
+
+int kk_jdb_fold(struct kk_jdb *db, struct kk_err *err)
+{
+    int rc = begin(db, err);
+    if (!rc) rc = end(db, fold(db, -1, err), err);
     if (!rc) db->log_rows = db->log_bytes = 0;
     db->fold_rows = db->log_rows + FOLD_ROWS; /* after a failure not at once again */
     db->fold_bytes = db->log_bytes + FOLD_BYTES;
     return rc;
+}
+
+int kk_jdb_fold_due(const struct kk_jdb *db)
+{
+    return db->log_rows >= db->fold_rows || db->log_bytes >= db->fold_bytes;
+}
+
+/* ---- operations ---- */
+
+static int apply(struct kk_jdb *db, const struct kk_jop *op, const char *const part[],
+                 struct kk_err *err)
+{
+    int64_t s = op->session;
+    const char *p = part[0];
+    size_t n = op->len[0];
+    int rc;
+    switch (op->kind) {
+    case KK_JOP_CREATE:
+        return run(db, err, CREATE, "ittbi", s, p, n, part[1], (size_t)op->len[1], part[2],
+                   (size_t)op->len[2], op->time);
+    case KK_JOP_FORK:
+        rc = fold(db, op->a, err);
+        if (!rc)
+            rc = run(db, err, FORK, "ittiii", s, p, n, part[1], (size_t)op->len[1], op->time, op->a,
+                     op->b);
+        for (int i = FORK_SHARE; !rc && i <= FORK_PIECES; i++)
+            rc = run(db, err, i, "iii", s, op->a, op->b);
+        return rc;
+    case KK_JOP_APPEND:
+        return run(db, err, APPEND, "iiib", s, op->a, op->time, p, n);
+    case KK_JOP_SNAPSHOT:
+        return run(db, err, SNAPSHOT, "itii", s, p, n, op->a, op->b);
+    case KK_JOP_NO_SNAPSHOT:
+        return run(db, err, SNAPSHOT, "itii", s, NULL, (size_t)0, (int64_t)0, (int64_t)0);
+    case KK_JOP_REMOVE: /* its rows in the log go with the next fold */
+        rc = run(db, err, REMOVE, "i", s);
+        for (int i = REMOVE_LAST; !rc && i <= REMOVE_PIECES; i++) rc = run(db, err, i, "i", s);
+        return rc;
+    default:
+        KK_BUG_ON(1);
+    }
+}
+
+int kk_jdb_write(struct kk_jdb *db, const char *ops, size_t len, struct kk_err *err)
+{
+    int64_t rows = 0;
+    int rc = begin(db, err);
+    for (size_t at = 0; at < len && !rc;) {
+        struct kk_jop op;
+        const char *part[KK_JOP_PARTS];
+        memcpy(&op, ops + at, sizeof op);
+        at += sizeof op;
+        for (int i = 0; i < KK_JOP_PARTS; i++) {
+            part[i] = ops + at;
+            at += op.len[i];
+        }
+        at += (8 - at % 8) % 8;
+        rc = apply(db, &op, part, err);
+        rows += op.kind == KK_JOP_APPEND;
+    }
+    rc = end(db, rc, err);
+    if (rc) return rc;
+    db->log_rows += rows;
+    db->log_bytes += (int64_t)len;
+    return 0;
 }
 
 /* ---- reading ---- */
@@ -520,6 +550,15 @@ static int check_model(struct kk_jdb *db, const struct kk_journal_options *o, st
                    o->dir, name, (uint64_t)fingerprint, o->model ? o->model : "", o->fingerprint);
 }
 
+/* A journal of version OLDER has all but the table of shared pieces. */
+static int upgrade(struct kk_jdb *db, struct kk_err *err)
+{
+    char text[300];
+    snprintf(text, sizeof text, "BEGIN IMMEDIATE; " SHARED_TABLE "PRAGMA user_version=%d; COMMIT;",
+             VERSION);
+    return exec(db, text, err);
+}
+
 /* Ours, of a version we know, of this model; an empty database becomes that. */
 static int check_contents(struct kk_jdb *db, const struct kk_journal_options *o, struct kk_err *err)
 {
@@ -531,12 +570,13 @@ static int check_contents(struct kk_jdb *db, const struct kk_journal_options *o,
     if (!tables && !application) return make_schema(db, o, err);
     if (application != APPLICATION)
         return kk_fail(err, KK_EFORMAT, "'%s' is not a journal of kakeya", db->path);
-    if (version != VERSION)
+    if (version != VERSION && version != OLDER)
         return kk_fail(err, KK_EUNSUPPORTED,
                        "'%s' has version %" PRId64 ", this program knows %d: it was written by a "
                        "newer one",
                        db->path, version, VERSION);
-    return check_model(db, o, err);
+    rc = check_model(db, o, err);
+    return rc || version == VERSION ? rc : upgrade(db, err);
 }
 
 static int prepare(struct kk_jdb *db, struct kk_err *err)
@@ -564,7 +604,11 @@ static int open_database(struct kk_jdb *db, const struct kk_journal_options *o, 
     if (!rc && db->log_rows) rc = kk_jdb_fold(db, err);
     db->fold_rows = FOLD_ROWS;
     db->fold_bytes = FOLD_BYTES;
-    if (!rc) rc = ask_int(db, "SELECT max(n) FROM session", &db->next_session, err);
+    if (!rc)
+        rc = ask_int(db,
+                     "SELECT max((SELECT coalesce(max(n), 0) FROM session),"
+                     " (SELECT coalesce(max(at), 0) >> 32 FROM shared))",
+                     &db->next_session, err);
     db->next_session++;
     return rc;
 }

@@ -5,7 +5,8 @@
  * there (longest idle first again) to a file of the spool. With a state directory a session that
  * has been idle for a moment is written to a file where it stands, and all are at the end; the
  * journal knows which file holds which rows, and the history is always in memory or in the journal,
- * so that a lost file costs time and nothing else. */
+ * so that a lost file costs time and nothing else. What forks share is one copy everywhere
+ * (kept.h). */
 #include <stdio.h>
 #include <string.h>
 
@@ -21,7 +22,7 @@ enum { LEAST_NEWS = 32 }; /* tokens worth another snapshot while idle */
 struct stale_file {
     struct stale_file *next;
     int64_t seq; /* once this is durable the journal does not name the file any more */
-    char name[KK_SPOOL_NAME + 1];
+    struct kk_snapshot *file;
 };
 
 /* ---- counting ----------------------------------------------------------------------------- */
@@ -39,8 +40,9 @@ void kk__resident_count(struct kk_runtime *rt, struct resident *n)
 static void forget_parked(struct kk_runtime *rt, struct resident *n)
 {
     if (!n->parked) return;
-    rt->parked_bytes -= (int64_t)n->parked_bytes;
+    rt->parked_bytes -= (int64_t)n->parked->n;
     rt->stats.sessions_host--;
+    kk_saved_release(rt->kept, n->parked);
     kk_free(n->parked);
     n->parked = NULL;
 }
@@ -69,12 +71,15 @@ void kk__resident_drop(struct kk_runtime *rt, struct resident *n)
 /* ---- files -------------------------------------------------------------------------------- */
 
 /* The file is of no use once the journal's operation `seq` is durable. */
-static void file_is_stale(struct kk_runtime *rt, const char *name, int64_t seq)
+static void file_is_stale(struct kk_runtime *rt, struct kk_snapshot *file, int64_t seq)
 {
-    struct stale_file *f = *name ? kk_calloc(1, sizeof *f) : NULL;
-    if (!f) return; /* no memory: swept at the next start */
+    struct stale_file *f = file ? kk_calloc(1, sizeof *f) : NULL;
+    if (!f) { /* no memory: it stays until the next start */
+        kk_kept_forget(file);
+        return;
+    }
     f->seq = seq;
-    snprintf(f->name, sizeof f->name, "%s", name);
+    f->file = file;
     f->next = rt->stale;
     rt->stale = f;
 }
@@ -86,17 +91,29 @@ static void remove_stale(struct kk_runtime *rt, int64_t durable)
             at = &f->next;
             continue;
         }
-        kk_spool_remove(rt->spool, f->name, NULL);
+        kk_kept_remove(rt->kept, f->file);
         *at = f->next;
         kk_free(f);
     }
 }
 
-void kk__resident_forget_file(struct kk_runtime *rt, struct resident *n)
+/* A file on its way is not wanted any more: it is not written, or goes again at once. */
+static void forget_writing(struct kk_runtime *rt, struct resident *n)
+{
+    kk_kept_remove(rt->kept, n->writing);
+    n->writing = NULL;
+}
+
+static void forget_file(struct kk_runtime *rt, struct resident *n)
 {
     file_is_stale(rt, n->file, n->seq);
-    n->file[0] = 0;
-    n->file_tokens = 0;
+    n->file = NULL;
+}
+
+void kk__resident_forget_files(struct kk_runtime *rt, struct resident *n)
+{
+    forget_writing(rt, n);
+    forget_file(rt, n);
 }
 
 /* What the spool says when it has written, or not: from its thread, taken by ours. */
@@ -137,26 +154,24 @@ static struct resident *owner(const struct kk_runtime *rt, const char *name)
 static void take_written(struct kk_runtime *rt, const struct written *w)
 {
     struct resident *n = owner(rt, w->name);
-    if (!n || strcmp(n->writing, w->name)) {
-        if (!w->rc) file_is_stale(rt, w->name, 0);
-        return;
-    }
-    n->writing[0] = 0;
+    if (!n || !n->writing || strcmp(n->writing->name, w->name)) return;
+    struct kk_snapshot *file = n->writing;
+    n->writing = NULL;
     if (w->rc) { /* a full disk, most likely: it costs speed after a restart, nothing now */
+        kk_kept_failed(rt->kept, file);
         rt->stats.snapshots_failed++;
         rt->next_snapshots = kk_now_ns() + (uint64_t)(RETRY_S * 1e9);
         return;
     }
-    int64_t seq = kk_journal_note_snapshot(rt->journal, n->entry, w->name, n->writing_tokens - 1,
+    int64_t seq = kk_journal_note_snapshot(rt->journal, n->entry, file->name, file->tokens - 1,
                                            w->bytes, NULL);
     if (seq < 0) {
-        file_is_stale(rt, w->name, 0);
+        kk_kept_remove(rt->kept, file);
         return;
     }
     n->seq = seq;
-    kk__resident_forget_file(rt, n);
-    snprintf(n->file, sizeof n->file, "%s", w->name);
-    n->file_tokens = n->writing_tokens;
+    forget_file(rt, n);
+    n->file = file;
 }
 
 /* The engine thread's share of what the spool and the journal have done. */
@@ -176,42 +191,7 @@ void kk__paging_settle(struct kk_runtime *rt)
     rt->stats.kv_disk_bytes = kk_spool_disk_bytes(rt->spool);
 }
 
-/* ---- encoding ----------------------------------------------------------------------------- */
-
-struct memory {
-    char *p;
-    size_t at, n;
-};
-
-static int to_memory(void *arg, void *p, size_t n, struct kk_err *err)
-{
-    struct memory *m = arg;
-    if (n > m->n - m->at) return kk_fail(err, KK_ERANGE, "a session is larger than it said");
-    memcpy(m->p + m->at, p, n);
-    m->at += n;
-    return 0;
-}
-
-static int from_memory(void *arg, void *p, size_t n, struct kk_err *err)
-{
-    struct memory *m = arg;
-    if (n > m->n - m->at) return kk_fail(err, KK_EFORMAT, "a saved session is cut short");
-    memcpy(p, m->p + m->at, n);
-    m->at += n;
-    return 0;
-}
-
-/* A session that has read all of its history, as bytes; m->p is the caller's. */
-static int encode(struct resident *n, struct memory *m, struct kk_err *err)
-{
-    int64_t bytes = kk__session_encoded_bytes(n->s, err);
-    if (bytes < 0) return (int)bytes;
-    *m = (struct memory){kk_malloc((size_t)bytes), 0, (size_t)bytes};
-    if (!m->p) return kk_fail(err, KK_ENOMEM, "out of memory to page a session out");
-    int rc = kk__session_encode(n->s, &(struct kk_io){to_memory, m}, err);
-    if (rc) kk_free(m->p);
-    return rc;
-}
+/* ---- saving ------------------------------------------------------------------------------ */
 
 static int is_behind(const struct resident *n)
 {
@@ -235,57 +215,81 @@ static int64_t tokens_of(const struct resident *n)
     return n->s ? (int64_t)n->s->n : n->info.history;
 }
 
-/* Give bytes of n to the spool, which owns them on success. */
-static int write_file(struct kk_runtime *rt, struct resident *n, void *p, size_t len,
+/* Write what was saved of n to a file; take: and release it. */
+static int write_file(struct kk_runtime *rt, struct resident *n, struct kk_saved *saved, int take,
                       struct kk_err *err)
 {
     char name[KK_SPOOL_NAME + 1];
+    struct kk_snapshot *file;
     snprintf(name, sizeof name, "%s.%llu", n->id, (unsigned long long)++rt->n_files);
-    int64_t ticket = kk_spool_write(rt->spool, name, p, len, err);
-    if (ticket < 0) return (int)ticket;
-    snprintf(n->writing, sizeof n->writing, "%s", name);
-    n->writing_tokens = tokens_of(n);
+    int rc = kk_kept_write(rt->kept, saved, name, tokens_of(n), take, &file, err);
+    if (rc) return rc;
+    forget_writing(rt, n);
+    n->writing = file;
+    n->reshaped = 0;
     return 0;
 }
 
 /* Host bytes of n to disk. */
 static int spill(struct kk_runtime *rt, struct resident *n, struct kk_err *err)
 {
-    if (n->file_tokens == n->info.history && *n->file) {
+    const size_t bytes = n->parked->n;
+    if (n->file && n->file->tokens == n->info.history) {
         forget_parked(rt, n);
         return 0;
     }
-    int rc = write_file(rt, n, n->parked, n->parked_bytes, err);
+    int rc = write_file(rt, n, n->parked, 1, err);
     if (rc == KK_EIO) { /* no room on the disk: read again when it is needed */
         rt->stats.snapshots_failed++;
         forget_parked(rt, n);
         return 0;
     }
     if (rc) return rc;
-    rt->parked_bytes -= (int64_t)n->parked_bytes;
+    rt->parked_bytes -= (int64_t)bytes;
     rt->stats.sessions_host--;
+    kk_free(n->parked);
     n->parked = NULL;
     return 0;
 }
 
+static int64_t host_bytes(const struct kk_runtime *rt)
+{
+    return rt->parked_bytes + kk_kept_host_bytes(rt->kept);
+}
+
+/* Room for `bytes` more of a session, whose shared blocks are there already. */
 static int host_room(struct kk_runtime *rt, int64_t bytes, struct kk_err *err)
 {
     if (rt->o.kv_host < 0) return 0;
-    for (struct resident *n = rt->idle.first; n && rt->parked_bytes + bytes > rt->o.kv_host;
+    for (struct resident *n = rt->idle.first; n && host_bytes(rt) + bytes > rt->o.kv_host;
          n = n->next) {
         int rc = n->parked && rt->spool ? spill(rt, n, err) : 0;
         if (rc) return rc;
     }
-    if (rt->parked_bytes + bytes <= rt->o.kv_host) return 0;
+    if (host_bytes(rt) + bytes <= rt->o.kv_host) return 0;
     return kk_fail(err, KK_EEXHAUSTED,
                    "host memory for idle sessions holds %lld of %lld bytes; one more takes %lld",
-                   (long long)rt->parked_bytes, (long long)rt->o.kv_host, (long long)bytes);
+                   (long long)host_bytes(rt), (long long)rt->o.kv_host, (long long)bytes);
+}
+
+static void park(struct kk_runtime *rt, struct resident *n, struct kk_saved *saved)
+{
+    drop_rows(rt, n);
+    n->parked = saved;
+    rt->parked_bytes += (int64_t)saved->n;
+    rt->stats.sessions_host++;
+}
+
+/* Its rows fit into host memory, if all others make way. */
+static int host_takes(const struct kk_runtime *rt, const struct resident *n)
+{
+    const struct kk_kv *kv = n->s->kv;
+    return rt->o.kv_host < 0 || kk_kv_device_bytes(kv) + kk_kv_shared_of(kv) <= rt->o.kv_host;
 }
 
 /* Rows of n to host memory, or where that is full straight to disk. */
 static int page_out(struct kk_runtime *rt, struct resident *n, struct kk_err *err)
 {
-    struct memory m;
     struct kk_err full = {0};
     int rc = keep_history(n, err);
     if (rc) return rc;
@@ -293,18 +297,18 @@ static int page_out(struct kk_runtime *rt, struct resident *n, struct kk_err *er
         drop_rows(rt, n);
         return 0;
     }
-    rc = encode(n, &m, err);
-    if (rc) return rc;
-    if (!host_room(rt, (int64_t)m.n, &full)) {
-        drop_rows(rt, n);
-        n->parked = m.p;
-        n->parked_bytes = m.n;
-        rt->parked_bytes += (int64_t)m.n;
-        rt->stats.sessions_host++;
+    struct kk_saved *saved = kk_calloc(1, sizeof *saved);
+    if (!saved) return kk_fail(err, KK_ENOMEM, "out of memory to page a session out");
+    *saved = (struct kk_saved){.in_memory = !rt->spool || host_takes(rt, n), .mine = n->file};
+    rc = kk__session_keep(n->s, rt->kept, saved, err);
+    if (!rc && saved->in_memory && !host_room(rt, (int64_t)saved->n, &full)) {
+        park(rt, n, saved);
         return 0;
     }
-    rc = rt->spool ? write_file(rt, n, m.p, m.n, err) : kk_fail(err, full.code, "%s", full.msg);
-    if (rc) kk_free(m.p);
+    if (!rc)
+        rc = rt->spool ? write_file(rt, n, saved, 1, err) : kk_fail(err, full.code, "%s", full.msg);
+    if (rc) kk_saved_release(rt->kept, saved);
+    kk_free(saved);
     if (rc == KK_EIO) { /* as above */
         rt->stats.snapshots_failed++;
         rc = 0;
@@ -344,50 +348,51 @@ int kk__residents_make_room(struct kk_runtime *rt, int64_t bytes, int preempt, s
 
 /* ---- and back ----------------------------------------------------------------------------- */
 
-static int read_file(struct kk_runtime *rt, const struct resident *n, struct kk_session **out)
+/* The file of n is of no use: the journal hears so, and another one is written. */
+static void lose_file(struct kk_runtime *rt, struct resident *n)
 {
-    struct kk_spool_reader *r = NULL;
-    struct kk_session *s = NULL;
-    int rc = kk_spool_read(rt->spool, n->file, &r, NULL);
-    if (rc) return rc;
-    struct kk_io source = kk_spool_source(r);
-    rc = kk__session_decode(rt->e, &source, 0, &s, NULL);
-    kk_spool_end(r);
-    if (!rc && (!s->n || (int64_t)s->n > n->info.history ||
-                memcmp(s->history, n->history, s->n * sizeof *n->history)))
-        rc = KK_EFORMAT;
-    if (rc)
-        kk_session_close(s);
-    else
-        *out = s;
-    return rc;
+    int64_t seq = kk_journal_drop_snapshot(rt->journal, n->entry, NULL);
+    if (seq < 0) return; /* another time */
+    n->seq = seq;
+    rt->stats.snapshots_lost++;
+    forget_file(rt, n);
 }
 
-/* A session from its file, which may hold less than the history. NULL: there is none, or it cannot
- * be used, and then the journal hears that there is none, so that another one is written. */
-static struct kk_session *from_file(struct kk_runtime *rt, struct resident *n)
+/* What the file of n holds, whose bytes stay in it; NULL: there is none, or it cannot be used. */
+static struct kk_saved *open_file(struct kk_runtime *rt, struct resident *n)
 {
-    struct kk_session *s = NULL;
-    if (n->writing[0]) { /* on its way out still */
+    if (n->writing) { /* on its way out still */
         kk_spool_drain(rt->spool);
         kk__paging_settle(rt);
     }
-    if (!rt->spool || !n->file[0]) return NULL;
-    int rc = read_file(rt, n, &s);
-    if (!rc || rc == KK_ENOMEM || rc == KK_EEXHAUSTED) return s;
-    int64_t seq = kk_journal_drop_snapshot(rt->journal, n->entry, NULL);
-    if (seq < 0) return NULL; /* another time */
-    n->seq = seq;
-    rt->stats.snapshots_lost++;
-    kk__resident_forget_file(rt, n);
+    struct kk_saved *saved = n->file ? kk_calloc(1, sizeof *saved) : NULL;
+    if (!saved) return NULL;
+    int rc = kk_kept_read(rt->kept, n->file, saved, NULL);
+    if (!rc) return saved;
+    kk_free(saved);
+    if (rc != KK_ENOMEM) lose_file(rt, n);
     return NULL;
 }
 
-/* A session with all of the history: with rows from a file, or without, to be read. */
-static int wake_with_history(struct kk_runtime *rt, struct resident *n, struct kk_err *err)
+/* A session from its file, which may hold less than the history. NULL: it cannot be had so. */
+static struct kk_session *from_file(struct kk_runtime *rt, struct resident *n,
+                                    struct kk_saved *saved)
+{
+    struct kk_session *s = NULL;
+    int rc =
+        kk__session_return(rt->e, rt->kept, saved, n->history, (size_t)n->info.history, &s, NULL);
+    if (rc && rc != KK_ENOMEM && rc != KK_EEXHAUSTED) lose_file(rt, n);
+    return s;
+}
+
+/* A session with all of the history: with rows from its file, or (saved NULL) without, to be read;
+ * what others have read of it is not read again. */
+static int wake_with_history(struct kk_runtime *rt, struct resident *n, struct kk_saved *saved,
+                             struct kk_err *err)
 {
     const size_t all = (size_t)n->info.history;
-    n->s = from_file(rt, n);
+    n->s = saved ? from_file(rt, n, saved) : NULL;
+    if (!n->s && all > 1) n->s = kk__prefix_begin(rt, n, n->history, all);
     int rc = n->s ? 0 : kk_session_open(rt->e, &n->s, err);
     const size_t had = rc ? 0 : n->s->n;
     if (!rc) rc = kk__history_reserve(n->s, all - had + 1, err);
@@ -397,23 +402,36 @@ static int wake_with_history(struct kk_runtime *rt, struct resident *n, struct k
     return 0;
 }
 
-int kk__resident_wake(struct kk_runtime *rt, struct resident *n, struct kk_err *err)
+/* The rows of n, from where `saved` has them. */
+static int wake_from(struct kk_runtime *rt, struct resident *n, struct kk_saved *saved,
+                     struct kk_err *err)
 {
-    if (n->s) return 0;
-    int rc = kk__residents_make_room(rt, kk_kv_bytes_at(rt->e->pool, n->info.rows), 0, err);
+    const int known = saved && (saved->room || saved->n_blocks);
+    int rc = kk__residents_make_room(
+        rt, known ? kk_saved_room(saved, rt->e->pool) : kk_kv_bytes_at(rt->e->pool, n->info.rows),
+        0, err);
     if (rc) return rc;
-    if (n->parked) {
-        struct memory m = {n->parked, 0, n->parked_bytes};
-        rc = kk__session_decode(rt->e, &(struct kk_io){from_memory, &m}, 0, &n->s, err);
-    } else {
-        rc = wake_with_history(rt, n, err);
-    }
+    if (n->parked)
+        rc = kk__session_return(rt->e, rt->kept, saved, n->history, (size_t)n->info.history, &n->s,
+                                err);
+    else
+        rc = wake_with_history(rt, n, saved, err);
     if (!rc) rc = kk_session_set_eos(n->s, n->eos, n->n_eos, err);
     if (rc) {
         kk_session_close(n->s);
         n->s = NULL;
-        return rc;
     }
+    return rc;
+}
+
+int kk__resident_wake(struct kk_runtime *rt, struct resident *n, struct kk_err *err)
+{
+    if (n->s) return 0;
+    struct kk_saved *file = n->parked ? NULL : open_file(rt, n);
+    int rc = wake_from(rt, n, n->parked ? n->parked : file, err);
+    if (file) kk_saved_release(rt->kept, file);
+    kk_free(file);
+    if (rc) return rc;
     rt->stats.resumed += n->info.history > 0;
     kk__resident_adopt(rt, n);
     return 0;
@@ -433,17 +451,17 @@ void kk__resident_adopt(struct kk_runtime *rt, struct resident *n)
 /* Write n to a file if it has news enough; its rows stay where they are. KK_EIO: a full disk. */
 static int snapshot(struct kk_runtime *rt, struct resident *n, int64_t least)
 {
-    struct memory m;
-    if (n->writing[0] || tokens_of(n) < n->file_tokens + least || tokens_of(n) < 2) return 0;
+    struct kk_saved saved = {.mine = n->file};
+    const int64_t had = n->file ? n->file->tokens : 0;
+    if (n->writing || tokens_of(n) < 2) return 0;
+    if (tokens_of(n) < had + least && !(n->reshaped && had)) return 0;
+    int rc = 0;
     if (n->parked) {
-        m = (struct memory){kk_malloc(n->parked_bytes), 0, n->parked_bytes};
-        if (!m.p) return 0;
-        memcpy(m.p, n->parked, m.n);
-    } else if (!n->s || is_behind(n) || encode(n, &m, NULL)) {
-        return 0;
+        rc = write_file(rt, n, n->parked, 0, NULL);
+    } else if (n->s && !is_behind(n) && !kk__session_keep(n->s, rt->kept, &saved, NULL)) {
+        rc = write_file(rt, n, &saved, 1, NULL);
+        if (rc) kk_saved_release(rt->kept, &saved);
     }
-    int rc = write_file(rt, n, m.p, m.n, NULL);
-    if (rc) kk_free(m.p);
     rt->stats.snapshots_failed += rc == KK_EIO;
     return rc;
 }
@@ -458,16 +476,15 @@ static uint64_t relieve(struct kk_runtime *rt, uint64_t now)
     if (!kk_spool_is_short(rt->spool)) return rt->next_relief;
     remove_stale(rt, INT64_MAX);
     struct resident *n = rt->idle.first;
-    while (n && !n->file[0]) n = n->next;
+    while (n && !n->file) n = n->next;
     for (struct resident *a = rt->active.first; !n && a; a = a->next)
-        if (a->file[0]) n = a;
+        if (a->file) n = a;
     if (!n) return rt->next_relief;
-    kk_spool_remove(rt->spool, n->file, NULL);
+    kk_kept_remove(rt->kept, n->file);
     kk_journal_drop_snapshot(rt->journal, n->entry,
                              NULL); /* else a restart finds that it is gone */
     rt->stats.snapshots_lost++;
-    n->file[0] = 0;
-    n->file_tokens = 0;
+    n->file = NULL;
     return rt->next_relief;
 }
 
@@ -499,12 +516,34 @@ void kk__paging_finish(struct kk_runtime *rt)
     kk__paging_settle(rt);
 }
 
+int64_t kk__paging_last(const struct kk_runtime *rt)
+{
+    int64_t last = 0;
+    for (const struct stale_file *f = rt->stale; f; f = f->next)
+        if (f->seq > last) last = f->seq;
+    return last;
+}
+
 /* ---- open and close ----------------------------------------------------------------------- */
 
 static int known(void *arg, const char *name)
 {
-    const struct resident *n = owner(arg, name);
-    return n && !strcmp(n->file, name);
+    struct kk_runtime *rt = arg;
+    const struct resident *n = owner(rt, name);
+    return (n && n->file && !strcmp(n->file->name, name)) || kk_kept_found(rt->kept, name);
+}
+
+/* Which files of blocks the sessions' files refer to; those of no use are dropped. */
+static int adopt_files(struct kk_runtime *rt, struct kk_err *err)
+{
+    int rc = kk_kept_load(rt->kept, err);
+    for (struct resident *n = rt->idle.first; n && !rc; n = n->next) {
+        const int broken = n->file ? kk_kept_adopt(rt->kept, &n->file, err) : 0;
+        if (broken == KK_ENOMEM) rc = broken;
+        if (broken && !rc) lose_file(rt, n);
+    }
+    if (!rc) kk_kept_sweep(rt->kept);
+    return rc;
 }
 
 int kk__paging_open(struct kk_runtime *rt, struct kk_err *err)
@@ -517,7 +556,11 @@ int kk__paging_open(struct kk_runtime *rt, struct kk_err *err)
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now); /* names other than those of an earlier life */
     rt->n_files = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-    return rt->o.state ? kk_spool_open(&so, &rt->spool, err) : 0;
+    if (!rt->o.state) return 0;
+    int rc = kk_spool_open(&so, &rt->spool, err);
+    if (rc) return rc;
+    kk_kept_spool(rt->kept, rt->spool);
+    return adopt_files(rt, err);
 }
 
 void kk__paging_close(struct kk_runtime *rt)
@@ -530,6 +573,7 @@ void kk__paging_close(struct kk_runtime *rt)
     }
     for (struct stale_file *f = rt->stale, *next; f; f = next) {
         next = f->next;
+        kk_kept_forget(f->file);
         kk_free(f);
     }
 }

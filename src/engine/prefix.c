@@ -72,33 +72,41 @@ static size_t note_beginnings(struct prefixes *p, const uint32_t *ids, size_t le
     return known;
 }
 
-size_t kk__prefix_take(struct kk_runtime *rt, struct resident *n, const uint32_t *ids, size_t len)
+struct kk_session *kk__prefix_begin(struct kk_runtime *rt, struct resident *n, const uint32_t *ids,
+                                    size_t len)
 {
     struct prefixes *p = rt->prefixes;
-    struct kk_session *fork;
-    size_t taken = 0, known = note_beginnings(p, ids, len);
-    int i = longest(p, ids, len);
-    if (i >= 0 && !kk_session_fork(p->entry[i], &fork, NULL)) {
-        if (kk_session_set_eos(fork, n->eos, n->n_eos, NULL)) {
-            kk_session_close(fork);
-        } else {
-            struct kk_session *used = p->entry[i];
-            if (n->s) {
-                kk_session_close(n->s);
-                n->s = fork;
-            } else {
-                n->s = fork;
-                kk__resident_adopt(rt, n);
-            }
-            taken = fork->n;
-            rt->stats.prefix_hits++;
-            rt->stats.prefix_hit_tokens += taken;
-            memmove(&p->entry[i], &p->entry[i + 1], (size_t)(p->n - 1 - i) * sizeof p->entry[0]);
-            p->entry[p->n - 1] = used;
-        }
+    struct kk_session *fork = NULL;
+    const size_t known = note_beginnings(p, ids, len);
+    const int i = longest(p, ids, len);
+    if (i >= 0 && !kk_session_fork(p->entry[i], &fork, NULL) &&
+        kk_session_set_eos(fork, n->eos, n->n_eos, NULL)) {
+        kk_session_close(fork);
+        fork = NULL;
+    }
+    const size_t taken = fork ? fork->n : 0;
+    if (fork) {
+        struct kk_session *used = p->entry[i];
+        rt->stats.prefix_hits++;
+        rt->stats.prefix_hit_tokens += taken;
+        memmove(&p->entry[i], &p->entry[i + 1], (size_t)(p->n - 1 - i) * sizeof p->entry[0]);
+        p->entry[p->n - 1] = used;
     }
     n->checkpoint = known >= LEAST && known > taken && known < len ? (int64_t)known - 1 : 0;
-    return taken;
+    return fork;
+}
+
+void kk__prefix_take(struct kk_runtime *rt, struct resident *n, const uint32_t *ids, size_t len)
+{
+    struct kk_session *fork = kk__prefix_begin(rt, n, ids, len);
+    if (!fork) return;
+    if (n->s) {
+        kk_session_close(n->s);
+        n->s = fork;
+    } else {
+        n->s = fork;
+        kk__resident_adopt(rt, n);
+    }
 }
 
 void kk__prefix_keep(struct kk_runtime *rt, struct resident *n)

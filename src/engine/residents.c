@@ -110,6 +110,8 @@ static int admit(struct kk_runtime *rt, int64_t bytes, struct kk_err *err)
 static void release_resident(struct kk_runtime *rt, struct resident *n)
 {
     kk__resident_drop(rt, n);
+    kk_kept_forget(n->file);
+    kk_kept_forget(n->writing);
     kk_free(n->history);
     kk_free(n->eos);
     kk_free(n->label);
@@ -187,6 +189,7 @@ int kk__resident_fork(struct kk_runtime *rt, struct resident *parent, struct kk_
         return rc;
     }
     rt->stats.forked++;
+    parent->reshaped = 1;
     kk__resident_count(rt, parent);
     announce(rt, n, c);
     return 0;
@@ -198,7 +201,7 @@ void kk__resident_remove(struct kk_runtime *rt, struct resident *n)
     kk__list_remove(n->is_active ? &rt->active : &rt->idle, n);
     /* a full queue only keeps the entry: the session comes back at the next start, and idles out */
     if (n->entry) kk_journal_remove(rt->journal, n->entry, NULL);
-    if (rt->spool) kk__resident_forget_file(rt, n);
+    if (rt->spool) kk__resident_forget_files(rt, n);
     release_resident(rt, n);
 }
 
@@ -249,7 +252,10 @@ void kk__resident_info(const struct kk_runtime *rt, const struct resident *n, st
     (void)rt;
     ev->info = n->info;
     if (n->s) kk_session_describe(n->s, &ev->info);
-    if (n->parked) ev->info.kv_host_bytes = (int64_t)n->parked_bytes;
+    if (n->parked) {
+        ev->info.kv_host_bytes = (int64_t)n->parked->n;
+        ev->info.kv_shared_bytes = kk_saved_shared_bytes(n->parked);
+    }
     ev->history = (uint64_t)ev->info.history;
     ev->idle_s = n->is_active ? 0 : kk_seconds_since(n->last_active_ns);
     ev->inv1_violations = n->inv1;
@@ -292,9 +298,10 @@ static int restore_one(void *arg, const struct kk_journal_session *j, struct kk_
     }
     if (j->n) memcpy(n->history, j->ids, j->n * sizeof *j->ids);
     n->info.history = (int64_t)j->n;
-    if (j->snapshot) {
-        snprintf(n->file, sizeof n->file, "%s", j->snapshot);
-        n->file_tokens = j->snapshot_rows + 1;
+    if (j->snapshot) n->file = kk_snapshot_new(j->snapshot, j->snapshot_rows + 1);
+    if (j->snapshot && !n->file) {
+        release_resident(rt, n);
+        return kk_fail(err, KK_ENOMEM, "out of memory for the sessions of the journal");
     }
     enlist(rt, n);
     return 0;

@@ -27,6 +27,11 @@ int kk__round_most_writes(const struct kk_engine *e)
     return e->max_logit_rows < most ? e->max_logit_rows : most;
 }
 
+static int is_greedy(const struct kk_sampling *p)
+{
+    return p->temperature == 0 && p->repeat_penalty == 1.0f;
+}
+
 /* ---- what to draft ------------------------------------------------------------------------ */
 
 /* Rows that turn t may take: what it allows, what the context has room for. */
@@ -86,8 +91,9 @@ static double catch_up(struct kk_session *s, int *rc, struct kk_err *err)
     return seconds;
 }
 
-/* Drafts of a turn, put past the end of its history: not yet history. How many, or KK_E*. */
-static int propose(struct kk_turn *t, int width, double *caught_up, struct kk_err *err)
+/* Drafts of a turn whose rows begin at row `first` of the step, put past the end of its history:
+ * not yet history. How many, or KK_E*. */
+static int propose(struct kk_turn *t, int width, int first, double *caught_up, struct kk_err *err)
 {
     struct kk_session *s = t->s;
     int rc = 0;
@@ -98,20 +104,17 @@ static int propose(struct kk_turn *t, int width, double *caught_up, struct kk_er
     *caught_up += catch_up(s, &rc, err);
     s->drafting = 1;
     if (rc) return rc;
+    s->drafter->late = s->e->late + first + 1;
     return s->drafter->ops->propose(s->drafter, s->history, s->n, width - 1, s->history + s->n,
                                     err);
-}
-
-static int is_greedy(const struct kk_sampling *p)
-{
-    return p->temperature == 0 && p->repeat_penalty == 1.0f;
 }
 
 static int fill_items(struct kk_engine *e, struct kk_turn *turn, int B, double *caught_up,
                       struct kk_err *err)
 {
+    int first = 0;
     choose_widths(e, turn, B);
-    for (int b = 0; b < B; b++) {
+    for (int b = 0; b < B; first += e->items[b++].n) {
         struct kk_turn *t = &turn[b];
         t->tokens = t->drafted = t->accepted = t->stopped = t->rc = 0;
         if (t->read) {
@@ -119,7 +122,7 @@ static int fill_items(struct kk_engine *e, struct kk_turn *turn, int B, double *
             continue;
         }
         int rc = kk__history_reserve(t->s, (size_t)e->width[b], err);
-        int k = rc ? rc : propose(t, e->width[b], caught_up, err);
+        int k = rc ? rc : propose(t, e->width[b], first, caught_up, err);
         if (k < 0) {
             e->failed_turn = b;
             return k;
@@ -132,6 +135,16 @@ static int fill_items(struct kk_engine *e, struct kk_turn *turn, int B, double *
 }
 
 /* ---- what came out ------------------------------------------------------------------------ */
+
+/* The drafts that the device made as it went. */
+static void fetch_drafts(struct kk_engine *e, const struct kk_turn *turn, int B)
+{
+    for (int b = 0, first = 0; b < B; first += e->items[b++].n) {
+        uint32_t *draft = turn[b].s->history + turn[b].s->n;
+        for (int i = 0; i < turn[b].drafted; i++)
+            if (draft[i] == KK_LATE) draft[i] = (uint32_t)e->late[first + 1 + i];
+    }
+}
 
 /* Make the choices of the open step, and where a turn samples its logits, ready for choose. */
 static int fetch_choices(struct kk_engine *e, const struct kk_turn *turn, int B, float **logits,
@@ -186,6 +199,7 @@ int kk__round(struct kk_engine *e, struct kk_turn *turn, int B, struct kk_err *e
     rc = kk__step(e, e->items, B, err);
     e->failed_turn = kk_kv_failed(e->pool);
     if (rc) return rc;
+    fetch_drafts(e, turn, B);
     rc = fetch_choices(e, turn, B, &logits, err);
     if (rc) {
         kk_kv_abort(e->pool);

@@ -294,11 +294,14 @@ static void publish(struct kk_runtime *rt)
     s->state_broken = atomic_load(&rt->state_broken);
     s->kv_device_bytes = rt->device_bytes + kk_kv_shared_bytes(rt->e->pool);
     s->kv_staging_bytes = kk_kv_staging_bytes(rt->e->pool);
-    s->kv_host_bytes = rt->parked_bytes + kk_kv_pool_host_bytes(rt->e->pool);
+    s->kv_host_bytes =
+        rt->parked_bytes + kk_kept_host_bytes(rt->kept) + kk_kv_pool_host_bytes(rt->e->pool);
     s->weight_bytes = rt->engine_info.weight_bytes;
     pthread_mutex_lock(&rt->lock);
     s->calls_queued = (uint64_t)(rt->n_calls > rt->active.n ? rt->n_calls - rt->active.n : 0);
     rt->published = *s;
+    if (rt->e->draft_pool)
+        rt->published.drafter_device_bytes += kk_kv_shared_bytes(rt->e->draft_pool);
     pthread_mutex_unlock(&rt->lock);
 }
 
@@ -348,11 +351,12 @@ static void *run(void *arg)
     kk__paging_finish(rt);
     if (rt->journal) {
         kk_journal_flush(rt->journal);
-        int64_t last = 0;
+        int64_t last = atomic_load(&rt->state_broken) ? 0 : kk__paging_last(rt);
         for (struct kk_call *k = rt->out_first; k; k = k->out_next)
             if (!k->done.code && k->done_seq > last) last = k->done_seq;
         for (int i = 0; i < 5000 && kk_journal_durable(rt->journal) < last; i++)
             nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        kk__paging_settle(rt);
     }
     flush(rt);
     while (rt->out_first) { /* not durable, or a sink that takes nothing: said honestly */
@@ -403,6 +407,7 @@ static void release(struct kk_runtime *rt)
     kk__prefixes_close(rt);
     kk__paging_close(rt);
     kk__residents_release(rt);
+    kk_kept_close(rt->kept);
     struct kk_err err = {0};
     if (kk_journal_close(rt->journal, &err)) fprintf(stderr, "kakeya: state: %s\n", err.msg);
     pthread_cond_destroy(&rt->more);
@@ -444,6 +449,7 @@ int kk_runtime_open(struct kk_engine *e, const struct kk_runtime_options *o,
     if (!rc && (!rt->bucket || !rt->turn || (o->state && !rt->o.state)))
         rc = kk_fail(err, KK_ENOMEM, "out of memory for the runtime");
     if (!rc) rc = kk__prefixes_open(rt, err);
+    if (!rc) rc = kk_kept_open(&rt->n_files, &rt->kept, err);
     if (!rc) rc = open_journal(rt, err);
     if (!rc) rc = start_thread(rt, err);
     if (rc) {

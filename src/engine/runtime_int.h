@@ -51,9 +51,8 @@ struct kk_call {
 struct resident {
     char id[KK_SESSION_ID_MAX];
     char *label;
-    struct kk_session *s; /* NULL: paged out, or it has read nothing yet */
-    void *parked;         /* host bytes of a paged-out session; NULL: not in host memory */
-    size_t parked_bytes;
+    struct kk_session *s;        /* NULL: paged out, or it has read nothing yet */
+    struct kk_saved *parked;     /* of a paged-out session, in host memory; NULL: not there */
     struct kk_session_info info; /* as of its page-out */
     uint32_t *history;           /* of one that is paged out; NULL else */
     uint32_t *eos;
@@ -67,9 +66,9 @@ struct resident {
     int64_t device_bytes; /* as last counted */
     int64_t checkpoint;   /* > 0: stop reading there, and keep the prefix */
     struct kk_journal_entry *entry;
-    int64_t seq; /* its last operation in the journal */
-    char file[KK_SPOOL_NAME + 1], writing[KK_SPOOL_NAME + 1]; /* snapshots: written, on the way */
-    int64_t file_tokens, writing_tokens;                      /* of the history, in them */
+    int64_t seq;                        /* its last operation in the journal */
+    struct kk_snapshot *file, *writing; /* written, on the way; NULL: none */
+    int reshaped;                       /* a fork has come to share what the file has as its own */
 };
 
 struct list {
@@ -105,9 +104,10 @@ struct kk_runtime {
     struct kk_turn *turn;
     struct kk_row_costs costs; /* of every round, by rows */
     struct prefixes *prefixes;
-    int64_t device_bytes, parked_bytes;
+    int64_t device_bytes, parked_bytes; /* parked: of sessions' own rows in host memory */
     struct kk_journal *journal;
     struct kk_spool *spool;
+    struct kk_kept *kept;
     struct stale_file *stale;
     uint64_t n_files, next_snapshots, next_relief;
 };
@@ -140,10 +140,12 @@ void kk__resident_adopt(struct kk_runtime *rt, struct resident *n);
 int kk__residents_make_room(struct kk_runtime *rt, int64_t bytes, int preempt, struct kk_err *err);
 void kk__resident_count(struct kk_runtime *rt, struct resident *n);
 void kk__resident_drop(struct kk_runtime *rt, struct resident *n); /* its rows, wherever they are */
-void kk__resident_forget_file(struct kk_runtime *rt, struct resident *n);
+void kk__resident_forget_files(struct kk_runtime *rt, struct resident *n);
 void kk__paging_settle(struct kk_runtime *rt);
 uint64_t kk__paging_idle(struct kk_runtime *rt); /* when to look again; 0: when something happens */
 void kk__paging_finish(struct kk_runtime *rt);
+/* What must be durable before all files that are of no use are gone. */
+int64_t kk__paging_last(const struct kk_runtime *rt);
 int kk__paging_open(struct kk_runtime *rt, struct kk_err *err);
 void kk__paging_close(struct kk_runtime *rt);
 
@@ -163,10 +165,12 @@ void kk__call_cut(struct kk_runtime *rt, struct kk_call *c);
 /* prefix.c */
 int kk__prefixes_open(struct kk_runtime *rt, struct kk_err *err);
 void kk__prefixes_close(struct kk_runtime *rt);
-/* For a session that has read nothing and will read ids [n]: become a fork of the longest known
- * prefix. Returns its length, or 0; sets n->checkpoint where another known prompt parts from this
- * one. */
-size_t kk__prefix_take(struct kk_runtime *rt, struct resident *n, const uint32_t *ids, size_t len);
+/* For a session that will read ids [n] and has nothing of them: a fork of the longest known prefix,
+ * or NULL; sets n->checkpoint where another known prompt parts from this one. */
+struct kk_session *kk__prefix_begin(struct kk_runtime *rt, struct resident *n, const uint32_t *ids,
+                                    size_t len);
+/* The same for one that has never read: it becomes that fork. */
+void kk__prefix_take(struct kk_runtime *rt, struct resident *n, const uint32_t *ids, size_t len);
 /* The rows of n end where a prompt may go on in many ways: keep them for others. */
 void kk__prefix_keep(struct kk_runtime *rt, struct resident *n);
 int kk__prefix_drop_oldest(struct kk_runtime *rt); /* 0: none is left */

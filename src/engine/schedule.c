@@ -262,8 +262,12 @@ static int fit_bytes(struct kk_runtime *rt, int n)
     if (!rt->o.kv_bytes) return n;
     for (int i = 0; i < n; i++) ((struct resident *)rt->turn[i].arg)->in_round = 1;
     const int all = n;
-    while (n > 0 && kk__residents_make_room(rt, growth(rt, n), 1, &err))
+    while (n > 0) {
+        const int64_t bytes = growth(rt, n);
+        if (!kk__residents_make_room(rt, bytes, 1, &err)) break;
+        if (growth(rt, n) < bytes) continue; /* what it shared with those who went is its own */
         ((struct resident *)rt->turn[--n].arg)->in_round = 0;
+    }
     for (int i = 0; i < n; i++) ((struct resident *)rt->turn[i].arg)->in_round = 0;
     if (!n && all) fail(rt, rt->turn[0].arg, KK_EEXHAUSTED, err.msg);
     return n;

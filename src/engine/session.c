@@ -4,12 +4,12 @@
 #include "base/mem.h"
 #include "engine/engine_int.h"
 
-int kk_session_open(struct kk_engine *e, struct kk_session **out, struct kk_err *err)
+int kk__session_open(struct kk_engine *e, int empty, struct kk_session **out, struct kk_err *err)
 {
     struct kk_session *s = kk_calloc(1, sizeof *s);
     if (!s) return kk_fail(err, KK_ENOMEM, "out of memory for a session");
     s->e = e;
-    int rc = kk_kv_open(e->pool, &s->kv, err);
+    int rc = empty ? kk_kv_open_empty(e->pool, &s->kv, err) : kk_kv_open(e->pool, &s->kv, err);
     if (!rc) rc = kk__drafter_open(e, &s->drafter, err);
     if (rc) {
         kk_session_close(s);
@@ -18,6 +18,11 @@ int kk_session_open(struct kk_engine *e, struct kk_session **out, struct kk_err 
     kk_width_init(&s->width, e->options.draft_width);
     *out = s;
     return 0;
+}
+
+int kk_session_open(struct kk_engine *e, struct kk_session **out, struct kk_err *err)
+{
+    return kk__session_open(e, 0, out, err);
 }
 
 void kk_session_close(struct kk_session *s)

@@ -37,6 +37,7 @@ struct job {
     int64_t ticket, bytes; /* of the file */
     void *data;
     size_t len;
+    char *needs; /* names, as kk_spool_write_after has them; NULL: none */
     int removal, cancelled;
     char name[KK_SPOOL_NAME + 1];
 };
@@ -151,22 +152,45 @@ static int admit(struct kk_spool *sp, const struct job *job, struct kk_err *err)
     return 0;
 }
 
-static struct job *make_job(const char *name, struct kk_err *err)
+static void free_job(struct job *job)
+{
+    kk_free(job->needs);
+    kk_free(job);
+}
+
+static struct job *make_job(const char *name, const char *needs, struct kk_err *err)
 {
     struct job *job = kk_calloc(1, sizeof *job);
-    if (!job)
+    size_t n = 0;
+    while (needs && needs[n]) n += strlen(needs + n) + 1;
+    if (job && n) job->needs = kk_malloc(n + 1);
+    if (!job || (n && !job->needs)) {
+        kk_free(job);
         kk_fail(err, KK_ENOMEM, "spool: no memory for a job");
-    else
-        memcpy(job->name, name, strlen(name));
+        return NULL;
+    }
+    if (n) memcpy(job->needs, needs, n + 1);
+    memcpy(job->name, name, strlen(name));
     return job;
+}
+
+int kk_spool_has(const struct kk_spool *sp, const char *name)
+{
+    return size_on_disk(sp, name) >= 0;
 }
 
 int64_t kk_spool_write(struct kk_spool *sp, const char *name, void *data, size_t len,
                        struct kk_err *err)
 {
+    return kk_spool_write_after(sp, name, data, len, NULL, err);
+}
+
+int64_t kk_spool_write_after(struct kk_spool *sp, const char *name, void *data, size_t len,
+                             const char *needs, struct kk_err *err)
+{
     int64_t rc = check_name(name, err);
     if (rc) return rc;
-    struct job *job = make_job(name, err);
+    struct job *job = make_job(name, needs, err);
     if (!job) return KK_ENOMEM;
     job->data = data;
     job->len = len;
@@ -180,7 +204,7 @@ int64_t kk_spool_write(struct kk_spool *sp, const char *name, void *data, size_t
         push(sp, job);
     }
     pthread_mutex_unlock(&sp->lock);
-    if (rc < 0) kk_free(job);
+    if (rc < 0) free_job(job);
     return rc;
 }
 
@@ -209,13 +233,13 @@ int kk_spool_remove(struct kk_spool *sp, const char *name, struct kk_err *err)
 {
     int rc = check_name(name, err);
     if (rc) return rc;
-    struct job *job = make_job(name, err);
+    struct job *job = make_job(name, NULL, err);
     if (!job) return KK_ENOMEM;
     job->removal = 1;
     pthread_mutex_lock(&sp->lock);
     int queued = remove_locked(sp, job);
     pthread_mutex_unlock(&sp->lock);
-    if (!queued) kk_free(job);
+    if (!queued) free_job(job);
     return 0;
 }
 
@@ -257,6 +281,9 @@ static int write_job(struct kk_spool *sp, const struct job *job, struct kk_err *
 {
     char path[PATH];
     int rc = kk_fs_join(path, sizeof path, sp->dir, job->name, err);
+    for (const char *need = job->needs; !rc && need && *need; need += strlen(need) + 1)
+        if (!kk_spool_has(sp, need))
+            rc = kk_fail(err, KK_ENOENT, "'%s' needs '%s', which was not written", job->name, need);
     if (!rc) rc = put_file(path, job, err);
     if (rc) return rc;
     rc = sync_directory(sp->dir, err);
@@ -307,7 +334,7 @@ static void do_job(struct kk_spool *sp, struct job *job)
     if (!job->removal && sp->o.on_done)
         sp->o.on_done(sp->o.arg, &(struct kk_spool_done){job->ticket, job->name, job->bytes, rc,
                                                          rc ? err.msg : ""});
-    kk_free(job);
+    free_job(job);
 }
 
 static void *work(void *arg)

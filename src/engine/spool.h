@@ -35,7 +35,8 @@ struct kk_spool_done {
     int64_t ticket;
     const char *name;
     int64_t bytes; /* of the file */
-    int rc;        /* 0; KK_EIO, with no file left; KK_ECANCELLED: removed before it was written */
+    int rc;        /* 0; KK_EIO, with no file left; KK_ECANCELLED: removed before it was written;
+               KK_ENOENT: a file that it needs is not there */
     const char *msg;
 };
 
@@ -65,6 +66,12 @@ void kk_spool_drain(struct kk_spool *sp);
  * spare bytes of the disk are left), KK_ENOMEM. */
 int64_t kk_spool_write(struct kk_spool *sp, const char *name, void *data, size_t len,
                        struct kk_err *err);
+
+/* The same for a file that is of use only beside others: needs [names one after another, each with
+ * its NUL, then an empty one] are written before it, or it is not written. NULL: none. */
+int64_t kk_spool_write_after(struct kk_spool *sp, const char *name, void *data, size_t len,
+                             const char *needs, struct kk_err *err);
+int kk_spool_has(const struct kk_spool *sp, const char *name); /* 1: the file is on disk */
 
 /* Remove a file, in turn with the writes; one still queued is not written at all. Its bytes are
  * free for other writes at once. 0 also if there is no such file; KK_EINVAL, KK_ENOMEM. */

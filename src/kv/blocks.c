@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/rng.h"
 #include "kv/kv_int.h"
 
 /* ---- one block ---- */
@@ -16,16 +17,48 @@ void kk__block_release(struct kk_kv *kv, void *p, struct shared_block *s, size_t
     struct kk_kv_pool *pool = kv->pool;
     if (s && --s->refs > 0) return;
     kk_dev_free(pool->dev, s ? &pool->shared : &kv->device, p, bytes);
+    kk__block_free(pool, s);
+}
+
+static struct shared_block **list_of(const struct kk_kv_pool *p, uint64_t number)
+{
+    return (struct shared_block **)&p->numbered[kk_mix64(number) % KK_KV_NUMBERED];
+}
+
+struct shared_block *kk__block_find(const struct kk_kv_pool *p, uint64_t number)
+{
+    struct shared_block *s = *list_of(p, number);
+    while (s && s->number != number) s = s->next;
+    return s;
+}
+
+void kk__block_number(struct kk_kv_pool *p, struct shared_block *s, uint64_t number)
+{
+    struct shared_block **list = list_of(p, number);
+    KK_BUG_ON(s->number || !number);
+    s->number = number;
+    s->next = *list;
+    *list = s;
+}
+
+void kk__block_free(struct kk_kv_pool *p, struct shared_block *s)
+{
+    if (s && s->number) {
+        struct shared_block **at = list_of(p, s->number);
+        while (*at != s) at = &(*at)->next;
+        *at = s->next;
+    }
     kk_free(s);
 }
 
 int kk__block_share(struct kk_account *own, struct kk_account *shared, void *p,
-                    struct shared_block **s, size_t bytes, struct kk_err *err)
+                    struct shared_block **s, size_t bytes, size_t used, struct kk_err *err)
 {
     if (!*s) {
         *s = kk_malloc(sizeof **s);
         if (!*s) return kk_fail(err, KK_ENOMEM, "out of memory to share a KV block");
-        **s = (struct shared_block){.p = p, .refs = 1};
+        **s = (struct shared_block){
+            .p = p, .refs = 1, .on_host = !shared, .bytes = bytes, .used = used};
         kk_account_add(own, -(int64_t)bytes);
         if (shared) kk_account_add(shared, (int64_t)bytes);
     }
@@ -38,7 +71,7 @@ void kk__block_unshare(struct kk_kv *kv, struct shared_block **s, size_t bytes)
     KK_BUG_ON((*s)->refs != 1);
     kk_account_add(&kv->pool->shared, -(int64_t)bytes);
     kk_account_add(&kv->device, (int64_t)bytes);
-    kk_free(*s);
+    kk__block_free(kv->pool, *s);
     *s = NULL;
 }
 
@@ -100,6 +133,18 @@ void kk__blocks_shrink(struct kk_kv *kv, int l, int32_t n)
     }
 }
 
+int kk__blocks_join(struct kk__transfer *t, int l, size_t held)
+{
+    struct layer_rows *y = &t->kv->layer[l];
+    struct shared_block *s;
+    int rc = grow_tables(y, y->n_blocks + 1, t->err);
+    if (!rc) rc = kk__load_block(t, kk__kv_block_bytes(&t->kv->pool->rule[l]), held, 0, &s);
+    if (rc) return rc;
+    y->blocks[y->n_blocks] = s->p;
+    y->share[y->n_blocks++] = s;
+    return 0;
+}
+
 /* Of layer l: the block that the next row goes to, if there is one already. */
 static int own_tail(struct kk_kv *kv, int l, struct kk_err *err)
 {
@@ -146,14 +191,17 @@ int64_t kk_kv_growth(const struct kk_kv *kv, int32_t n)
 
 /* ---- fork ---- */
 
+/* A block that holds nothing yet (a step kept less than it had room for) is not shared: only the
+ * block that the next row goes to is made own before it is written to. */
 static int share_layer(struct kk_kv *parent, struct kk_kv *child, int l, struct kk_err *err)
 {
     struct layer_rows *from = &parent->layer[l], *to = &child->layer[l];
-    const size_t bytes = kk__kv_block_bytes(&parent->pool->rule[l]);
+    const struct kk_kv_rule *r = &parent->pool->rule[l];
     int rc = grow_tables(to, from->n_blocks, err);
-    for (int32_t i = 0; !rc && i < from->n_blocks; i++) {
+    for (int32_t i = 0; !rc && kk__kv_rows_of_block(i, parent->rows); i++) {
         rc = kk__block_share(&parent->device, &parent->pool->shared, from->blocks[i],
-                             &from->share[i], bytes, err);
+                             &from->share[i], kk__kv_block_bytes(r),
+                             (size_t)kk__kv_rows_of_block(i, parent->rows) * r->row_bytes, err);
         if (rc) break;
         to->blocks[i] = from->blocks[i];
         to->share[i] = from->share[i];
@@ -171,11 +219,11 @@ int kk_kv_fork(struct kk_kv *parent, struct kk_kv **out, struct kk_err *err)
     int rc = kk_kv_check(parent, err);
     if (!rc) rc = kk__kv_new(p, &kv, err);
     if (rc) return rc;
-    rc = kk__ring_fork(parent, &parent->latents, &kv->latents, &latents, err);
+    rc = kk__ring_fork(parent, &parent->latents, &kv->latents, &latents, parent->latent_at, err);
     for (int l = 0; !rc && l < p->layout.n_layers; l++) {
         struct ring_rows *from = &parent->layer[l].ring, *to = &kv->layer[l].ring;
         const struct ring_shape ring = kk__ring_of(&p->rule[l]);
-        rc = p->rule[l].ring         ? kk__ring_fork(parent, from, to, &ring, err)
+        rc = p->rule[l].ring         ? kk__ring_fork(parent, from, to, &ring, parent->rows, err)
              : kk__kv_is_paged(p, l) ? kk__tier_fork_layer(parent, kv, l, err)
                                      : share_layer(parent, kv, l, err);
         kv->layer[l].stored = parent->layer[l].stored;

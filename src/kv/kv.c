@@ -188,6 +188,11 @@ int kk__kv_new(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
     return 0;
 }
 
+int kk_kv_open_empty(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
+{
+    return kk__kv_new(pool, out, err);
+}
+
 int kk_kv_open(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err)
 {
     struct kk_kv *kv = NULL;
@@ -571,7 +576,7 @@ static void store_layers(struct kk_kv_pool *p, int first, int n)
         .B = p->B,
         .stride = p->limits.max_seqs,
         .seqs = p->tables.seqs + (size_t)first * (size_t)p->limits.max_seqs,
-        .keep = p->tables.keep,
+        .keep = p->h.keep,
     };
     int paged = 0;
     for (int b = 0; b < p->B; b++)
@@ -583,11 +588,6 @@ static void store_layers(struct kk_kv_pool *p, int first, int n)
         for (int b = 0; b < p->B; b++) p->step_kv[b]->layer[l].stored += p->h.keep[b];
     }
     if (paged < n && a.most) p->dev->ops->kv_store(p->dev, &a);
-}
-
-static void upload_keep(struct kk_kv_pool *p)
-{
-    p->dev->ops->upload(p->dev, p->tables.keep, p->h.keep, (size_t)p->B * sizeof(int32_t));
 }
 
 /* Move the held rows of layer l of a mixed step out of the way of the next layer. */
@@ -630,7 +630,6 @@ void kk_kv_commit(struct kk_kv_pool *p, const int32_t *keep)
     }
     if (p->kind == KK_STEP_HOLD || p->mixed) {
         if (p->mixed) upload_seqs(p);
-        upload_keep(p);
         store_layers(p, 0, p->layout.n_layers);
     }
     for (int b = 0; b < p->B; b++) p->step_kv[b]->rows += keep[b];

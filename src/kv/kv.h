@@ -85,7 +85,8 @@ struct kk_kv_limits {
     int64_t ctx; /* rows of the longest session, on a device with memory of its own; else 0 */
 };
 
-/* Slots of the staging ring for `asked`: at least one for each thread that may copy. */
+/* Slots of the staging ring for `asked` (0: what suits the device): at least one for each thread
+ * that may copy. */
 int kk_kv_staging_blocks(const struct kk_dev *dev, int asked);
 
 /* Bytes of the pool itself (staging), likewise. */

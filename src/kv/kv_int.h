@@ -13,12 +13,7 @@
 #include <stdatomic.h>
 
 #include "kv/kv.h"
-
-/* A block that forks hold together. */
-struct shared_block {
-    void *p;
-    int refs;
-};
+#include "kv/share_int.h"
 
 /* A ring of rows of one session: a layer's, or its latents (ring.c has the picture). */
 enum { KK_KV_PIECE_ROWS = 16 };
@@ -100,8 +95,9 @@ struct kk_kv_pool {
     int32_t latent_rows;
     struct kk_kv_limits limits;
     struct kk_account staging;
-    struct kk_account host;       /* of all sessions */
-    struct kk_account shared;     /* device blocks that forks hold together */
+    struct kk_account host;   /* of all sessions */
+    struct kk_account shared; /* device blocks that forks hold together */
+    struct shared_block *numbered[KK_KV_NUMBERED];
     int64_t device_cap, host_cap; /* a session's, everybody's; 0: none */
     int32_t resident; /* device blocks of every paged layer of a session; 0: nothing is paged */
     struct stage stage;
@@ -112,7 +108,7 @@ struct kk_kv_pool {
     struct step_tables { /* one block of memory */
         char *base;
         struct kk_kv_seq *seqs;    /* [n_layers, max_seqs] */
-        int32_t *keep, *pos, *seq; /* [max_seqs], [T], [T] */
+        int32_t *keep, *pos, *seq; /* [max_seqs] (of use to the host alone), [T], [T] */
         void **blocks; /* [n_entries]: block tables, where the device cannot read the host's */
     } tables, h;       /* the device's, and their host twins, filled by begin */
     size_t n_entries;
@@ -143,6 +139,13 @@ static inline size_t kk__kv_block_bytes(const struct kk_kv_rule *r)
     return (r->ring ? (size_t)(r->sinks + r->ring) : KK_KV_BLOCK_ROWS) * r->row_bytes;
 }
 
+/* Rows of block i of a layer that hold something after `rows`. */
+static inline int32_t kk__kv_rows_of_block(int32_t i, int64_t rows)
+{
+    const int64_t left = rows - (int64_t)i * KK_KV_BLOCK_ROWS;
+    return left < 0 ? 0 : left > KK_KV_BLOCK_ROWS ? KK_KV_BLOCK_ROWS : (int32_t)left;
+}
+
 /* Rows of a layer that are stored after `rows`. */
 static inline int64_t kk__kv_resident(const struct kk_kv_rule *r, int64_t rows)
 {
@@ -167,6 +170,10 @@ static inline struct ring_shape kk__latent_ring(const struct kk_kv_pool *p)
 {
     return (struct ring_shape){0, p->latent_rows, p->latent_bytes};
 }
+static inline int64_t kk__ring_held(const struct ring_shape *y, int64_t rows)
+{
+    return rows < y->sinks + y->size ? rows : y->sinks + y->size;
+}
 static inline int32_t kk__ring_pieces(int32_t rows)
 {
     return (rows + KK_KV_PIECE_ROWS - 1) / KK_KV_PIECE_ROWS;
@@ -176,28 +183,25 @@ static inline int32_t kk__ring_pieces(int32_t rows)
 int kk__kv_new(struct kk_kv_pool *pool, struct kk_kv **out, struct kk_err *err);
 int kk__kv_reserve(struct kk_kv *kv, int32_t n, struct kk_err *err);
 
-/* blocks.c: one block, and what counts its holders (NULL: it is a session's own). */
-void kk__block_release(struct kk_kv *kv, void *p, struct shared_block *s, size_t bytes);
-/* One holder more. The first time its bytes leave `own` for `shared` (NULL: no such account). */
-int kk__block_share(struct kk_account *own, struct kk_account *shared, void *p,
-                    struct shared_block **s, size_t bytes, struct kk_err *err);
-/* Nobody else holds it: the session's own again. */
-void kk__block_unshare(struct kk_kv *kv, struct shared_block **s, size_t bytes);
-/* Make a block the session's own; if others hold it too, by a copy of its first `used` bytes. */
-int kk__block_own(struct kk_kv *kv, void **p, struct shared_block **s, size_t bytes, size_t used,
-                  struct kk_err *err);
-/* Of layers that keep every row */
+/* blocks.c, of layers that keep every row */
 int kk__blocks_grow(struct kk_kv *kv, int l, int32_t n, struct kk_err *err);
 void kk__blocks_shrink(struct kk_kv *kv, int l, int32_t n);
 int kk__blocks_own(struct kk_kv *kv, int32_t n, struct kk_err *err); /* rings too */
+/* The next block of layer l is one that is shared, of which `held` bytes hold something. */
+int kk__blocks_join(struct kk__transfer *t, int l, size_t held);
 
 /* ring.c */
 int kk__ring_open(struct kk_kv *kv, struct ring_rows *r, const struct ring_shape *y,
                   struct kk_err *err);
 void kk__ring_close(struct kk_kv *kv, struct ring_rows *r, const struct ring_shape *y);
-/* On failure `to` holds what it has got: close it. */
+/* rows: that have been written to it. On failure `to` holds what it has got: close it. */
 int kk__ring_fork(struct kk_kv *parent, struct ring_rows *from, struct ring_rows *to,
-                  const struct ring_shape *y, struct kk_err *err);
+                  const struct ring_shape *y, int64_t rows, struct kk_err *err);
+/* rows: the first slots that hold something. Loading may begin without a base. */
+int kk__ring_save(struct kk__transfer *t, const struct ring_rows *r, const struct ring_shape *y,
+                  int64_t rows);
+int kk__ring_load(struct kk__transfer *t, struct ring_rows *r, const struct ring_shape *y,
+                  int64_t rows);
 /* Where rows [first, first + n) go is made the session's own. A failure changes no row. */
 int kk__ring_own(struct kk_kv *kv, struct ring_rows *r, const struct ring_shape *y, int64_t first,
                  int32_t n, struct kk_err *err);
@@ -221,6 +225,11 @@ int kk__tier_fork_layer(struct kk_kv *parent, struct kk_kv *child, int l, struct
 void kk__tier_place(struct kk_kv *kv, int l, int64_t rows);
 /* Room in host memory for all rows up to `total`. KK_EEXHAUSTED leaves the session as it was. */
 int kk__tier_reserve(struct kk_kv *kv, int l, int64_t total, struct kk_err *err);
+/* The same in parts: the tables, and full block i, the session's own or (s) a shared one. */
+int kk__tier_tables(struct kk_kv *kv, int l, int64_t total, struct kk_err *err);
+int kk__tier_own_block(struct kk_kv *kv, int l, int32_t i, struct kk_err *err);
+void kk__tier_join(struct kk_kv *kv, int l, int32_t i, struct shared_block *s);
+void *kk__tier_host_alloc(struct kk_kv_pool *p, size_t bytes, struct kk_err *err);
 /* Store the first `keep` rows of sequence b of the step into layer l, paging out blocks that fill.
  */
 void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep);

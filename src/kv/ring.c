@@ -3,9 +3,10 @@
  * A ring is one block, `base`, while nobody else holds it. A fork shares the base of its parent.
  * Who then writes takes a copy of the pieces it writes to, KK_KV_PIECE_ROWS rows each, and keeps
  * them apart; when more than half of the pieces would be apart it takes a base of its own instead,
- * and when the others have gone its pieces go back into the base that it is left with. So a fork
- * that says a few tokens pays for a few pieces, and a ring that is not shared is in one run of
- * memory, whatever has been.
+ * and when the others have gone its pieces go back into the base that it is left with (one that has
+ * a number may have others elsewhere, who come back to it: there that waits until it would be
+ * copied). So a fork that says a few tokens pays for a few pieces, and a ring that is not shared is
+ * in one run of memory, whatever has been.
  *
  * Invariant: a base that is the session's own has no pieces apart. */
 #include <string.h>
@@ -109,12 +110,12 @@ static int make_tables(struct ring_rows *r, const struct ring_shape *y, struct k
 }
 
 int kk__ring_fork(struct kk_kv *parent, struct ring_rows *from, struct ring_rows *to,
-                  const struct ring_shape *y, struct kk_err *err)
+                  const struct ring_shape *y, int64_t rows, struct kk_err *err)
 {
     struct kk_kv_pool *p = parent->pool;
     if (!from->base) return 0;
     int rc = kk__block_share(&parent->device, &p->shared, from->base, &from->base_share,
-                             whole_bytes(y), err);
+                             whole_bytes(y), (size_t)kk__ring_held(y, rows) * y->row_bytes, err);
     if (rc) return rc;
     to->base = from->base;
     to->base_share = from->base_share;
@@ -122,7 +123,7 @@ int kk__ring_fork(struct kk_kv *parent, struct ring_rows *from, struct ring_rows
     for (int32_t i = 0; !rc && from->n_apart && i < n_pieces(y); i++) {
         if (!is_apart(from, y, i)) continue;
         rc = kk__block_share(&parent->device, &p->shared, from->piece[i], &from->share[i],
-                             piece_bytes(y, i), err);
+                             piece_bytes(y, i), piece_bytes(y, i), err);
         if (rc) break;
         to->piece[i] = from->piece[i];
         to->share[i] = from->share[i];
@@ -225,11 +226,12 @@ int kk__ring_own(struct kk_kv *kv, struct ring_rows *r, const struct ring_shape 
     int64_t bytes;
     int rc = 0;
     if (!r->base_share) return 0;
-    if (r->base_share->refs == 1) {
+    const int whole = needs_base(r, y, first, end, &bytes);
+    if (r->base_share->refs == 1 && (whole || !r->base_share->number)) {
         take_base(kv, r, y);
         return 0;
     }
-    if (needs_base(r, y, first, end, &bytes)) return copy_base(kv, r, y, err);
+    if (whole) return copy_base(kv, r, y, err);
     for (int32_t i; !rc && (i = next_touched(y, &first, end)) >= 0;)
         rc = own_piece(kv, r, y, i, err);
     return rc;
@@ -240,8 +242,8 @@ int64_t kk__ring_growth(const struct ring_rows *r, const struct ring_shape *y, i
 {
     int64_t bytes;
     if (!r->base_share) return 0;
-    if (r->base_share->refs == 1) return -apart_bytes(r, y);
-    needs_base(r, y, first, first + n, &bytes);
+    const int whole = needs_base(r, y, first, first + n, &bytes);
+    if (r->base_share->refs == 1 && (whole || !r->base_share->number)) return -apart_bytes(r, y);
     return bytes;
 }
 
@@ -251,4 +253,100 @@ int64_t kk__ring_shared_bytes(const struct ring_rows *r, const struct ring_shape
     for (int32_t i = 0; r->n_apart && i < n_pieces(y); i++)
         if (r->share[i]) n += (int64_t)piece_bytes(y, i);
     return n;
+}
+
+/* ---- saving and loading ------------------------------------------------------------------- */
+
+/* The first slots, wherever they are: they are rows 0 .. rows - 1 of a ring that is not full. */
+static int save_slots(struct kk__transfer *t, const struct ring_rows *r, const struct ring_shape *y,
+                      int64_t rows)
+{
+    struct kk_dev *dev = t->kv->pool->dev;
+    for (int32_t i = 0, run; i < rows; i += run) {
+        run = (int32_t)rows - i;
+        const char *at = kk__ring_run(r, y, i, &run);
+        dev->ops->download(dev, t->bounce + (size_t)i * y->row_bytes, at,
+                           (size_t)run * y->row_bytes);
+    }
+    return kk_io(t->io, t->bounce, (size_t)rows * y->row_bytes, t->err);
+}
+
+static int save_apart(struct kk__transfer *t, const struct ring_rows *r, const struct ring_shape *y)
+{
+    int rc = kk__save_mark(t, (uint32_t)r->n_apart);
+    for (int32_t i = 0; !rc && r->n_apart && i < n_pieces(y); i++) {
+        if (!is_apart(r, y, i)) continue;
+        const int kept = kk__save_block(t, r->share[i], 0);
+        if (kept < 0) return kept;
+        rc = kk__save_mark(t, (uint32_t)i);
+        if (!rc) rc = kk__save_mark(t, kept ? KK__SHARED : KK__OWN);
+        if (!rc && !kept) rc = kk__save_bytes(t, r->piece[i], piece_bytes(y, i));
+    }
+    return rc;
+}
+
+int kk__ring_save(struct kk__transfer *t, const struct ring_rows *r, const struct ring_shape *y,
+                  int64_t rows)
+{
+    if (!t->keeper) return save_slots(t, r, y, rows);
+    const int kept = kk__save_block(t, r->base_share, 0);
+    if (kept < 0) return kept;
+    int rc = kk__save_mark(t, kept ? KK__SHARED : KK__OWN);
+    if (rc) return rc;
+    return kept ? save_apart(t, r, y) : save_slots(t, r, y, rows);
+}
+
+/* Piece i, which is not in the base. */
+static int load_piece(struct kk__transfer *t, struct ring_rows *r, const struct ring_shape *y,
+                      uint32_t i)
+{
+    const size_t bytes = piece_bytes(y, (int32_t)i);
+    uint32_t mark;
+    void *own;
+    int rc = kk__load_mark(t, KK__SHARED + 1, &mark);
+    if (!rc && mark == KK__SHARED) {
+        rc = kk__load_block(t, bytes, bytes, 0, &r->share[i]);
+        if (rc) return rc;
+        r->piece[i] = r->share[i]->p;
+        r->n_apart++;
+        return 0;
+    }
+    if (!rc) rc = kk_dev_alloc(t->kv->pool->dev, &t->kv->device, bytes, &own, t->err);
+    if (rc) return rc;
+    r->piece[i] = own;
+    r->n_apart++;
+    return kk__load_bytes(t, own, bytes);
+}
+
+static int load_apart(struct kk__transfer *t, struct ring_rows *r, const struct ring_shape *y)
+{
+    const uint32_t pieces = (uint32_t)n_pieces(y);
+    uint32_t n, i;
+    int rc = kk__load_mark(t, pieces + 1, &n);
+    if (!rc && n) rc = make_tables(r, y, t->err);
+    while (!rc && n-- > 0) {
+        rc = kk__load_mark(t, pieces, &i);
+        if (!rc && is_apart(r, y, (int32_t)i))
+            rc = kk_fail(t->err, KK_EFORMAT, "a saved session has piece %u of a ring twice", i);
+        if (!rc) rc = load_piece(t, r, y, i);
+    }
+    return rc;
+}
+
+int kk__ring_load(struct kk__transfer *t, struct ring_rows *r, const struct ring_shape *y,
+                  int64_t rows)
+{
+    uint32_t mark = KK__OWN;
+    if (!whole_bytes(y)) return 0;
+    int rc = t->keeper ? kk__load_mark(t, KK__SHARED + 1, &mark) : 0;
+    if (!rc && mark == KK__SHARED) {
+        kk__ring_close(t->kv, r, y);
+        rc = kk__load_block(t, whole_bytes(y), 0, 0, &r->base_share);
+        if (rc) return rc;
+        r->base = r->base_share->p;
+        return load_apart(t, r, y);
+    }
+    KK_BUG_ON(r->base_share);
+    if (!rc && !r->base) rc = kk__ring_open(t->kv, r, y, t->err);
+    return rc ? rc : kk__load_bytes(t, r->base, (size_t)rows * y->row_bytes);
 }

@@ -30,6 +30,7 @@ static size_t widest_block(const struct kk_kv_layout *layout, const struct kk_kv
 int kk_kv_staging_blocks(const struct kk_dev *dev, int asked)
 {
     int copying = dev->n_threads < kk_cores() ? 0 : dev->n_threads;
+    if (!asked) asked = dev->unified ? 4 : 64; /* a GPU: a layer's rows come while others run */
     return asked < 2 || asked > copying ? asked : copying;
 }
 
@@ -191,7 +192,7 @@ static void free_host_block(struct kk_kv *kv, int l, int32_t i)
     y->share[i] = NULL;
     if (!s) kk_account_add(&kv->host, -bytes);
     if (s && --s->refs > 0) return;
-    kk_free(s);
+    kk__block_free(kv->pool, s);
     kv->pool->dev->ops->host_free(kv->pool->dev, p, (size_t)bytes);
     kk_account_add(&kv->pool->host, -bytes);
 }
@@ -226,22 +227,47 @@ static int grow_tables(struct layer_rows *y, int32_t n, struct kk_err *err)
     return 0;
 }
 
-static int alloc_host_block(struct kk_kv *kv, int l, int32_t i, struct kk_err *err)
+void *kk__tier_host_alloc(struct kk_kv_pool *p, size_t bytes, struct kk_err *err)
 {
-    struct kk_kv_pool *p = kv->pool;
-    int64_t bytes = (int64_t)kk__kv_block_bytes(&p->rule[l]), used = atomic_load(&p->host.bytes);
+    const int64_t used = atomic_load(&p->host.bytes);
+    if (p->host_cap && used + (int64_t)bytes > p->host_cap) {
+        kk_fail(err, KK_EEXHAUSTED, "host memory for KV is exhausted: %lld of %lld bytes are used",
+                (long long)used, (long long)p->host_cap);
+        return NULL;
+    }
+    void *block = p->dev->ops->host_alloc(p->dev, bytes);
+    if (block)
+        kk_account_add(&p->host, (int64_t)bytes);
+    else
+        kk_fail(err, KK_ENOMEM, "out of memory for KV in host memory (%lld bytes are used)",
+                (long long)used);
+    return block;
+}
+
+int kk__tier_own_block(struct kk_kv *kv, int l, int32_t i, struct kk_err *err)
+{
+    const size_t bytes = kk__kv_block_bytes(&kv->pool->rule[l]);
+    struct kk_err why = {0};
     if (kv->layer[l].host[i]) return 0;
-    if (p->host_cap && used + bytes > p->host_cap)
-        return kk_fail(err, KK_EEXHAUSTED,
-                       "host memory for KV is exhausted: %lld of %lld bytes are used",
-                       (long long)used, (long long)p->host_cap);
-    kv->layer[l].host[i] = p->dev->ops->host_alloc(p->dev, (size_t)bytes);
-    if (!kv->layer[l].host[i])
-        return kk_fail(err, KK_ENOMEM, "out of memory for KV in host memory (%lld bytes are used)",
-                       (long long)used);
-    kk_account_add(&kv->host, bytes);
-    kk_account_add(&p->host, bytes);
+    kv->layer[l].host[i] = kk__tier_host_alloc(kv->pool, bytes, &why);
+    if (!kv->layer[l].host[i]) return kk_fail(err, why.code, "%s", why.msg);
+    kk_account_add(&kv->host, (int64_t)bytes);
     return 0;
+}
+
+void kk__tier_join(struct kk_kv *kv, int l, int32_t i, struct shared_block *s)
+{
+    kv->layer[l].host[i] = s->p;
+    kv->layer[l].share[i] = s;
+}
+
+int kk__tier_tables(struct kk_kv *kv, int l, int64_t total, struct kk_err *err)
+{
+    struct layer_rows *y = &kv->layer[l];
+    const int32_t blocks = (int32_t)((total + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS);
+    int rc = grow_tables(y, blocks, err);
+    if (!rc && blocks > y->n_blocks) y->n_blocks = blocks;
+    return rc;
 }
 
 /* Blocks that are full after `total` rows and do not stay on the device: [resident - 1, total / P).
@@ -250,12 +276,10 @@ int kk__tier_reserve(struct kk_kv *kv, int l, int64_t total, struct kk_err *err)
 {
     struct layer_rows *y = &kv->layer[l];
     const int32_t fixed = kv->pool->resident - 1, before = y->n_blocks;
-    const int32_t blocks = (int32_t)((total + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS);
-    int rc = grow_tables(y, blocks, err);
+    int rc = kk__tier_tables(kv, l, total, err);
     if (rc) return rc;
-    if (blocks > y->n_blocks) y->n_blocks = blocks;
     for (int32_t i = fixed; !rc && i < (int32_t)(total / KK_KV_BLOCK_ROWS); i++)
-        rc = alloc_host_block(kv, l, i, err);
+        rc = kk__tier_own_block(kv, l, i, err);
     for (int32_t i = 0; i < y->n_blocks && i < fixed; i++) y->blocks[i] = y->slot[i];
     int32_t tail = (int32_t)(kv->rows / KK_KV_BLOCK_ROWS);
     if (tail >= fixed && tail < y->n_blocks) y->blocks[tail] = y->slot[fixed];
@@ -287,7 +311,7 @@ int kk__tier_fork_layer(struct kk_kv *parent, struct kk_kv *child, int l, struct
     to->n_blocks = from->n_blocks;
     for (int32_t i = fixed; !rc && i < full; i++) {
         rc = kk__block_share(&parent->host, NULL, from->host[i], &from->share[i],
-                             kk__kv_block_bytes(r), err);
+                             kk__kv_block_bytes(r), kk__kv_block_bytes(r), err);
         if (rc) break;
         to->host[i] = from->host[i];
         to->share[i] = from->share[i];

@@ -214,7 +214,7 @@ static int bind(struct kk_loader *ld, struct kk_dflash *d, struct kk_err *err)
     return 0;
 }
 
-enum { N_BUFFERS = 13 };
+enum { N_BUFFERS = 12 };
 
 static void buffer_specs(struct kk_dflash *d, struct kk_buffer_spec s[static N_BUFFERS])
 {
@@ -224,7 +224,6 @@ static void buffer_specs(struct kk_dflash *d, struct kk_buffer_spec s[static N_B
     size_t act = kk_dtype_bytes(d->dev->act);
     const struct kk_buffer_spec all[N_BUFFERS] = {
         {(void **)&d->ids, L * 4},
-        {(void **)&d->choice, L * 4},
         {(void **)&d->h, T * C * f},
         {(void **)&d->a, T * C * f},
         {(void **)&d->q, L * HD * f},
@@ -240,6 +239,11 @@ static void buffer_specs(struct kk_dflash *d, struct kk_buffer_spec s[static N_B
     memcpy(s, all, sizeof all);
 }
 
+static size_t choice_bytes(const struct kk_dflash *d)
+{
+    return ((size_t)d->limits.max_logit_rows + 1) * sizeof(int32_t);
+}
+
 static int alloc_buffers(struct kk_dflash *d, const struct kk_model *shell, struct kk_err *err)
 {
     struct kk_buffer_spec s[N_BUFFERS];
@@ -252,7 +256,9 @@ static int alloc_buffers(struct kk_dflash *d, const struct kk_model *shell, stru
     int rc = d->dev->ops->reserve(d->dev, &lim, &d->dev->tables, err);
     if (!rc) rc = kk__buffers_alloc(d->dev, &d->scratch, s, N_BUFFERS, err);
     if (!rc) rc = kk__rope_room(d->dev, &d->scratch, &d->rope, d->limits.positions, err);
-    return rc;
+    if (rc) return rc;
+    d->choice = d->dev->ops->host_alloc(d->dev, choice_bytes(d));
+    return d->choice ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for a drafter");
 }
 
 int kk_dflash_open(const struct kk_model_file *mf, struct kk_model *verifier,
@@ -301,6 +307,7 @@ void kk_dflash_close(struct kk_dflash *d)
     kk_dev_free(d->dev, &d->weights, d->final_norm, (size_t)d->C * sizeof(float));
     buffer_specs(d, s);
     kk__buffers_free(d->dev, &d->scratch, s, N_BUFFERS);
+    d->dev->ops->host_free(d->dev, d->choice, choice_bytes(d));
     kk__rope_free(d->dev, &d->scratch, &d->rope);
     kk_free(d->layer);
     kk_free(d->kv_layer);
@@ -422,7 +429,7 @@ static void layer_forward(struct kk_dflash *d, struct kk_kv_pool *pool, int l,
 }
 
 /* Rows 1.. are the drafts. A positive multiplier and a soft-cap do not change the largest logit. */
-static void block_forward(struct kk_dflash *d, struct kk_kv_pool *pool)
+static void block_forward(struct kk_dflash *d, struct kk_kv_pool *pool, int32_t *choice)
 {
     const struct kk_model *m = d->verifier;
     const int T = kk_kv_step_T(pool);
@@ -435,7 +442,7 @@ static void block_forward(struct kk_dflash *d, struct kk_kv_pool *pool)
         layer_forward(d, pool, l, l + 1 < d->n_layers ? d->layer[l + 1].input_norm : d->final_norm);
     kk_dev_winner(d->dev, &(struct kk_winner_args){
         .T = T - 1, .x = (char *)d->x + (size_t)d->C * kk_dtype_bytes(d->dev->act),
-        .w = m->config.tied ? &m->embed : &m->head, .out = d->choice}, d->logits);
+        .w = m->config.tied ? &m->embed : &m->head, .out = choice}, d->logits);
 }
 
 /* ---- the drafter alone: its keys and values over a whole text, for one_shot.c ---- */
@@ -545,7 +552,7 @@ int kk_dflash_observe(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv
     if (rc) return rc;
     d->dev->ops->step_begin(d->dev);
     context_forward(d, pool, taps);
-    rc = d->dev->ops->step_end(d->dev, err);
+    rc = d->dev->ops->step_pass(d->dev, err);
     if (rc)
         kk_kv_abort(pool);
     else
@@ -553,8 +560,8 @@ int kk_dflash_observe(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv
     return rc;
 }
 
-int kk_dflash_propose(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv *kv, int32_t carry,
-                      int n, int32_t *out, struct kk_err *err)
+int kk_dflash_propose_late(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv *kv,
+                           int32_t carry, int n, int32_t *late, struct kk_err *err)
 {
     int32_t ids[1025];
     const int32_t rows = n + 1;
@@ -566,9 +573,19 @@ int kk_dflash_propose(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv
     for (int i = 1; i <= n; i++) ids[i] = d->mask_id;
     d->dev->ops->upload(d->dev, d->ids, ids, (size_t)rows * sizeof *ids);
     d->dev->ops->step_begin(d->dev);
-    block_forward(d, pool);
-    rc = d->dev->ops->step_end(d->dev, err);
-    if (!rc) d->dev->ops->download(d->dev, out, d->choice, (size_t)n * sizeof *out);
+    block_forward(d, pool, late);
+    rc = d->dev->ops->step_pass(d->dev, err);
     kk_kv_abort(pool); /* nothing of the block is kept */
+    return rc;
+}
+
+int kk_dflash_propose(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv *kv, int32_t carry,
+                      int n, int32_t *out, struct kk_err *err)
+{
+    int rc = kk_dflash_propose_late(d, pool, kv, carry, n, d->choice, err);
+    if (rc) return rc;
+    d->dev->ops->step_begin(d->dev);
+    rc = d->dev->ops->step_end(d->dev, err);
+    if (!rc) memcpy(out, d->choice, (size_t)n * sizeof *out);
     return rc;
 }

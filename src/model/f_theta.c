@@ -149,13 +149,8 @@ static void buffer_specs(struct kk_ftheta *f, struct kk_buffer_spec s[static N_B
 static int alloc_buffers(struct kk_ftheta *f, struct kk_err *err)
 {
     struct kk_buffer_spec s[N_BUFFERS];
-    const struct kk_limits lim = {.max_rows = f->max_rows > f->most ? f->max_rows : f->most,
-                                  .max_model_width = f->m->config.info.C};
-    buffer_specs(f, s);
-    int rc = 0;
-    if (!f->exact && !f->m->dev->unified) /* a CPU needs no more than the model has reserved */
-        rc = f->m->dev->ops->reserve(f->m->dev, &lim, &f->m->dev->tables, err);
-    if (!rc) rc = kk__buffers_alloc(f->m->dev, &f->scratch, s, N_BUFFERS, err);
+    buffer_specs(f, s); /* its ops want no scratch of the device beyond what the model reserved */
+    int rc = kk__buffers_alloc(f->m->dev, &f->scratch, s, N_BUFFERS, err);
     if (rc) return rc;
     int32_t *host = kk_array((size_t)f->positions, sizeof *host);
     if (!host) return kk_fail(err, KK_ENOMEM, "out of memory for f_theta");
@@ -295,7 +290,7 @@ int kk_ftheta_commit(struct kk_ftheta *f, struct kk_kv *kv, const float *taps, i
         &(struct kk_convert_args){
             .n = (int64_t)n * f->rank, .from = KK_F32, .to = KK_BF16, .src = f->z, .dst = f->zb});
     kk_kv_store_latents(kv, f->zb, n);
-    return d->ops->step_end(d, err);
+    return d->ops->step_pass(d, err);
 }
 
 /* Latents [first, first + n) of a session into zb, and z where the device's products read f32,
@@ -331,6 +326,7 @@ const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *poo
     load_latents(f, kk_kv_step_session(pool, b), first, n);
     d->ops->linear(d, &(struct kk_linear_args){.T = n,
                                                .n = 2,
+                                               .settled = 1,
                                                .x = d->act == KK_F32 ? (void *)f->z : f->zb,
                                                .w = {&f->layer[l].k, &f->layer[l].v},
                                                .y = {f->k, f->v},

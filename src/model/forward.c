@@ -137,7 +137,7 @@ void kk__forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_fo
     }
     if (!fwd->n_logits) return;
     s.op->gather(s.dev, &(struct kk_gather_args){
-        .n = fwd->n_logits, .C = s.C, .rows = b->logit_rows, .src = b->h, .dst = b->h_last});
+        .n = fwd->n_logits, .C = s.C, .rows = b->ids + s.T, .src = b->h, .dst = b->h_last});
     s.op->norm(s.dev, &(struct kk_norm_args){
         .T = fwd->n_logits, .C = s.C, .x = b->h_last, .w = m->final_norm, .eps = c->eps,
         .y = b->x});

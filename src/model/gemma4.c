@@ -159,18 +159,33 @@ static int bind(struct kk_loader *ld, int l, struct kk_err *err)
 /* Below, one op call is one stage, its arguments grouped by meaning. */
 /* clang-format off */
 
-/* The experts of buf.x_moe, as the router of buf.x_router chooses them, into buf.b */
-static void experts(const struct kk_step *s, int l)
+/* Where the experts of the step's rows in layer l are: [T, A] */
+static int32_t *chosen(const struct kk_model *m, int l)
+{
+    return m->buf.expert_idx + (int64_t)l * m->limits.max_rows * m->config.info.A;
+}
+
+/* Which experts buf.x_moe goes to, from buf.x_router */
+static void route(const struct kk_step *s, int l)
 {
     struct kk_buffers *b = &s->m->buf;
     const struct kk_model_config *c = &s->m->config;
     const struct kk_layer_weights *w = &s->m->layer[l];
     s->op->route(s->dev, &(struct kk_route_args){
         .T = s->T, .E = c->info.E, .A = c->info.A, .x = b->x_router, .w = &w->router,
-        .expert_scale = w->expert_scale, .idx = b->expert_idx, .weight = b->expert_weight});
+        .expert_scale = w->expert_scale, .idx = chosen(s->m, l),
+        .weight = b->expert_weight});
+}
+
+/* The experts of buf.x_moe, into buf.b */
+static void experts(const struct kk_step *s, int l)
+{
+    struct kk_buffers *b = &s->m->buf;
+    const struct kk_model_config *c = &s->m->config;
+    const struct kk_layer_weights *w = &s->m->layer[l];
     s->op->moe(s->dev, &(struct kk_moe_args){
         .T = s->T, .E = c->info.E, .A = c->info.A, .act = c->act, .x = b->x_moe,
-        .idx = b->expert_idx, .weight = b->expert_weight,
+        .idx = chosen(s->m, l), .weight = b->expert_weight,
         .gate_up = &w->gate_up, .down = &w->expert_down, .y = b->b});
 }
 
@@ -186,6 +201,7 @@ static void layer(const struct kk_step *s, int l, const float *next_norm)
         .w_post = w->post_attn_norm, .scale = 1.0f, .eps = c->eps,
         .w_out = {w->pre_ff_norm, w->pre_ff_norm_2, w->router_scale},
         .y = {b->x, b->x_moe, b->x_router}});
+    if (c->moe) route(s, l); /* before the dense unit: who are chosen is known while that runs */
     kk__mlp(s, l);
     if (c->moe) experts(s, l);
     s->op->residual(s->dev, &(struct kk_residual_args){

@@ -10,7 +10,7 @@
 
 /* ---- buffers ------------------------------------------------------------------------------ */
 
-enum { N_BUFFERS = 18 };
+enum { N_BUFFERS = 16 };
 
 static size_t logits_bytes(const struct kk_model *m)
 {
@@ -31,9 +31,7 @@ static void buffer_specs(struct kk_model *m, struct kk_buffer_spec s[static N_BU
     }
     size_t rows_x = T > L ? T : L;
     const struct kk_buffer_spec all[N_BUFFERS] = {
-        {(void **)&b->ids, T * 4},
-        {(void **)&b->logit_rows, L * 4},
-        {(void **)&b->choice, L * 4},
+        {(void **)&b->ids, (T + L) * 4},
         {(void **)&b->h, T * C * f},
         {(void **)&b->h_last, L * C * f},
         {(void **)&b->x, rows_x * C * act},
@@ -47,7 +45,7 @@ static void buffer_specs(struct kk_model *m, struct kk_buffer_spec s[static N_BU
         {(void **)&b->f, T * (size_t)i->F * act},
         {(void **)&b->a, T * C * f},
         {(void **)&b->b, m->config.moe ? T * C * f : 0},
-        {(void **)&b->expert_idx, T * A * 4},
+        {(void **)&b->expert_idx, (size_t)i->n_layers * T * A * 4},
         {(void **)&b->expert_weight, T * A * f},
     };
     memcpy(s, all, sizeof all);
@@ -67,6 +65,11 @@ static struct kk_limits device_limits(const struct kk_model *m)
     for (int k = 0; k < i->n_layers; k++)
         if (m->config.layer[k].D > d.max_head_dim) d.max_head_dim = m->config.layer[k].D;
     return d;
+}
+
+static size_t choice_bytes(const struct kk_model *m)
+{
+    return ((size_t)m->limits.max_logit_rows + 1) * sizeof(int32_t);
 }
 
 static size_t plan_buffers(struct kk_model *m)
@@ -94,7 +97,11 @@ static int alloc_buffers(struct kk_model *m, struct kk_err *err)
     buffer_specs(m, s);
     int rc = m->dev->ops->reserve(m->dev, &d, &m->dev->tables, err);
     if (!rc) rc = kk__buffers_alloc(m->dev, &m->scratch, s, N_BUFFERS, err);
-    return rc || m->dev->ops->winner ? rc : logits_room(m, err);
+    if (!rc && !m->dev->ops->winner) rc = logits_room(m, err);
+    if (rc) return rc;
+    m->to_ids = kk_calloc((size_t)m->limits.max_rows + (size_t)m->limits.max_logit_rows, 4);
+    m->buf.choice = m->dev->ops->host_alloc(m->dev, choice_bytes(m));
+    return m->to_ids && m->buf.choice ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for a model");
 }
 
 static void free_buffers(struct kk_model *m)
@@ -103,6 +110,8 @@ static void free_buffers(struct kk_model *m)
     buffer_specs(m, s);
     kk__buffers_free(m->dev, &m->scratch, s, N_BUFFERS);
     kk_dev_free(m->dev, &m->scratch, m->buf.logits, logits_bytes(m));
+    m->dev->ops->host_free(m->dev, m->buf.choice, choice_bytes(m));
+    kk_free(m->to_ids);
 }
 
 /* ---- open --------------------------------------------------------------------------------- */
@@ -328,12 +337,24 @@ static int check_forward(const struct kk_model *m, const struct kk_kv_pool *pool
     int T = kk_kv_step_T(pool);
     KK_BUG_ON(T > m->limits.max_rows || fwd->n_logits > m->limits.max_logit_rows);
     for (int t = 0; t < T; t++)
-        if (fwd->ids[t] < 0 || fwd->ids[t] >= m->config.info.V)
+        if ((fwd->ids[t] < 0 && !fwd->late) || fwd->ids[t] >= m->config.info.V)
             return kk_fail(err, KK_ERANGE, "token id %d (row %d) is outside the vocabulary of %d",
                            fwd->ids[t], t, m->config.info.V);
     for (int i = 0; i < fwd->n_logits; i++)
         KK_BUG_ON(fwd->logit_rows[i] < 0 || fwd->logit_rows[i] >= T);
     return 0;
+}
+
+/* Ids that the host does not know yet. */
+static void copy_late(struct kk_model *m, const struct kk_forward *fwd, int T)
+{
+    for (int t = 0, n; fwd->late && t < T; t += n) {
+        for (n = 0; t + n < T && fwd->ids[t + n] < 0;) n++;
+        if (n)
+            m->dev->ops->copy(m->dev, m->buf.ids + t, fwd->late + t, (size_t)n * sizeof(int32_t));
+        else
+            n = 1;
+    }
 }
 
 int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_forward *fwd,
@@ -350,13 +371,13 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
     if (!rc && fwd->n_logits && !fwd->choose) rc = logits_room(m, err);
     if (rc) return rc;
     m->chosen = 0;
-    d->ops->upload(d, m->buf.ids, fwd->ids, (size_t)T * sizeof(int32_t));
-    if (fwd->n_logits)
-        d->ops->upload(d, m->buf.logit_rows, fwd->logit_rows,
-                       (size_t)fwd->n_logits * sizeof(int32_t));
+    memcpy(m->to_ids, fwd->ids, (size_t)T * sizeof(int32_t));
+    for (int i = 0; i < fwd->n_logits; i++) m->to_ids[T + i] = fwd->logit_rows[i];
+    d->ops->upload(d, m->buf.ids, m->to_ids, (size_t)(T + fwd->n_logits) * sizeof(int32_t));
+    copy_late(m, fwd, T);
     kk_mem_guard_enter("forward");
     d->ops->step_begin(d);
-    const int whole = kk__stack_step(m, pool, fwd);
+    const int whole = !fwd->experts && kk__stack_step(m, pool, fwd);
     if (!whole) kk__forward(m, pool, fwd);
     rc = d->ops->step_end(d, err);
     if (!rc && (whole || fwd->choose)) m->chosen = fwd->n_logits;
@@ -367,14 +388,44 @@ int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct k
 int kk_model_argmax(struct kk_model *m, int n, int32_t *out, struct kk_err *err)
 {
     struct kk_dev *d = m->dev;
-    if (m->chosen >= n) {
-        d->ops->download(d, out, m->buf.choice, (size_t)n * sizeof(int32_t));
-        return 0;
+    int rc = 0;
+    if (m->chosen < n) {
+        d->ops->step_begin(d);
+        d->ops->argmax(
+            d, &(struct kk_argmax_args){
+                   .T = n, .n = m->config.info.V, .x = m->buf.logits, .out = m->buf.choice});
+        rc = d->ops->step_end(d, err);
     }
-    d->ops->step_begin(d);
-    d->ops->argmax(d, &(struct kk_argmax_args){
-                          .T = n, .n = m->config.info.V, .x = m->buf.logits, .out = m->buf.choice});
-    int rc = d->ops->step_end(d, err);
-    if (!rc) d->ops->download(d, out, m->buf.choice, (size_t)n * sizeof(int32_t));
+    if (!rc) memcpy(out, m->buf.choice, (size_t)n * sizeof *out);
     return rc;
+}
+
+int64_t kk_model_distinct_experts(struct kk_model *m, int T, struct kk_err *err)
+{
+    const struct kk_model_info *i = &m->config.info;
+    const size_t n = (size_t)T * (size_t)i->A;
+    int64_t sum = 0;
+    if (!m->config.moe) return 0;
+    int32_t *idx = kk_array(n, sizeof *idx);
+    uint8_t *seen = kk_calloc((size_t)i->E, 1);
+    for (int l = 0; idx && seen && l < i->n_layers; l++) {
+        m->dev->ops->download(m->dev, idx,
+                              m->buf.expert_idx + (int64_t)l * m->limits.max_rows * i->A,
+                              n * sizeof *idx);
+        memset(seen, 0, (size_t)i->E);
+        for (size_t k = 0; k < n; k++) seen[idx[k]] = 1;
+        for (int e = 0; e < i->E; e++) sum += seen[e];
+    }
+    if (!idx || !seen) sum = kk_fail(err, KK_ENOMEM, "out of memory for a count of experts");
+    kk_free(idx);
+    kk_free(seen);
+    return sum;
+}
+
+int64_t kk_model_expert_bytes(const struct kk_model *m)
+{
+    int64_t sum = 0;
+    for (int l = 0; m->config.moe && l < m->config.info.n_layers; l++)
+        sum += (int64_t)(m->layer[l].gate_up.mat_bytes + m->layer[l].expert_down.mat_bytes);
+    return sum;
 }

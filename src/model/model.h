@@ -91,11 +91,14 @@ struct kk_taps {
 /* One forward over the rows of the running KV step. */
 struct kk_forward {
     const int32_t *ids;        /* host [T]; each in [0, V) (checked: KK_ERANGE names id and row) */
+    const int32_t *late;       /* host_alloc [T]: ids of rows whose id above is -1, which ops before
+                                  this forward still make; NULL: there are none */
     int n_logits;              /* rows wanted; 0 is fine */
     const int32_t *logit_rows; /* host [n_logits], indices into T */
     int choose;                /* of those rows the largest logit alone: kk_model_argmax */
     struct kk_taps taps[2];    /* one set for a drafter, one for f_theta; n 0: unused */
     struct kk_one_shot *one_shot; /* replaces rows of sliding layers; NULL but in measurements */
+    int experts;                  /* kk_model_distinct_experts will be asked */
 };
 
 /* Runs begin..end of a device step. Logits are then at kk_model_logits (device [n_logits, V]) until
@@ -105,6 +108,11 @@ struct kk_forward {
 int kk_model_forward(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_forward *fwd,
                      struct kk_err *err);
 float *kk_model_logits(const struct kk_model *m);
+
+/* Experts that the T rows of the last forward went to, each counted once a layer: the sum over
+ * layers. For measurements; the forward was told (kk_forward.experts). KK_E* if negative. */
+int64_t kk_model_distinct_experts(struct kk_model *m, int T, struct kk_err *err);
+int64_t kk_model_expert_bytes(const struct kk_model *m); /* of one expert of every layer */
 
 /* ---- DFlash drafter: a block-diffusion model over the verifier's auxiliary states --------- */
 
@@ -128,7 +136,8 @@ int kk_dflash_taps(const struct kk_dflash *d, const int **layers);
 /* Its pool's layout; layer is borrowed from d. */
 struct kk_kv_layout kk_dflash_layout(const struct kk_dflash *d, enum kk_dtype kv_type);
 
-/* Append n context rows to kv from taps (device [n, n_taps, C]); n <= limits.max_rows. */
+/* Append n context rows to kv from taps (device [n, n_taps, C]); n <= limits.max_rows. It does not
+ * wait for a GPU (kk_ops.step_pass). */
 int kk_dflash_observe(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv *kv,
                       const float *taps, int n, struct kk_err *err);
 
@@ -136,6 +145,10 @@ int kk_dflash_observe(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv
  * kv is as it was afterwards. */
 int kk_dflash_propose(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv *kv, int32_t carry,
                       int n, int32_t *out, struct kk_err *err);
+/* The same without waiting for a GPU: the tokens are in late [n] (memory of host_alloc) for later
+ * ops, and for the host after the next step_end. */
+int kk_dflash_propose_late(struct kk_dflash *d, struct kk_kv_pool *pool, struct kk_kv *kv,
+                           int32_t carry, int n, int32_t *late, struct kk_err *err);
 
 /* Hidden states of the last block, carry first, after the final norm (act [n + 1, C]): tests. */
 const void *kk_dflash_hidden(const struct kk_dflash *d);
@@ -157,7 +170,7 @@ uint64_t kk_ftheta_fingerprint(const struct kk_ftheta *f); /* of its files; 0 fo
 int kk_ftheta_taps(const struct kk_ftheta *f, const int **layers);
 
 /* Make and keep the latents of the n rows just committed to kv, from their taps (device [n, n_taps,
- * C]). */
+ * C]). It does not wait for a GPU (kk_ops.step_pass). */
 int kk_ftheta_commit(struct kk_ftheta *f, struct kk_kv *kv, const float *taps, int n,
                      struct kk_err *err);
 

@@ -124,7 +124,7 @@ struct kk_layer_weights {
 
 /* Activation buffers of a step, sized once for max_rows; device memory. */
 struct kk_buffers {
-    int32_t *ids, *logit_rows, *choice;
+    int32_t *ids, *choice;      /* [T], then the rows of logits wanted; host_alloc [n_logits] */
     float *h, *h_last;          /* [T, C], [n_logits, C] */
     void *x, *x_moe, *x_router; /* act [T, C] */
     float *q, *k, *v;           /* [T, H*D] [T, G*D] [T, G*D] */
@@ -132,7 +132,7 @@ struct kk_buffers {
     float *state;               /* [T, H, D + 2] */
     void *f;                    /* act [T, F] */
     float *a, *b;               /* [T, C] sublayer outputs */
-    int32_t *expert_idx;        /* [T, A] */
+    int32_t *expert_idx;        /* [n_layers, max_rows, A] */
     float *expert_weight;       /* [T, A] */
     float *logits;              /* [n_logits, V]; NULL until asked for where the device chooses */
 };
@@ -148,13 +148,13 @@ struct kk_model {
     struct kk_layer_weights *layer; /* [n_layers] */
     struct kk_rope_table rope[2];   /* of full layers, of sliding layers */
     struct kk_buffers buf;
+    int32_t *to_ids;              /* host [max_rows + max_logit_rows]: buf.ids on its way */
     int chosen;                   /* rows whose winners the last forward left in buf.choice */
     struct kk_model_stack *stack; /* stack_int.h */
     struct kk_ftheta *restorer;   /* borrowed; NULL: no policy here rebuilds rows */
 };
 
-/* Binds every weight of the architecture; with `plan` set nothing is loaded and bytes add up there.
- */
+/* Binds every weight of the architecture; with `plan` set nothing is loaded, bytes add up there. */
 struct kk_loader {
     const struct kk_model_file *mf;
     struct kk_model *m;
@@ -180,8 +180,7 @@ int kk__load_vector(struct kk_loader *ld, const char *name, int64_t n, float sca
                     struct kk_err *err);
 int kk__load_scalar(struct kk_loader *ld, const char *name, float *out, struct kk_err *err);
 
-/* f_theta.c: rows [first, first + n) of layer l of step sequence b, rebuilt; valid until the next
- * call */
+/* f_theta.c: rows [first, first + n) of layer l of step sequence b, until the next call */
 const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *pool, int b, int l,
                                int32_t first, int32_t n);
 

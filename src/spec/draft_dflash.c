@@ -27,6 +27,16 @@ static int flush(struct dflash *d, struct kk_err *err)
     return n ? kk_dflash_observe(d->model, d->pool, d->kv, d->held, n, err) : 0;
 }
 
+/* What is timed as the drafter's own waits for the device; but what a draft needs does not, since
+ * the step that verifies it is waited for. */
+static int wait_for(struct dflash *d, int rc, struct kk_err *err)
+{
+    struct kk_dev *dev = kk_dflash_dev(d->model);
+    if (rc) return rc;
+    dev->ops->step_begin(dev);
+    return dev->ops->step_end(dev, err);
+}
+
 static int propose(struct kk_drafter *base, const uint32_t *history, size_t n, int most,
                    uint32_t *out, struct kk_err *err)
 {
@@ -35,9 +45,13 @@ static int propose(struct kk_drafter *base, const uint32_t *history, size_t n, i
     int rc = flush(d, err);
     if (rc) return rc;
     if (kk_kv_rows(d->kv) + 1 != (int64_t)n) return 0; /* rows that were not tapped: no context */
-    rc = kk_dflash_propose(d->model, d->pool, d->kv, (int32_t)history[n - 1], most, ids, err);
+    const int32_t carry = (int32_t)history[n - 1];
+    if (base->late)
+        rc = kk_dflash_propose_late(d->model, d->pool, d->kv, carry, most, base->late, err);
+    else
+        rc = kk_dflash_propose(d->model, d->pool, d->kv, carry, most, ids, err);
     if (rc) return rc;
-    for (int i = 0; i < most; i++) out[i] = (uint32_t)ids[i];
+    for (int i = 0; i < most; i++) out[i] = base->late ? KK_LATE : (uint32_t)ids[i];
     return most;
 }
 
@@ -46,9 +60,10 @@ static int observe(struct kk_drafter *base, const float *taps, int rows, struct 
     struct dflash *d = (struct dflash *)base;
     struct kk_dev *dev = kk_dflash_dev(d->model);
     const int width = (int)kk_dflash_tap_floats(d->model);
-    int rc = d->n_held + rows > d->most ? flush(d, err) : 0;
+    int rc = d->n_held + rows > d->most ? wait_for(d, flush(d, err), err) : 0;
     if (rc) return rc;
-    if (rows > d->most) return kk_dflash_observe(d->model, d->pool, d->kv, taps, rows, err);
+    if (rows > d->most)
+        return wait_for(d, kk_dflash_observe(d->model, d->pool, d->kv, taps, rows, err), err);
     dev->ops->gather(dev,
                      &(struct kk_gather_args){
                          .n = rows, .C = width, .src = taps, .dst = d->held + d->n_held * width});
@@ -63,7 +78,8 @@ static int behind(const struct kk_drafter *base)
 
 static int catch_up(struct kk_drafter *base, struct kk_err *err)
 {
-    return flush((struct dflash *)base, err);
+    struct dflash *d = (struct dflash *)base;
+    return wait_for(d, flush(d, err), err);
 }
 
 static int64_t device_bytes(const struct kk_drafter *base)
@@ -94,21 +110,23 @@ static int64_t saved_bytes(struct kk_drafter *base, struct kk_err *err)
     return (int64_t)sizeof(int64_t) + kk_kv_saved_bytes(d->pool, kk_kv_rows(d->kv));
 }
 
-static int save(struct kk_drafter *base, const struct kk_io *sink, struct kk_err *err)
+static int save(struct kk_drafter *base, const struct kk_io *sink,
+                const struct kk_kv_keeper *keeper, struct kk_err *err)
 {
     struct dflash *d = (struct dflash *)base;
+    int rc = flush(d, err);
     int64_t rows = kk_kv_rows(d->kv);
-    KK_BUG_ON(d->n_held);
-    int rc = kk_io(sink, &rows, sizeof rows, err);
-    return rc ? rc : kk_kv_save(d->kv, sink, err);
+    if (!rc) rc = kk_io(sink, &rows, sizeof rows, err);
+    return rc ? rc : kk_kv_save_shared(d->kv, sink, keeper, err);
 }
 
-static int load(struct kk_drafter *fresh, const struct kk_io *source, struct kk_err *err)
+static int load(struct kk_drafter *fresh, const struct kk_io *source,
+                const struct kk_kv_keeper *keeper, struct kk_err *err)
 {
     struct dflash *d = (struct dflash *)fresh;
     int64_t rows;
     int rc = kk_io(source, &rows, sizeof rows, err);
-    return rc ? rc : kk_kv_load(d->kv, rows, source, err);
+    return rc ? rc : kk_kv_load_shared(d->kv, rows, source, keeper, err);
 }
 
 static void close_dflash(struct kk_drafter *base)

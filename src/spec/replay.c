@@ -39,7 +39,11 @@ static int propose(struct kk_drafter *d, const uint32_t *history, size_t n, int 
                    struct kk_err *err)
 {
     struct replay *r = (struct replay *)d;
-    int rc = r->inner ? r->inner->ops->propose(r->inner, history, n, most, out, err) : 0, k = 0;
+    int rc = 0, k = 0;
+    if (r->inner) {
+        r->inner->late = d->late;
+        rc = r->inner->ops->propose(r->inner, history, n, most, out, err);
+    }
     if (rc < 0) return rc;
     for (size_t i = n - r->at; k < most && n >= r->at && i < r->n; i++) out[k++] = draft_at(r, i);
     return k;

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "kv/keep.h"
 #include "kv/kv.h"
 #include "model/model.h"
 
@@ -39,16 +40,24 @@ struct kk_drafter_ops {
     int64_t (*device_bytes)(const struct kk_drafter *d); /* of this session; may be NULL: none */
     /* A second drafter that knows what d knows (*out stays NULL: one that was just opened does);
      * save what it knows, and fill a fresh one. All may be NULL: the history is all there is to
-     * know. */
+     * know. saved_bytes: without a keeper. */
     int (*fork)(struct kk_drafter *d, struct kk_drafter **out, struct kk_err *err);
     int64_t (*saved_bytes)(struct kk_drafter *d, struct kk_err *err); /* settles what is held */
-    int (*save)(struct kk_drafter *d, const struct kk_io *sink, struct kk_err *err);
-    int (*load)(struct kk_drafter *fresh, const struct kk_io *source, struct kk_err *err);
+    int (*save)(struct kk_drafter *d, const struct kk_io *sink, const struct kk_kv_keeper *keeper,
+                struct kk_err *err); /* keeper: may be NULL (kv/keep.h) */
+    int (*load)(struct kk_drafter *fresh, const struct kk_io *source,
+                const struct kk_kv_keeper *keeper, struct kk_err *err);
     void (*close)(struct kk_drafter *d);
 };
 
+/* A token that is known when the device has got there. */
+#define KK_LATE UINT32_MAX
+
 struct kk_drafter {
     const struct kk_drafter_ops *ops;
+    int32_t
+        *late; /* set before a propose: memory of host_alloc for its tokens, whose place in `out`
+                      may then be KK_LATE (until the next step_end); NULL: propose waits */
 };
 
 /* Prompt lookup (Saxena 2023; Yang et al. 2023, arXiv:2304.04487): the tokens that followed the

@@ -16,6 +16,13 @@ check "a model without a tokenizer: no recall" python3 -c 'import json, sys
 d = json.load(open(sys.argv[1]))
 assert d["levels"][0]["byte_identical"] is True and d["levels"][0]["recall"] is None
 ' "$KK_TMP/out"
+run bench batch -m synth:tests/data/mini.json --levels 1,4 --tokens 40 --json
+check "experts: those of one row, more with more rows; their bytes" python3 -c 'import json, sys
+a, b = json.load(open(sys.argv[1]))["levels"]
+assert a["prompt_tokens"] == b["prompt_tokens"] == 40
+assert a["distinct_experts"] == 2 < b["distinct_experts"] <= 8, (a, b)
+assert a["weight_bytes"] < b["weight_bytes"] and a["step_ms"] > 0
+' "$KK_TMP/out"
 run bench batch -m models/tiny --levels 0
 check "no sessions: refused" [ "$rc" -eq 2 ]
 

@@ -20,10 +20,13 @@ assert all(x["us"] > 0 and x["share_of_floor"] > 0 for x in r["runs"])
 P
 done
 check "bench/sessions builds" make -s build/release/bench/sessions
-check "bench/sessions: loaded and forked sessions go on alike; forks at rest cost nothing" sh -c \
+check "bench/sessions: loaded and forked sessions go on alike; forks at rest cost nothing, and what they share is held once" sh -c \
     'build/release/bench/sessions synth:tests/data/mini.json "$1" 300 9 1 >"$2" && python3 -c "import json, sys
 r = json.load(open(sys.argv[1]))
 assert r[\"forks\"][\"all_at_rest_bytes\"] == r[\"forks\"][\"one_bytes\"] > 0
+h = r[\"runtime\"]
+for where in (\"device\", \"host\", \"state_directory\", \"device_after_restart\"):
+    assert 0 < h[where][\"per_fork_bytes\"] < h[where][\"one_bytes\"], where
 assert r[\"resume\"][\"file_bytes\"] > 0" "$2"' sh "$KK_TMP/session" "$KK_TMP/sessions.json"
 check "bench/overhead: served against direct" sh -c \
     'bench/overhead -m synth:tests/data/mini.json --pairs 1 --threads 1 --kakeya "$1" --json "$2" >/dev/null &&
@@ -40,6 +43,9 @@ check "bench/load: every run in a process of its own, beside a floor" sh -c \
 r = json.load(open(sys.argv[1]))
 assert len(r[\"runs\"]) == 3 and all(x[\"first_token_s\"] > x[\"open_s\"] > 0 for x in r[\"runs\"])
 assert r[\"weight_bytes\"] > 0 and r[\"floor_s\"] > 0 and r[\"commit\"]" "$1/load.json"' sh "$KK_TMP"
+command -v nvidia-smi >/dev/null ||
+    check "bench/cuda-evidence without a GPU says so" sh -c \
+        'bench/cuda-evidence --kakeya "$1" --json "$2" 2>&1 | grep -q "no NVIDIA GPU"' sh "$KK_BIN" "$KK_TMP/none.json"
 check "bench/load without a model" sh -c '! build/release/bench/load --model /nowhere >/dev/null 2>&1'
 check "a list that is none is refused" sh -c '! build/release/bench/attn --rows 1,x >/dev/null 2>&1'
 check "a config that is not there is refused" sh -c '! build/release/bench/gemm --config /nowhere >/dev/null 2>&1'

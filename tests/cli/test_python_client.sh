@@ -57,4 +57,16 @@ start --state "$KK_TMP/state"
 check "goes on after kill -9 with the tokens it would have made" durable
 kill -TERM "$pid"
 check "and the server ends in order" wait "$pid"
+
+mkdir "$KK_TMP/forks"
+with_forks() { with_client clients/python/tests/forks.py "$(json address "$KK_TMP/ready")" "$(json metrics "$KK_TMP/ready")" "$KK_TMP/told"; }
+little=(--state "$KK_TMP/forks" --metrics 127.0.0.1:0 --kv-total 2MiB --idle-host 2MiB)
+start "${little[@]}"
+check "24 forks, of which some fit on the device and some in host memory" with_forks
+kill -KILL "$pid"
+wait "$pid" 2>/dev/null
+start "${little[@]}"
+check "go on after kill -9, each with the tokens it would have made" with_forks
+kill -TERM "$pid"
+check "and this server ends in order" wait "$pid"
 done_testing

@@ -71,6 +71,7 @@ r = json.load(open(sys.argv[1]))
 assert set(r) == {"verifier", "ftheta", "drafter", "eval"}, r.keys()
 parity = r["eval"]["parity"]
 assert r["eval"]["committed_per_forward"]["mean"] >= 1
+assert {"conversation", "conversation, reserved words"} <= set(r["eval"]["divergence"]), r["eval"]["divergence"]
 # A latent that rounds the other way moves a restored row by more than arithmetic does.
 assert max(parity["native"], parity["s5"]) < 1e-3 and parity["restored"] < 0.02, parity' "$OUT/report.json"
 [ "$KK_FAILED" -eq 0 ] || tail -n 5 "$KK_TMP/out" "$KK_TMP/err"

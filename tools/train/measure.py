@@ -1,7 +1,8 @@
 """Stage `eval`: what the engine says of the exported trio, which is what counts.
 
     parity       logits of the engine against the nets of this recipe in float32, under native, s5 and restored
-    divergence   KL(native || s5) and KL(native || restored) in the true causal process, from `kakeya logits`
+    divergence   KL(native || s5) and KL(native || restored) in the true causal process, from `kakeya logits`; of
+                 conversation a few tokens in a thousand hold half of it, so 64 windows are the least that tells
     niah, spec   the benches of the command line
 """
 import json
@@ -64,15 +65,18 @@ def recipe_logits(setup, ids):
     return out
 
 
-def texts(setup, encoder, words, samples):
-    """{kind: windows of ids}: code held out, tests of the library never read, conversation about reserved words."""
+def texts(setup, encoder, words, codes, chats):
+    """{kind: windows of ids}: `codes` of code held out and of tests of the library never read, `chats` of conversation
+    drawn anew of the words that training draws from, and of conversation of the reserved words, which it never does."""
     r, out = random.Random(13), {}
     for part in ("held", "unseen"):
         found = list(setup.library().texts(part))
         r.shuffle(found)
         windows = (encoder.tok.encode(t[:8 * WINDOW], add_special_tokens=False).ids for t in found)
-        out["code " + part] = [[BOS] + w[:WINDOW - 1] for w in windows if len(w) >= WINDOW - 1][:samples]
-    out["conversation"] = [([BOS] + encoder(doc.chat(words, r, 5 * WINDOW)))[:WINDOW] for _ in range(4 * samples)]
+        out["code " + part] = [[BOS] + w[:WINDOW - 1] for w in windows if len(w) >= WINDOW - 1][:codes]
+    known = doc.Words(setup.library(), setup.bench.reserved, encoder.texts())
+    for name, w in (("conversation", known), ("conversation, reserved words", words)):
+        out[name] = [([BOS] + encoder(doc.chat(w, r, 5 * WINDOW)))[:WINDOW] for _ in range(chats)]
     return out
 
 
@@ -98,7 +102,7 @@ def run(setup):
         setup.log("against the engine:", result["parity"])
         if max(result["parity"].values()) > 0.02:
             raise SystemExit("tools/train: the engine computes other logits than the recipe")
-        kinds = texts(setup, encoder, words, 1 if small else 8)
+        kinds = texts(setup, encoder, words, *((1, 2) if small else (8, 64)))
         result["divergence"] = {k: divergence(engine, setup.v["sliding_window"], v) for k, v in kinds.items() if v}
         setup.log("KL in nats a token:", result["divergence"])
         bench = lambda *w: json.loads(engine("bench", *w, "--json"))

@@ -170,6 +170,7 @@ static const struct kk_ops cpu_ops = {
     .close = close_cpu,
     .step_begin = step_begin,
     .step_end = step_end,
+    .step_pass = step_end,
     .embed = kk__cpu_embed,
     .norm = kk__cpu_norm,
     .linear = kk__cpu_linear,

@@ -659,32 +659,33 @@ __global__ void __launch_bounds__(32 * KK_ATTN_HEAD / MERGE_DIMS)
     k_merge(const __grid_constant__ struct kk_attn_job job, int from, int to_o)
 {
     enum { AHEAD = 32 };
+    cudaTriggerProgrammaticLaunchCompletion();
     const struct kk_attn_args &a = job.a;
-    const int D = a.D, lane = threadIdx.x % 32;
-    const int d = (blockIdx.y * blockDim.x / 32 + threadIdx.x / 32) * MERGE_DIMS + lane * 2;
-    const int64_t query = blockIdx.x, all = (int64_t)a.T * a.H;
-    const int t = blockIdx.x / a.H;
+    const int D = a.D, lane = threadIdx.x % 32, all = a.T * a.H;
+    const int warps = (D + MERGE_DIMS - 1) / MERGE_DIMS; /* of a query */
+    const int unit = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    const int query = min(unit / warps, all - 1), d = unit % warps * MERGE_DIMS + lane * 2;
+    const int t = query / a.H;
     int first;
     const int rows = few_rows(job, t, &first);
     const struct kk_sight v =
         kk__attn_sight(a, a.seqs[a.seq[t]], a.pos[first], a.pos[first + max(rows, 1) - 1]);
     const int n = max(0, min(kk__attn_splits(v) - job.wave, job.wave_len));
-    float *state = a.state + query * (D + 2), M = -INFINITY, L = 0;
+    float *state = a.state + (int64_t)query * (D + 2), M = -INFINITY, L = 0;
     cudaGridDependencySynchronize();
-    cudaTriggerProgrammaticLaunchCompletion();
-    if (!rows) return;
+    if (!rows || unit >= all * warps) return;
     float2 O = make_float2(0, 0);
     if (from) {
         M = state[D], L = state[D + 1];
         if (d < D) O = *(const float2 *)(state + d);
     }
-    const float *part = job.part + query * D + min(d, D - 2);
+    const float *part = job.part + (int64_t)query * D + min(d, D - 2);
     for (int n0 = 0; n0 < n; n0 += AHEAD) {
         float2 x[AHEAD], ml = make_float2(-INFINITY, 0);
-        if (n0 + lane < n) ml = job.part_ml[(n0 + lane) * all + query];
+        if (n0 + lane < n) ml = job.part_ml[(int64_t)(n0 + lane) * all + query];
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) /* past the end: something, times 0 */
-            x[i] = kk__load2(part + min(n0 + i, n - 1) * all * D);
+            x[i] = kk__load2(part + (int64_t)min(n0 + i, n - 1) * all * D);
         float top = ml.x, a1, b1; /* the largest up to this lane's split */
         for (int o = 1; o < AHEAD; o *= 2) {
             const float up = __shfl_up_sync(~0u, top, o);
@@ -705,7 +706,7 @@ __global__ void __launch_bounds__(32 * KK_ATTN_HEAD / MERGE_DIMS)
     }
     __syncthreads();
     if (d < D && to_o)
-        ((uint32_t *)a.o)[(query * D + d) / 2] =
+        ((uint32_t *)a.o)[((int64_t)query * D + d) / 2] =
             kk__pack2(kk__attn_out(O.x, L), kk__attn_out(O.y, L));
     else if (d < D)
         *(float2 *)(state + d) = O;
@@ -817,9 +818,10 @@ static int few(struct kk_cuda *c, struct kk_attn_job *job, int rows)
         by_pairs<0>(c, job, rows < KK_ATTN_FEW ? rows : KK_ATTN_FEW);
         const int from = job->wave > 0 || !a->first;
         const int to_o = a->last && job->wave + job->wave_len >= splits;
-        const unsigned apart = from || !to_o ? 1 : warps; /* blocks of a query */
-        kk__launch(c, "attn", k_merge, dim3((unsigned)queries, apart), dim3(32 * warps / apart), 0,
-                   *job, from, to_o);
+        /* few blocks: a multiprocessor with one of them has no room for the next op's */
+        const unsigned n = from || !to_o ? warps : KK_ATTN_HEAD / MERGE_DIMS; /* warps of a block */
+        kk__launch(c, "attn", k_merge, dim3(((unsigned)queries * warps + n - 1) / n), dim3(32 * n),
+                   0, *job, from, to_o);
     }
     return 1;
 }

@@ -25,18 +25,18 @@ extern "C" { /* C headers */
 #include "dev/dev.h"
 }
 
-typedef __nv_bfloat16 bf16;
+#include "dev/cuda/numbers_int.h"
 
 enum {
     KK_TILE_ROWS = 8,
     KK_TILE_K = 16,
     KK_TILE_BYTES = 256,
     KK_CUDA_SPLIT = 128, /* keys of an attention split: kk_dev.attn_split */
-    KK_SUM_LANES = 256,  /* lanes of a sum over a row */
     KK_CUDA_RING_PART = 8 << 20,
     KK_CUDA_HEAD = 512,     /* head dim, at most; a multiple of 16 */
     KK_CUDA_WIDEST = 16384, /* elements of a row that a block keeps in registers: model width */
     KK_CUDA_SEQS = 1024,    /* sequences of a step */
+    KK_CUDA_GPUS = 64,
 };
 
 __host__ __device__ static inline int64_t kk__tiles(int64_t k)
@@ -63,6 +63,18 @@ __host__ __device__ static inline const char *kk__stripe(const struct kk_weight 
            (size_t)s * (size_t)kk__tiles(w->cols) * KK_TILE_BYTES;
 }
 
+/* Rows whose logits are there and whose experts are to be chosen. */
+struct kk_router {
+    const float *logits, *scale;
+    int32_t *idx;
+    float *weight;
+    int T, E, A;
+};
+enum { /* the next product does it on the side for so many rows, experts */
+       KK_CHOSEN_ROWS = 128,
+       KK_CHOSEN_EARLY = 128
+};
+
 /* ---- the device --------------------------------------------------------------------------- */
 
 struct kk_cuda {
@@ -76,6 +88,9 @@ struct kk_cuda {
     size_t scratch_bytes, linear_at, moe_at, attn_at, ops_at;
     cudaError_t error; /* the first since step_end, and the op it came from */
     const char *op;
+    uint64_t products,
+        routed;              /* of few rows so far (stream_int.h); when experts were chosen last */
+    struct kk_router errand; /* of the last route, not yet done; T 0: none */
     struct kk_fault *fault, *fault_dev; /* one word, as the host and as kernels see it */
     struct kk_upload *upload;           /* pinned ring for what travels (memory.cu) */
     struct kk_slab *slabs;              /* of host_alloc (memory.cu) */
@@ -94,20 +109,41 @@ static inline struct kk_cuda *kk__cuda(struct kk_dev *dev)
     return (struct kk_cuda *)dev;
 }
 
+/* Choose now: what comes next does not on the side. */
+void kk__cuda_choose(struct kk_cuda *c);
+
 /* The calling thread's CUDA calls are for this device from here on. */
 void kk__cuda_use(struct kk_cuda *c);
 /* Remember the first error of a step. */
 void kk__cuda_latch(struct kk_cuda *c, cudaError_t e, const char *op);
 
+/* Let a kernel have so much shared memory. known: the caller's, one for each kernel, zeroed; asking
+ * takes as long as launching. */
+static inline void kk__allow(struct kk_cuda *c, const char *op, const void *kernel, int bytes,
+                             int (&known)[KK_CUDA_GPUS])
+{
+    int &had = known[c->index % KK_CUDA_GPUS];
+    if (bytes <= had) return;
+    kk__cuda_latch(
+        c, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), op);
+    had = bytes;
+}
+
 /* Launch on the device's stream, with programmatic dependent launch: a kernel may start while the
  * one before it ends. So every kernel calls cudaGridDependencySynchronize() before it reads what
- * another op wrote, or writes what one may still read; weights it may read before. */
+ * another op wrote, or writes what one may still read; weights, positions and what else no op of a
+ * step writes it may read before. A kernel lets the next start when it has itself been past that
+ * call, so that whatever was launched before it has ended when the next starts; but residual, route
+ * and the merge of attention, which are small, let it start at once: the next op's weights are then
+ * on their way while they run. Two of them never stand before one that relies on more than the
+ * weights (docs/adr/0022). */
 template <typename... P, typename... A>
 static inline void kk__launch(struct kk_cuda *c, const char *op, void (*kernel)(P...), dim3 grid,
                               dim3 block, size_t smem, A... args)
 {
     cudaLaunchConfig_t cfg = {};
     cudaLaunchAttribute at[1];
+    if (c->errand.T) kk__cuda_choose(c);
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
     at[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     at[0].val.programmaticStreamSerializationAllowed = 1;
@@ -119,58 +155,6 @@ static inline void kk__launch(struct kk_cuda *c, const char *op, void (*kernel)(
     cfg.numAttrs = 1;
     kk__cuda_latch(c, cudaLaunchKernelEx(&cfg, kernel, (P)args...), op);
 }
-
-/* ---- sums and numbers shared by kernels: one definition, one order ------------------------ */
-
-#ifdef __CUDACC__
-__device__ static inline float kk__warp_sum(float v)
-{
-    for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(~0u, v, o);
-    return v;
-}
-
-/* The sum of 256 lanes' v over a block of 256 threads (or the first 256 of more: all call it);
- * every thread gets it. tmp: 8 floats of shared memory; free to be used again after the next
- * __syncthreads. */
-__device__ static inline float kk__row_sum(float v, float *tmp)
-{
-    v = kk__warp_sum(v);
-    if (threadIdx.x < KK_SUM_LANES && threadIdx.x % 32 == 0) tmp[threadIdx.x / 32] = v;
-    __syncthreads();
-    v = tmp[0];
-    for (int i = 1; i < 8; i++) v += tmp[i];
-    return v;
-}
-
-__device__ static inline float kk__act(enum kk_activation a, float x)
-{
-    if (a == KK_SILU) return x / (1.0f + expf(-x));
-    return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
-}
-
-/* d += a b: 16 rows x 8 columns x 16 */
-__device__ static inline void kk__mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                      uint32_t a3, uint32_t b0, uint32_t b1)
-{
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-/* exp2f, but that results below 2^-126 are 0 (docs/adr/0023) */
-__device__ static inline float kk__exp2(float x)
-{
-    asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
-    return x;
-}
-
-__device__ static inline uint32_t kk__pack2(float lo, float hi)
-{
-    __nv_bfloat162 h = __floats2bfloat162_rn(lo, hi);
-    return *(uint32_t *)&h;
-}
-#endif
 
 /* ---- ops, by file ------------------------------------------------------------------------- */
 

@@ -10,6 +10,7 @@
  * while the other multiplies. Blocks stay, and take every gridDim-th tile. Inputs are a multiple of
  * 8.
  *
+ *   settled()        the op before wrote neither rows of x nor what begin reads
  *   begin(tables)    by all threads
  *   tiles()          in all
  *   take(i)          tile i is now this thread's; n is its rows
@@ -400,8 +401,8 @@ __global__ void __launch_bounds__(KK_LARGE_THREADS, 1)
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
-    cudaGridDependencySynchronize();
-    cudaTriggerProgrammaticLaunchCompletion();
+    if (threadIdx.x < 256 || !job.settled()) cudaGridDependencySynchronize();
+    if (threadIdx.x < 256) cudaTriggerProgrammaticLaunchCompletion();
     job.begin(smem + g.tables_at);
     kk_ring ring = {smem, full, empty, 0, 0};
     if (threadIdx.x >= 256) {
@@ -452,10 +453,8 @@ static inline void kk__large_launch(struct kk_cuda *c, const char *op, const kk_
                                     const Job &job, int64_t tiles)
 {
     const int64_t blocks = tiles < c->sms ? tiles : c->sms;
-    kk__cuda_latch(c,
-                   cudaFuncSetAttribute(kk__large_kernel<Job>,
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize, g.smem),
-                   op);
+    static int known[KK_CUDA_GPUS];
+    kk__allow(c, op, (const void *)kk__large_kernel<Job>, g.smem, known);
     kk__launch(c, op, kk__large_kernel<Job>, dim3((unsigned)blocks), dim3(KK_LARGE_THREADS),
                (size_t)g.smem, g, job);
 }

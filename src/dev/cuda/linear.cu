@@ -1,12 +1,13 @@
 /* Matrix products: linear and glu. Few rows: stream_int.h; many: large_int.h. */
 #include "dev/cuda/large_int.h"
+#include "dev/cuda/linear_int.h"
 
 namespace
 {
 
 /* act(gate x) * (up x): slots 2 i and 2 i + 1 are a stripe of gate and one of up */
 template <int ROWS> struct glu_job {
-    static constexpr bool early = true;
+    static constexpr bool eager = false;
     const char *gate, *up;
     const bf16 *x;
     bf16 *y;
@@ -22,6 +23,7 @@ template <int ROWS> struct glu_job {
     {
         return 2 * ((stripes - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x);
     }
+    __device__ bool early() const { return true; }
     __device__ void begin(char *) {}
     __device__ void finish() {}
     __device__ int groups() const { return (mine() + most - 1) / most; }
@@ -39,7 +41,7 @@ template <int ROWS> struct glu_job {
     __device__ void sum(const float *part, int q) const
     {
         const int rows = kk__slice_rows<ROWS>(T), n = slots(q) / 2;
-        for (int j = (int)threadIdx.x; j < n * rows * 8; j += (int)blockDim.x) {
+        for (int j = (int)threadIdx.x; j < n * rows * 8; j += kk__workers()) {
             const int s = j / (rows * 8) * 2, e = j % (rows * 8);
             const int t = e / 8 + (int)blockIdx.y * ROWS, f = index(q, s) * 8 + e % 8;
             const float *p = part + s * chains * rows * 8 + e;
@@ -88,9 +90,11 @@ struct grid {
 struct linear_tiles {
     kk_linear_job<16> j;
     grid at;
+    int is_settled;
     int n, stride0, stride1; /* of the two outputs that a thread writes */
     float *y0, *y1, bias0, bias1;
 
+    __device__ bool settled() const { return is_settled; }
     __device__ void begin(char *) {}
     __device__ int tiles() const
     {
@@ -136,6 +140,7 @@ struct glu_tiles {
     grid at;
     int n, f; /* f: the output that a thread writes */
 
+    __device__ bool settled() const { return false; }
     __device__ void begin(char *) {}
     __device__ int tiles() const
     {
@@ -164,6 +169,7 @@ void linear_many(struct kk_cuda *c, const struct kk_linear_args *a)
 {
     linear_tiles l = {};
     l.j = kk__linear_job<16>(a);
+    l.is_settled = a->settled;
     const kk_large g = kk__large_plan(l.j.K, 0);
     const int64_t columns = (l.j.stripes + KK_LARGE_STRIPES - 1) / KK_LARGE_STRIPES;
     l.at.T = a->T;

@@ -2,6 +2,7 @@
  * rows go to. Many: pairs of a row and one of its experts are sorted by expert (group), go through
  * the two products expert by expert (large_int.h), and each row then adds up its own (combine). */
 #include "dev/cuda/large_int.h"
+#include "dev/cuda/linear_int.h"
 
 namespace
 {
@@ -10,99 +11,21 @@ enum { MAX_ACTIVE = 32, MAX_EXPERTS = 1024, DOWN_COLUMNS = 4 };
 
 /* ---- route -------------------------------------------------------------------------------- */
 
-/* The order of floats as the order of integers, 0 being below all; NaN sorts somewhere. */
-__device__ uint32_t ordered(float v)
-{
-    const uint32_t u = __float_as_uint(v + 0.0f); /* -0 ties with 0 */
-    const uint32_t k = u & 0x80000000u ? ~u : u | 0x80000000u;
-    return k ? k : 1;
-}
-
-/* The A largest of E logits and their weights, by a warp. N: logits of a lane. */
-template <int N>
-__device__ void choose(const float *logits, const float *scale, int E, int A, int32_t *idx,
-                       float *weight)
-{
-    const int lane = (int)threadIdx.x % 32;
-    float mine = 0, sum = 0;
-    uint32_t key[N];
-    int at = 0;
-#pragma unroll
-    for (int i = 0; i < N; i++) key[i] = i * 32 + lane < E ? ordered(logits[i * 32 + lane]) : 0;
-    for (int n = 0; n < A; n++) {
-        uint32_t top = key[0], where = ~0u;
-#pragma unroll
-        for (int i = 1; i < N; i++) top = max(top, key[i]);
-        top = __reduce_max_sync(~0u, top);
-#pragma unroll
-        for (int i = N - 1; i >= 0; i--)
-            if (key[i] == top) where = (uint32_t)(i * 32 + lane);
-        where = __reduce_min_sync(~0u, where);
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            if (where == (uint32_t)(i * 32 + lane)) key[i] = 0;
-        if (lane == n) at = (int)where;
-    }
-    if (lane < A) mine = logits[at];
-    mine = expf(mine - __shfl_sync(~0u, mine, 0));
-    for (int n = 0; n < A; n++) {
-        const float e = __shfl_sync(~0u, mine, n);
-        sum = n ? sum + e : e;
-    }
-    if (lane < A) {
-        idx[lane] = at;
-        weight[lane] = mine / sum * scale[at];
-    }
-}
-
-struct router {
-    const float *logits, *scale;
-    int32_t *idx;
-    float *weight;
-    int T, E, A;
-
-    __device__ void row(int t) const
-    {
-        const float *l = logits + (size_t)t * (size_t)E;
-        int32_t *i = idx + (size_t)t * (size_t)A;
-        float *w = weight + (size_t)t * (size_t)A;
-        if (E <= 128)
-            choose<4>(l, scale, E, A, i, w);
-        else
-            choose<MAX_EXPERTS / 32>(l, scale, E, A, i, w);
-    }
-};
-
-__global__ void __launch_bounds__(256) choose_rows(const __grid_constant__ router r)
+__global__ void __launch_bounds__(256) choose_rows(const __grid_constant__ kk_router r)
 {
     const int t = (int)(blockIdx.x * blockDim.x + threadIdx.x) / 32;
     cudaGridDependencySynchronize();
     cudaTriggerProgrammaticLaunchCompletion();
-    if (t < r.T) r.row(t);
+    if (t >= r.T) return;
+    if (r.E <= KK_CHOSEN_EARLY)
+        kk__choose<KK_CHOSEN_EARLY / 32>(r, t);
+    else
+        kk__choose<MAX_EXPERTS / 32>(r, t);
 }
 
-/* Logits by the product; the last block of a slice to have them chooses for its rows. */
+/* Logits by the product. The next op's weights stream meanwhile. */
 template <int ROWS> struct route_job : kk_linear_job<ROWS> {
-    router r;
-    unsigned *done; /* [slices], 0 between calls */
-
-    __device__ void finish() const
-    {
-        __shared__ int last;
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            __threadfence();
-            last = atomicAdd(&done[blockIdx.y], 1) == gridDim.x - 1;
-            if (last) done[blockIdx.y] = 0;
-            __threadfence();
-        }
-        __syncthreads();
-        if (!last) return;
-        for (int i = (int)threadIdx.x / 32; i < ROWS; i += (int)blockDim.x / 32) {
-            const int t = (int)blockIdx.y * ROWS + i;
-            if (t < r.T) r.row(t);
-        }
-    }
+    static constexpr bool eager = true;
 };
 
 /* ---- the experts of a slice of rows ------------------------------------------------------- */
@@ -149,8 +72,9 @@ struct picks {
 /* h[row, choice, F] = act(gate x) * (up x). An item is 8 numbers of one expert: a stripe of gate,
  * one of up, or the two that the 8 lie in where F is no multiple of 8 (PARTS 3). */
 template <int ROWS, int PARTS> struct gate_up_job {
-    static constexpr bool early = false;
+    static constexpr bool eager = false;
     picks p;
+    int settled; /* p.idx is there before the op before this one has ended */
     const char *w;
     size_t mat_bytes, stripe_bytes;
     const bf16 *x;
@@ -168,6 +92,7 @@ template <int ROWS, int PARTS> struct gate_up_job {
         const int n = *p.count * (int)items.d - (int)blockIdx.x + (int)gridDim.x - 1;
         return n / (int)gridDim.x * PARTS;
     }
+    __device__ bool early() const { return settled; }
     __device__ void begin(char *tables) { p.begin<ROWS>(tables); }
     __device__ void finish() {}
     __device__ int groups() const { return (mine() + most - 1) / most; }
@@ -196,7 +121,7 @@ template <int ROWS, int PARTS> struct gate_up_job {
     __device__ void sum(const float *part, int q) const
     {
         const int rows = kk__slice_rows<ROWS>(p.T), n = slots(q) / PARTS, step = rows * 8;
-        for (int j = (int)threadIdx.x; j < n * step; j += (int)blockDim.x) {
+        for (int j = (int)threadIdx.x; j < n * step; j += kk__workers()) {
             const int s = j / step * PARTS, e = j % step, r = e / 8, o = e % 8;
             const int i = item(q, s), a = items.of(i), f = items.rest(i) * 8 + o;
             const int slot = p.slot[p.list[a] * 16 + r], at = F % 8 + o;
@@ -216,7 +141,7 @@ template <int ROWS, int PARTS> struct gate_up_job {
  * experts is read before gate_up has ended: it waited for what wrote idx and weight before it let
  * this kernel start. */
 template <int ROWS> struct down_job {
-    static constexpr bool early = true;
+    static constexpr bool eager = false;
     picks p;
     const char *w;
     size_t mat_bytes, stripe_bytes;
@@ -240,6 +165,7 @@ template <int ROWS> struct down_job {
     {
         return columns.of(ways.of(s)) * (int)ways.d + ways.rest(s);
     }
+    __device__ bool early() const { return true; }
     __device__ void begin(char *tables)
     {
         p.begin<ROWS>(tables);
@@ -274,9 +200,9 @@ template <int ROWS> struct down_job {
         const int rows = kk__slice_rows<ROWS>(p.T), step = rows * 8, turn = turns.rest(q);
         const int e = (int)threadIdx.x % step, r = e / 8, t = (int)blockIdx.y * ROWS + r;
         int column = (int)threadIdx.x / step;
-        if (column >= (int)blockDim.x / step) return;
+        if (column >= kk__workers() / step) return;
 #pragma unroll
-        for (int i = 0; i < DOWN_COLUMNS; i++, column += (int)blockDim.x / step) {
+        for (int i = 0; i < DOWN_COLUMNS; i++, column += kk__workers() / step) {
             const int n = output(q, column) * 8 + e % 8;
             if (column >= (int)columns.d || n >= C) return;
             const float *at = part + column * (int)ways.d * chains * step + e;
@@ -416,6 +342,7 @@ struct gate_up_tiles {
     int K, F, A, stripes; /* of gate */
     int n, f;             /* f: the number that a thread writes */
 
+    __device__ bool settled() const { return false; }
     __device__ void begin(char *tables) { t.begin(tables); }
     __device__ int tiles() const { return t.tiles(); }
     __device__ void take(int i)
@@ -448,6 +375,7 @@ struct down_tiles {
     int F, C, stripes;
     int n, at; /* at: the first of the two outputs that a thread writes */
 
+    __device__ bool settled() const { return false; }
     __device__ void begin(char *tables) { t.begin(tables); }
     __device__ int tiles() const { return t.tiles(); }
     __device__ void take(int i)
@@ -505,7 +433,7 @@ __global__ void __launch_bounds__(COMBINE_THREADS)
 /* ---- scratch ------------------------------------------------------------------------------ */
 
 struct room {
-    size_t done, logits, h, d, list, where, first, tiles_to, end;
+    size_t logits, h, d, list, where, first, tiles_to, end;
 };
 
 size_t take(size_t *at, size_t bytes)
@@ -521,7 +449,6 @@ room plan(const struct kk_limits *l)
     const size_t E = (size_t)(l->max_experts ? l->max_experts : (int)MAX_EXPERTS);
     room r = {};
     if (!pairs) return r;
-    r.done = take(&r.end, (T / 8 + 1) * sizeof(unsigned));
     r.logits = take(&r.end, T * E * sizeof(float));
     r.h = take(&r.end, pairs * (size_t)l->max_expert_width * sizeof(bf16));
     r.d = take(&r.end, pairs * (size_t)l->max_model_width * sizeof(float));
@@ -541,27 +468,18 @@ bool too_many(struct kk_cuda *c, int E, int A, const char *op)
 
 /* ---- launching ---------------------------------------------------------------------------- */
 
-void route_many(struct kk_cuda *c, const struct kk_route_args *a)
+kk_linear_args logits_of(const struct kk_route_args *a, float *logits)
 {
-    float *logits = (float *)(c->scratch + c->moe_at + plan(&c->limits).logits);
-    const kk_linear_args l = {a->T, 1, a->x, {a->w}, {logits}, {}, 0};
-    const router r = {logits, a->expert_scale, a->idx, a->weight, a->T, a->E, a->A};
-    kk__cuda_linear(&c->dev, &l);
-    kk__launch(c, "route", choose_rows, dim3((unsigned)(a->T + 7) / 8), dim3(256), 0, r);
+    return {a->T, 1, 0, a->x, {a->w}, {logits}, {}, 0};
 }
 
-template <int ROWS> void route_rows(struct kk_cuda *c, const struct kk_route_args *a)
+template <int ROWS> void route_rows(struct kk_cuda *c, const kk_linear_args *a)
 {
-    const room m = plan(&c->limits);
-    float *logits = (float *)(c->scratch + c->moe_at + m.logits);
-    const kk_linear_args l = {a->T, 1, a->x, {a->w}, {logits}, {}, 0};
     route_job<ROWS> j = {};
-    (kk_linear_job<ROWS> &)j = kk__linear_job<ROWS>(&l);
+    (kk_linear_job<ROWS> &)j = kk__linear_job<ROWS>(a);
     const kk_stream g = kk__stream_plan(a->T, j.K, ROWS, kk__block_share(c, j.stripes), 1, 0);
     j.most = g.slots;
     j.chains = g.chains;
-    j.r = {logits, a->expert_scale, a->idx, a->weight, a->T, a->E, a->A};
-    j.done = (unsigned *)(c->scratch + c->moe_at + m.done);
     kk__stream_launch<ROWS>(c, "route", g, j, j.stripes);
 }
 
@@ -571,6 +489,7 @@ void gate_up_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p
     const int64_t pairs = (int64_t)a->T * a->A;
     gate_up_job<ROWS, PARTS> j = {};
     j.p = p;
+    j.settled = c->products > c->routed;
     j.w = (const char *)a->gate_up->data;
     j.mat_bytes = a->gate_up->mat_bytes;
     j.x = (const bf16 *)a->x;
@@ -673,17 +592,29 @@ size_t kk__cuda_moe_scratch(const struct kk_cuda *, const struct kk_limits *l)
     return plan(l).end;
 }
 
+void kk__cuda_choose(struct kk_cuda *c)
+{
+    const kk_router r = c->errand;
+    c->errand.T = 0;
+    c->routed = c->products;
+    kk__launch(c, "route", choose_rows, dim3((unsigned)(r.T + 7) / 8), dim3(256), 0, r);
+}
+
 void kk__cuda_route(struct kk_dev *dev, const struct kk_route_args *a)
 {
     if (a->T < 1) return;
     struct kk_cuda *c = kk__cuda(dev);
     if (too_many(c, a->E, a->A, "route")) return;
+    float *logits = (float *)(c->scratch + c->moe_at + plan(&c->limits).logits);
+    const kk_linear_args l = logits_of(a, logits);
     if (a->T > 128)
-        route_many(c, a);
+        kk__cuda_linear(dev, &l);
     else if (a->T <= 8)
-        route_rows<8>(c, a);
+        route_rows<8>(c, &l);
     else
-        route_rows<16>(c, a);
+        route_rows<16>(c, &l);
+    c->errand = {logits, a->expert_scale, a->idx, a->weight, a->T, a->E, a->A};
+    if (a->T > KK_CHOSEN_ROWS || a->E > KK_CHOSEN_EARLY) kk__cuda_choose(c);
 }
 
 void kk__cuda_moe(struct kk_dev *dev, const struct kk_moe_args *a)
@@ -691,6 +622,7 @@ void kk__cuda_moe(struct kk_dev *dev, const struct kk_moe_args *a)
     if (a->T < 1) return;
     struct kk_cuda *c = kk__cuda(dev);
     if (too_many(c, a->E, a->A, "moe")) return;
+    if (c->errand.T) kk__cuda_choose(c);
     if (a->T > 16 && a->down->cols % 8 == 0 && kk__large_fits(a->gate_up->cols))
         moe_many(c, a);
     else if (a->T <= 8)

@@ -32,6 +32,7 @@ static void step_begin(struct kk_dev *dev)
 static int step_end(struct kk_dev *dev, struct kk_err *err)
 {
     struct kk_cuda *c = kk__cuda(dev);
+    if (c->errand.T) kk__cuda_choose(c);
     const cudaError_t launch = c->error, run = cudaStreamSynchronize(c->stream);
     c->error = cudaSuccess;
     if (launch != cudaSuccess)
@@ -45,6 +46,11 @@ static int step_end(struct kk_dev *dev, struct kk_err *err)
     if (!found.bound) return 0;
     *c->fault = (struct kk_fault){0, 0};
     return kk_fail(err, KK_ERANGE, "embed: id %d of %d rows", (int)found.id, (int)found.bound);
+}
+
+static int step_pass(struct kk_dev *, struct kk_err *)
+{
+    return 0;
 }
 
 /* ---- scratch ------------------------------------------------------------------------------ */
@@ -124,6 +130,7 @@ static struct kk_ops cuda_ops(void)
     o.close = close_cuda;
     o.step_begin = step_begin;
     o.step_end = step_end;
+    o.step_pass = step_pass;
     o.embed = kk__cuda_embed;
     o.norm = kk__cuda_norm;
     o.linear = kk__cuda_linear;
@@ -212,11 +219,9 @@ int kk_dev_open_cuda(int index, struct kk_dev **out, struct kk_err *err)
     if (!c) return kk_fail(err, KK_ENOMEM, "out of memory for a device");
     c->index = index;
     c->dev.ops = &ops;
-#ifdef KK_CUDA_STEP /* adr 0024: not yet proven */
     static const struct kk_stack_ops stack = {kk__cuda_stack_bytes, kk__cuda_stack_open,
                                               kk__cuda_stack_step, kk__cuda_stack_close};
     c->dev.stack = &stack;
-#endif
     c->dev.attn_split = KK_CUDA_SPLIT;
     c->dev.act = KK_BF16;
     c->dev.head_unit = KK_TILE_K;

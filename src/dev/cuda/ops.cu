@@ -7,7 +7,7 @@
  * wait for the op before. */
 #include "dev/cuda/cuda_int.h"
 
-enum { THREADS = KK_SUM_LANES, WARPS = THREADS / 32 };
+enum { THREADS = KK_SUM_LANES, WARPS = THREADS / 32, FEW_ROWS = 64 };
 
 /* ---- rows --------------------------------------------------------------------------------- */
 
@@ -82,18 +82,23 @@ __device__ static inline float rms_factor(const lane<N> &r, int C, float eps, fl
     return __frsqrt_rn(kk__row_sum(sum, tmp) / (float)C + eps);
 }
 
-/* (x * factor) * w, w NULL: without */
-template <int N, bool VEC>
-__device__ static inline lane<N> scaled(const lane<N> &x, float factor, const float *w, int C)
+/* The weights of a norm; w NULL: none, and nothing is read. */
+template <int N, bool VEC> __device__ static inline lane<N> weights(const float *w, int C)
+{
+    return w ? load<N, VEC>(w, C) : lane<N>();
+}
+
+/* (x * factor) * w; there 0: without w */
+template <int N>
+__device__ static inline lane<N> scaled(const lane<N> &x, float factor, int there, const lane<N> &w)
 {
     lane<N> y;
-    const lane<N> weight = w ? load<N, VEC>(w, C) : lane<N>();
 #pragma unroll
     for (int j = 0; j < N; j++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             y.v[j][e] = x.v[j][e] * factor;
-            if (w) y.v[j][e] *= weight.v[j][e];
+            if (there) y.v[j][e] *= w.v[j][e];
         }
     return y;
 }
@@ -116,33 +121,60 @@ __global__ static void __launch_bounds__(THREADS) norm_row(struct kk_norm_args a
     cudaTriggerProgrammaticLaunchCompletion();
     const lane<N> x = load<N, VEC>(a.x + at, a.C);
     const float factor = rms_factor(x, a.C, a.eps, tmp);
-    store_act<N, VEC>((bf16 *)a.y + at, a.C, scaled<N, VEC>(x, factor, a.w, a.C));
+    store_act<N, VEC>((bf16 *)a.y + at, a.C,
+                      scaled(x, factor, a.w != NULL, weights<N, VEC>(a.w, a.C)));
 }
 
-template <int N, bool VEC>
+/* The weights of a residual's norms: where AHEAD, in registers before the op before has ended: the
+ * next op's weights stream by then, and a load takes microseconds. */
+template <int N, bool VEC, bool AHEAD> struct norm_weights {
+    lane<N> w[AHEAD ? 6 : 1];
+
+    __device__ static const float *of(const struct kk_residual_args &a, int i)
+    {
+        if (i < 2) return a.n_in == 2 ? a.w_in[i] : NULL;
+        if (i == 2) return a.plain ? NULL : a.w_post;
+        return i - 3 < a.n_out ? a.w_out[i - 3] : NULL;
+    }
+    __device__ void read(const struct kk_residual_args &a)
+    {
+#pragma unroll
+        for (int i = 0; i < 6; i++) {
+            if (AHEAD)
+                w[AHEAD ? i : 0] = weights<N, VEC>(of(a, i), a.C);
+            else
+                prefetch(of(a, i), a.C);
+        }
+    }
+    __device__ lane<N> scale(const struct kk_residual_args &a, int i, const lane<N> &x,
+                             float factor) const
+    {
+        const float *p = of(a, i);
+        return scaled(x, factor, p != NULL, AHEAD ? w[AHEAD ? i : 0] : weights<N, VEC>(p, a.C));
+    }
+};
+
+template <int N, bool VEC, bool AHEAD = false>
 __global__ static void __launch_bounds__(THREADS) residual_row(struct kk_residual_args a)
 {
     __shared__ float tmp[4][WARPS];
     const int C = a.C;
     const int64_t at = (int64_t)blockIdx.x * C;
-#pragma unroll
-    for (int i = 0; i < 2; i++) prefetch(a.n_in == 2 ? a.w_in[i] : NULL, C);
-#pragma unroll
-    for (int i = 0; i < 3; i++) prefetch(i < a.n_out ? a.w_out[i] : NULL, C);
-    prefetch(a.plain ? NULL : a.w_post, C);
-    cudaGridDependencySynchronize();
+    norm_weights<N, VEC, AHEAD> w;
     cudaTriggerProgrammaticLaunchCompletion();
+    w.read(a);
+    cudaGridDependencySynchronize();
     lane<N> h = load<N, VEC>(a.h + at, C), x = load<N, VEC>(a.a[0] + at, C);
     if (a.n_in == 2) {
         const lane<N> b = load<N, VEC>(a.a[1] + at, C);
-        x = scaled<N, VEC>(x, rms_factor(x, C, a.eps, tmp[0]), a.w_in[0], C);
-        const lane<N> y = scaled<N, VEC>(b, rms_factor(b, C, a.eps, tmp[1]), a.w_in[1], C);
+        x = w.scale(a, 0, x, rms_factor(x, C, a.eps, tmp[0]));
+        const lane<N> y = w.scale(a, 1, b, rms_factor(b, C, a.eps, tmp[1]));
 #pragma unroll
         for (int j = 0; j < N; j++)
 #pragma unroll
             for (int e = 0; e < 4; e++) x.v[j][e] += y.v[j][e];
     }
-    if (!a.plain) x = scaled<N, VEC>(x, rms_factor(x, C, a.eps, tmp[2]), a.w_post, C);
+    if (!a.plain) x = w.scale(a, 2, x, rms_factor(x, C, a.eps, tmp[2]));
 #pragma unroll
     for (int j = 0; j < N; j++)
 #pragma unroll
@@ -152,8 +184,7 @@ __global__ static void __launch_bounds__(THREADS) residual_row(struct kk_residua
     const float factor = rms_factor(h, C, a.eps, tmp[3]);
 #pragma unroll
     for (int i = 0; i < 3; i++)
-        if (i < a.n_out)
-            store_act<N, VEC>((bf16 *)a.y[i] + at, C, scaled<N, VEC>(h, factor, a.w_out[i], C));
+        if (i < a.n_out) store_act<N, VEC>((bf16 *)a.y[i] + at, C, w.scale(a, 3 + i, h, factor));
 }
 
 /* The kernel for rows of C: registers for 1024, 3072, 8192, .. elements. */
@@ -175,8 +206,10 @@ void kk__cuda_norm(struct kk_dev *dev, const struct kk_norm_args *a)
 void kk__cuda_residual(struct kk_dev *dev, const struct kk_residual_args *a)
 {
     KK_BUG_ON(a->n_in < 1 || a->n_in > 2 || a->n_out < 0 || a->n_out > 3 || a->C > KK_CUDA_WIDEST);
-    kk__launch(kk__cuda(dev), "residual", ROW_KERNEL(residual_row, a->C), dim3((unsigned)a->T),
-               dim3(THREADS), 0, *a);
+    const bool ahead = a->T <= FEW_ROWS && a->C <= 3072 && a->C % 4 == 0;
+    kk__launch(kk__cuda(dev), "residual",
+               ahead ? residual_row<3, true, true> : ROW_KERNEL(residual_row, a->C),
+               dim3((unsigned)a->T), dim3(THREADS), 0, *a);
 }
 
 /* ---- embed -------------------------------------------------------------------------------- */
@@ -214,6 +247,18 @@ void kk__cuda_embed(struct kk_dev *dev, const struct kk_embed_args *a)
 
 /* ---- qkv ---------------------------------------------------------------------------------- */
 
+/* What a block of qkv_heads keeps in shared memory, in floats: of each warp a head and the turns of
+ * its row; the weights of both norms. */
+struct heads_layout {
+    int turns, norms, all;
+};
+
+__host__ __device__ static inline struct heads_layout heads_layout_of(int D, int R)
+{
+    const int turns = WARPS * D, norms = turns + WARPS * 2 * R;
+    return {turns, norms, norms + 2 * D};
+}
+
 /* Head `x` of D numbers, normalised: to y (shared memory of the warp). w NULL: no weight; raw: as
  * it is. Lane of element i: (i / 4) % 32. */
 template <bool VEC>
@@ -222,6 +267,7 @@ __device__ static inline void norm_head(const float *x, int D, const float *w, i
 {
     const int first = 4 * ((int)threadIdx.x % 32);
     float sum = 0;
+#pragma unroll 4
     for (int i = first; i < D; i += 128) {
         float v[4] = {0, 0, 0, 0};
         if (VEC) {
@@ -251,7 +297,8 @@ __device__ static inline float turned(const float *y, int D, int R, const float 
     return i < half ? a * c - b * s : b * c + a * s;
 }
 
-/* Heads of a row: H of q, G of k, and G of v unless v is k. VEC: D is a multiple of 4. */
+/* Heads of a row: H of q, G of k, and G of v unless v is k. VEC: D is a multiple of 4. Positions,
+ * turns and weights are here before the op before has ended. */
 template <bool VEC>
 __global__ static void __launch_bounds__(THREADS) qkv_heads(struct kk_qkv_args a)
 {
@@ -260,17 +307,25 @@ __global__ static void __launch_bounds__(THREADS) qkv_heads(struct kk_qkv_args a
     const int64_t unit = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
     const int64_t t = unit / per_row;
     const int head = (int)(unit % per_row), lane = (int)threadIdx.x % 32;
-    float *y = heads + threadIdx.x / 32 * D;
-    prefetch(a.q_norm, D);
-    prefetch(a.k_norm, D);
+    const struct heads_layout at = heads_layout_of(D, a.R);
+    float *y = heads + threadIdx.x / 32 * D, *cs = heads + at.turns + threadIdx.x / 32 * 2 * a.R;
+    float *q_norm = heads + at.norms, *k_norm = q_norm + D;
+    if (t < a.T) {
+        const float *from = a.rope + (int64_t)a.pos[t] * a.R * 2;
+        for (int i = lane; i < 2 * a.R; i += 32) cs[i] = from[i];
+    }
+    for (int i = (int)threadIdx.x; i < D; i += THREADS) {
+        q_norm[i] = a.q_norm ? a.q_norm[i] : 0;
+        k_norm[i] = a.k_norm ? a.k_norm[i] : 0;
+    }
+    __syncthreads();
     cudaGridDependencySynchronize();
     cudaTriggerProgrammaticLaunchCompletion();
     if (t >= a.T) return;
-    const float *cs = a.rope + (int64_t)a.pos[t] * a.R * 2;
     bf16 *row = (bf16 *)a.rows + t * GD * (a.value_only ? 1 : 2);
     if (head < a.H) {
         float *q = a.q + (t * a.H + head) * D;
-        norm_head<VEC>(q, D, a.q_norm, !a.q_norm, a.eps, y);
+        norm_head<VEC>(q, D, a.q_norm ? q_norm : NULL, !a.q_norm, a.eps, y);
         __syncwarp();
         for (int i = lane; i < D; i += 32) q[i] = turned(y, D, a.R, cs, i);
         return;
@@ -279,7 +334,7 @@ __global__ static void __launch_bounds__(THREADS) qkv_heads(struct kk_qkv_args a
     const float *x = (g < a.G ? a.k : a.v) + t * GD + h * D;
     row += (g < a.G ? 0 : GD) + h * D;
     if (is_key)
-        norm_head<VEC>(x, D, a.k_norm, !a.k_norm, a.eps, y);
+        norm_head<VEC>(x, D, a.k_norm ? k_norm : NULL, !a.k_norm, a.eps, y);
     else
         norm_head<VEC>(x, D, NULL, a.raw_value, a.eps, y);
     __syncwarp();
@@ -287,14 +342,108 @@ __global__ static void __launch_bounds__(THREADS) qkv_heads(struct kk_qkv_args a
         row[i] = __float2bfloat16_rn(is_key ? turned(y, D, a.R, cs, i) : y[i]);
 }
 
+/* The same where half a head is HALF * 128 numbers and pairs come by fours: both ends of a pair lie
+ * in one lane, so a head never leaves registers. Group j of a lane's numbers: 4 lane + 128 j .. */
+template <int HALF> struct head {
+    enum { N = 2 * HALF };
+    float v[N][4];
+
+    __device__ void read(const float *x)
+    {
+#pragma unroll
+        for (int j = 0; j < N; j++) *(float4 *)v[j] = *(const float4 *)(x + at(j));
+    }
+    __device__ static int at(int j)
+    {
+        return 4 * ((int)threadIdx.x % 32) + 128 * j;
+    }
+    __device__ void norm(const float *w, float eps, const float (&weight)[N][4])
+    {
+        float sum = 0;
+#pragma unroll
+        for (int j = 0; j < N; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) sum = __fmaf_rn(v[j][e], v[j][e], sum);
+        const float factor = __frsqrt_rn(kk__warp_sum(sum) / (float)(N * 128) + eps);
+#pragma unroll
+        for (int j = 0; j < N; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                v[j][e] *= factor;
+                if (w) v[j][e] *= weight[j][e];
+            }
+    }
+    __device__ void turn(int R, const float (&cs)[HALF][8])
+    {
+#pragma unroll
+        for (int j = 0; j < HALF; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const float a = v[j][e], b = v[j + HALF][e], c = cs[j][2 * e], s = cs[j][2 * e + 1];
+                if (at(j) >= R) continue;
+                v[j][e] = a * c - b * s;
+                v[j + HALF][e] = b * c + a * s;
+            }
+    }
+};
+
+template <int HALF>
+__global__ static void __launch_bounds__(THREADS) qkv_in_lanes(struct kk_qkv_args a)
+{
+    enum { N = 2 * HALF };
+    const int per_row = a.H + a.G * (a.value_only ? 1 : 2), D = N * 128, GD = a.G * D;
+    const unsigned unit = blockIdx.x * WARPS + threadIdx.x / 32;
+    const int t = (int)(unit / (unsigned)per_row), head_of = (int)(unit % (unsigned)per_row);
+    const int is_q = head_of < a.H, g = head_of - a.H;
+    const int is_key = !is_q && !a.value_only && g < a.G, turns = is_q || is_key;
+    const float *w = is_q ? a.q_norm : is_key ? a.k_norm : NULL;
+    float weight[N][4], cs[HALF][8];
+    if (t < a.T && w)
+#pragma unroll
+        for (int j = 0; j < N; j++) *(float4 *)weight[j] = *(const float4 *)(w + head<HALF>::at(j));
+    if (t < a.T && turns) {
+        const float *from = a.rope + (int64_t)a.pos[t] * a.R * 2;
+#pragma unroll
+        for (int j = 0; j < HALF; j++)
+            if (head<HALF>::at(j) < a.R) {
+                *(float4 *)cs[j] = *(const float4 *)(from + 2 * head<HALF>::at(j));
+                *(float4 *)(cs[j] + 4) = *(const float4 *)(from + 2 * head<HALF>::at(j) + 4);
+            }
+    }
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+    if (t >= a.T) return;
+    const int h = is_q || g < a.G ? g : g - a.G;
+    float *q = a.q + ((int64_t)t * a.H + head_of) * D;
+    head<HALF> y;
+    y.read(is_q ? q : (g < a.G ? a.k : a.v) + (int64_t)t * GD + h * D);
+    if (turns ? w != NULL : !a.raw_value) y.norm(w, a.eps, weight);
+    if (turns) y.turn(a.R, cs);
+    bf16 *row =
+        (bf16 *)a.rows + (int64_t)t * GD * (a.value_only ? 1 : 2) + (g < a.G ? 0 : GD) + h * D;
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        const int i = head<HALF>::at(j);
+        if (is_q)
+            *(float4 *)(q + i) = *(const float4 *)y.v[j];
+        else
+            *(uint2 *)(row + i) =
+                make_uint2(kk__pack2(y.v[j][0], y.v[j][1]), kk__pack2(y.v[j][2], y.v[j][3]));
+    }
+}
+
 void kk__cuda_qkv(struct kk_dev *dev, const struct kk_qkv_args *a)
 {
     KK_BUG_ON(a->value_only && !a->k_norm);
-    KK_BUG_ON(a->kv_dtype != KK_BF16 || a->D > 1024);
+    KK_BUG_ON(a->kv_dtype != KK_BF16 || a->D > KK_CUDA_HEAD || a->R > a->D / 2);
     const int64_t units = (int64_t)a->T * (a->H + a->G * (a->value_only ? 1 : 2));
-    kk__launch(kk__cuda(dev), "qkv", a->D % 4 ? qkv_heads<false> : qkv_heads<true>,
-               dim3((unsigned)((units + WARPS - 1) / WARPS)), dim3(THREADS),
-               (size_t)(WARPS * a->D) * sizeof(float), *a);
+    const dim3 grid((unsigned)((units + WARPS - 1) / WARPS));
+    if ((a->D == 256 || a->D == 512) && a->R % 4 == 0)
+        kk__launch(kk__cuda(dev), "qkv", a->D == 256 ? qkv_in_lanes<1> : qkv_in_lanes<2>, grid,
+                   dim3(THREADS), 0, *a);
+    else
+        kk__launch(kk__cuda(dev), "qkv", a->D % 4 ? qkv_heads<false> : qkv_heads<true>, grid,
+                   dim3(THREADS), (size_t)heads_layout_of(a->D, a->R).all * sizeof(float), *a);
 }
 
 /* ---- gather, convert ---------------------------------------------------------------------- */
@@ -461,25 +610,37 @@ size_t kk__cuda_ops_scratch(const struct kk_cuda *, const struct kk_limits *)
 
 /* ---- kv_store ----------------------------------------------------------------------------- */
 
-enum { STORE_BLOCKS = 64 }; /* of a sequence of a layer */
+enum { STORE_BLOCKS = 64, STORE_SEQS = 128 }; /* of a sequence of a layer; of a launch */
 
-__global__ static void __launch_bounds__(THREADS) store_rows(struct kk_kv_store_args a)
+struct store {
+    struct kk_kv_store_args a; /* keep is the host's */
+    int32_t first, B;          /* this launch: sequences [first, first + B) of the step */
+    int32_t keep[STORE_SEQS];
+};
+
+__global__ static void __launch_bounds__(THREADS) store_rows(const __grid_constant__ struct store j)
 {
     cudaGridDependencySynchronize();
     cudaTriggerProgrammaticLaunchCompletion();
-    const int b = (int)blockIdx.y % a.B;
-    const struct kk_kv_seq s = a.seqs[(int)blockIdx.y / a.B * a.stride + b];
-    const int32_t end = s.row_bytes ? s.committed + a.keep[b] : 0;
-    for (int32_t j = s.committed + (int32_t)blockIdx.x; j < end; j += (int32_t)gridDim.x) {
-        if (s.ring && j >= s.sinks && end - j > s.ring) continue; /* a newer row wins */
-        copy_bytes((char *)kk_kv_slot(&s, j, (size_t)s.row_bytes),
-                   (const char *)kk_kv_row(&s, j, (size_t)s.row_bytes), s.row_bytes);
+    const int b = (int)blockIdx.y % j.B, l = (int)blockIdx.y / j.B;
+    const struct kk_kv_seq s = j.a.seqs[l * j.a.stride + j.first + b];
+    const int32_t end = s.row_bytes ? s.committed + j.keep[b] : 0;
+    for (int32_t i = s.committed + (int32_t)blockIdx.x; i < end; i += (int32_t)gridDim.x) {
+        if (s.ring && i >= s.sinks && end - i > s.ring) continue; /* a newer row wins */
+        copy_bytes((char *)kk_kv_slot(&s, i, (size_t)s.row_bytes),
+                   (const char *)kk_kv_row(&s, i, (size_t)s.row_bytes), s.row_bytes);
     }
 }
 
 void kk__cuda_kv_store(struct kk_dev *dev, const struct kk_kv_store_args *a)
 {
     const int rows = a->most < STORE_BLOCKS ? a->most : STORE_BLOCKS;
-    kk__launch(kk__cuda(dev), "kv_store", store_rows,
-               dim3((unsigned)rows, (unsigned)(a->n_layers * a->B)), dim3(THREADS), 0, *a);
+    struct store j = {};
+    j.a = *a;
+    for (j.first = 0; j.first < a->B; j.first += STORE_SEQS) {
+        j.B = a->B - j.first < STORE_SEQS ? a->B - j.first : STORE_SEQS;
+        for (int b = 0; b < j.B; b++) j.keep[b] = a->keep[j.first + b];
+        kk__launch(kk__cuda(dev), "kv_store", store_rows,
+                   dim3((unsigned)rows, (unsigned)(a->n_layers * j.B)), dim3(THREADS), 0, j);
+    }
 }

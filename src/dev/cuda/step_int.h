@@ -1,8 +1,8 @@
-/* Private to step*.cu: what the persistent decode step (docs/adr/0024) is told. The host makes an
- * SM's program once, when a stack is opened (step_plan.cu); the kernel (step.cu) walks it.
- *
- * A unit of work is a stripe of 8 outputs (of a gated unit: a gate stripe and the same up stripe),
- * brought in slots of the ring; a piece is one quad's part of a stripe: four chains, one a warp. */
+/* Private to step*.cu: what the persistent decode step (docs/adr/0024) is told. The host says
+ * once, when a stack is opened (step_plan.cu), what each SM does in each layer; the kernel
+ * (step.cu) walks it.  A unit of work is a stripe of 8 outputs (of a gated unit: a gate stripe
+ * and the same up stripe), brought in slots of the ring. A set is what the consumers make of up
+ * to four slots, one a quad: 16 chains, one a warp. */
 #ifndef KK_DEV_CUDA_STEP_INT_H
 #define KK_DEV_CUDA_STEP_INT_H
 
@@ -15,49 +15,38 @@ enum {
     KS_XF = 704,     /* of an expert: 4 chains of 11 */
     KS_E = 128,      /* experts */
     KS_A = 8,        /* of them active */
-    KS_COLS = 8,     /* most rows of a step */
+    KS_COLS = 8,     /* rows that there is room for */
+    KS_ROWS = 6,     /* most rows of a step: with 8 the ops are as fast */
     KS_UNION = 64,   /* most distinct experts of a layer: KS_COLS * KS_A */
     KS_LAYERS = 64,  /* most layers */
     KS_QKV = 9216,   /* most outputs of q, k and v together */
     KS_SLOT = 11264, /* bytes of a ring slot: 44 tiles */
     KS_SLOTS = 15,   /* of the ring */
-    KS_QUADS = 4,    /* of consumer warps */
+    KS_RING = KS_SLOTS * KS_SLOT,
+    KS_LINE = 528, /* bytes of 256 elements of a row in the ring: `ldmatrix` meets no bank twice */
+    KS_QUADS = 4,  /* of consumer warps */
     KS_CONSUMERS = 16,
     KS_REDUCERS = 2,
-    KS_THREADS = (KS_CONSUMERS + KS_REDUCERS + 1) * 32,
-    KS_PIECES = 4, /* slots for partial sums, per quad */
-    KS_CARRY = 8,  /* units of an SM whose sums are carried from set to set, at most */
+    KS_THREADS = (KS_CONSUMERS + KS_REDUCERS + 2) * 32, /* and the producer, and who routes */
+    KS_SETS = 4,  /* sets whose partial sums there is room for */
+    KS_CARRY = 8, /* units of an SM whose sums are carried from set to set, at most */
     KS_XSTRIPES = KS_XF / KK_TILE_ROWS,
+    KS_STRIPE = KS_QUADS * KS_SLOT,            /* bytes of a stripe of the model's width */
+    KS_XGATE_UP = 2 * KS_XSTRIPES * KS_STRIPE, /* of gate and up of an expert */
+    KS_XDOWN = KS_C / KK_TILE_ROWS * KS_SLOT,  /* of its down */
 };
 
-enum ks_op {
-    KS_EMBED, /* h = table[id] * scale, x = rms(h) */
-    KS_LINEAR_QKV,
-    KS_ATTN, /* consumers: splits of keys; reducers: merging them */
-    KS_O,    /* K 4096, or one half of 8192 */
-    KS_RESID1,
-    KS_ROUTER,
-    KS_GLU,
-    KS_XGLU,
-    KS_DOWN,
-    KS_XDOWN,
-    KS_RESID2,
-    KS_HEAD,
-    KS_END,
-};
-
-enum { KS_FULL = 1, KS_FIRST_HALF = 2, KS_SECOND_HALF = 4 };
-
-/* A segment of an SM's program: 32 words, one read by each lane, one segment ahead. */
-struct ks_seg {
-    uint32_t op, nu, u0, layer; /* 0..3: units [u0, u0 + nu) */
-    uint64_t w, w2;             /* 4, 6: weights of the first unit; of its up stripe */
-    uint32_t ustride, flags;    /* 8, 9: bytes from unit to unit */
-    uint32_t row0, rank;        /* 10, 11: the first unit's output; share of the experts */
-    uint64_t mat_bytes;         /* 12: from expert to expert */
-    float scale;                /* 14 */
-    uint32_t win;               /* 15: slots in flight */
-    uint64_t v[8];              /* 16..31: vectors: norms */
+/* What an SM does in a layer: 64 words, two read by each lane of a warp. Units are first | count
+ * << 16. Of the layer behind the last: `down` are units of the head, wq its weights. */
+struct ks_layer {
+    uint32_t qkv, o, router, glu, down; /* units; of q, k and v: one after the other */
+    uint32_t rank;                      /* which share of the experts' gated units */
+    uint32_t full;
+    float scalar;
+    uint64_t wq, wk, wv, wo, w_router, gate, up, gate_up, w_down, expert_down;
+    uint64_t q_norm, k_norm, expert_scale;
+    uint64_t post_attn, pre_ff, pre_ff_2, router_scale, post_ff_1, post_ff_2, post_ff, next_norm;
+    uint32_t unused[14];
 };
 
 /* One sequence's rows of the step, and its splits by kind of layer: sinks' first. */
@@ -80,8 +69,13 @@ struct ks_kv {
 };
 
 struct ks_args {
-    const struct ks_seg *prog;
-    int max_seg, T, B, n_layers;
+    const struct ks_layer *layers; /* [sms][n_layers + 1] */
+    const char *table;             /* of the embedding */
+    const float *first_norm;
+    float embed_scale;
+    int T, B, n_layers;
+    uint32_t window,
+        ahead;      /* slots in flight, at most: of what is multiplied now, of what comes later */
     uint32_t epoch; /* tag of layer l's words: epoch + l */
     float eps, attn_scale, softcap;
     struct ks_seq seq[KS_COLS];
@@ -100,10 +94,11 @@ struct ks_args {
     int tap_n[2];
     int8_t tap[2][KS_LAYERS]; /* place of layer l's tap, or -1 */
     int *diag;                /* host memory: {what, extra} of each warp that waited too long */
-    uint64_t *trace;          /* KS_TRACE: [sms][4][max_seg], or NULL */
+    uint64_t *trace;          /* KS_TRACE: see step_sync_int.h, or NULL */
 };
 
 extern "C" {
+int ks__open(void);
 int ks__launch(const struct ks_args *a, int sms, cudaStream_t stream);
 const int *kk__cuda_stack_diag(const void *stack);
 struct ks_args *kk__cuda_stack_args(void *stack);

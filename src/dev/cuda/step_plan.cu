@@ -41,18 +41,17 @@ static bool fits(const struct kk_cuda *c, const struct kk_stack *s)
     return true;
 }
 
-/* ---- an SM's program ---- */
+/* ---- what an SM does ---- */
 
 struct program {
-    struct ks_seg *seg; /* [sms][max] */
-    int max, sms, n[MAX_SMS];
+    struct ks_layer *layer; /* [sms][n + 1] */
+    int n, sms;
     double load[MAX_SMS]; /* bytes so far */
 };
 
-static void add(struct program *p, int sm, const struct ks_seg *s)
+static struct ks_layer *layer_of(struct program *p, int sm, int l)
 {
-    KK_BUG_ON(p->n[sm] >= p->max);
-    p->seg[(size_t)sm * p->max + p->n[sm]++] = *s;
+    return p->layer + (size_t)sm * (p->n + 1) + l;
 }
 
 /* SMs by bytes so far, fewest first */
@@ -65,19 +64,34 @@ static void by_load(const struct program *p, int *order)
     }
 }
 
-/* `units` over the SMs in runs, first[sm] .. first[sm + 1]; what does not divide goes to those that
- * have had the fewest bytes */
-static void share(struct program *p, int units, double bytes, int *first)
+/* `units` over the SMs in runs; what does not divide goes to those that have had the fewest bytes.
+ * field: of struct ks_layer, where an SM's run goes. */
+static void share(struct program *p, int l, uint32_t ks_layer::*field, int units, double bytes)
 {
     int order[MAX_SMS], n[MAX_SMS];
     by_load(p, order);
     for (int i = 0; i < p->sms; i++) n[i] = units / p->sms;
     for (int i = 0; i < units % p->sms; i++) n[order[i]]++;
-    first[0] = 0;
-    for (int i = 0; i < p->sms; i++) {
-        first[i + 1] = first[i] + n[i];
+    for (int i = 0, first = 0; i < p->sms; first += n[i++]) {
+        layer_of(p, i, l)->*field = (uint32_t)(first | n[i] << 16);
         p->load[i] += n[i] * bytes;
     }
+}
+
+/* Experts' gated units are shared when the experts are known; an SM's rank is such that at KS_A
+ * experts the larger shares fall to those with the fewest bytes. */
+static void rank_experts(struct program *p, int l)
+{
+    const int N = KS_A * KS_XSTRIPES, sms = p->sms;
+    int order[MAX_SMS], rank = 0;
+    by_load(p, order);
+    for (int large = 1; large >= 0; large--)
+        for (int r = 0; r < sms; r++) {
+            const int n = (int)((int64_t)(r + 1) * N / sms - (int64_t)r * N / sms);
+            if ((n > N / sms) != large) continue;
+            p->load[order[rank]] += n * 2.0 * KS_STRIPE;
+            layer_of(p, order[rank++], l)->rank = (uint32_t)r;
+        }
 }
 
 static uint64_t at(const void *p)
@@ -85,135 +99,47 @@ static uint64_t at(const void *p)
     return (uint64_t)p;
 }
 
-static struct ks_seg segment(enum ks_op op, int layer, uint32_t flags, int slot_bytes)
+static struct ks_layer describe(const struct kk_stack *k, int l)
 {
-    struct ks_seg s;
-    memset(&s, 0, sizeof s);
-    s.op = op;
-    s.layer = (uint32_t)layer;
-    s.flags = flags;
-    s.win = slot_bytes == KS_SLOT ? 5 : 7;
-    return s;
+    const struct kk_stack_layer *y = &k->layer[l];
+    struct ks_layer d = {};
+    d.full = !y->sliding;
+    d.scalar = y->scalar;
+    d.wq = at(y->wq->data), d.wk = at(y->wk->data), d.wv = y->wv ? at(y->wv->data) : 0;
+    d.wo = at(y->wo->data), d.w_router = at(y->router->data);
+    d.gate = at(y->gate->data), d.up = at(y->up->data), d.w_down = at(y->down->data);
+    d.gate_up = at(y->gate_up->data), d.expert_down = at(y->expert_down->data);
+    d.q_norm = at(y->q_norm), d.k_norm = at(y->k_norm);
+    d.post_attn = at(y->post_attn_norm), d.pre_ff = at(y->pre_ff_norm);
+    d.pre_ff_2 = at(y->pre_ff_norm_2), d.router_scale = at(y->router_scale);
+    d.post_ff_1 = at(y->post_ff_norm_1), d.post_ff_2 = at(y->post_ff_norm_2);
+    d.post_ff = at(y->post_ff_norm), d.expert_scale = at(y->expert_scale);
+    d.next_norm = at(l + 1 < k->n_layers ? y[1].input_norm : k->final_norm);
+    return d;
 }
 
-/* Stripes of `w`, those that an SM has of a row of stripes in which w's begin at `before`. up: w is
- * a gate. `skip` bytes into each stripe. */
-static void stripes(struct program *p, const int *first, const struct kk_weight *w,
-                    const struct kk_weight *up, int before, size_t skip, struct ks_seg s)
+static void plan_layer(struct program *p, const struct kk_stack *k, int l)
 {
-    const int n = (int)(w->rows / KK_TILE_ROWS);
-    s.ustride = (uint32_t)(kk__tiles(w->cols) * KK_TILE_BYTES);
-    s.mat_bytes = w->mat_bytes;
-    for (int i = 0; i < p->sms; i++) {
-        const int lo = first[i] > before ? first[i] : before;
-        const int hi = first[i + 1] < before + n ? first[i + 1] : before + n;
-        if (lo >= hi) continue;
-        s.nu = (uint32_t)(hi - lo);
-        s.u0 = (uint32_t)(lo - before);
-        s.row0 = (uint32_t)lo * KK_TILE_ROWS;
-        s.w = at(kk__stripe(w, 0, lo - before)) + skip;
-        if (up) s.w2 = at(kk__stripe(up, 0, lo - before));
-        add(p, i, &s);
-    }
-}
-
-static void everywhere(struct program *p, const struct ks_seg *s)
-{
-    for (int i = 0; i < p->sms; i++) add(p, i, s);
-}
-
-static void plan_attention(struct program *p, const struct kk_stack_layer *y, int l)
-{
-    const uint32_t full = y->sliding ? 0 : KS_FULL;
-    const int stripes_qkv = (KS_H + y->G * (y->sliding ? 2 : 1)) * y->D / KK_TILE_ROWS;
-    const int q = KS_H * y->D / KK_TILE_ROWS, k = y->G * y->D / KK_TILE_ROWS;
-    int first[MAX_SMS + 1];
-    struct ks_seg s = segment(KS_LINEAR_QKV, l, full, KS_SLOT);
-    share(p, stripes_qkv, 4.0 * KS_SLOT, first);
-    stripes(p, first, y->wq, NULL, 0, 0, s);
-    stripes(p, first, y->wk, NULL, q, 0, s);
-    if (y->sliding) stripes(p, first, y->wv, NULL, q + k, 0, s);
-
-    s = segment(KS_ATTN, l, full, KS_SLOT);
-    s.v[0] = at(y->q_norm);
-    s.v[1] = at(y->k_norm);
-    everywhere(p, &s);
+    const struct kk_stack_layer *y = &k->layer[l];
+    const struct ks_layer d = describe(k, l);
+    const int rows = (KS_H + y->G * (y->sliding ? 2 : 1)) * y->D;
+    for (int i = 0; i < p->sms; i++) *layer_of(p, i, l) = d;
+    share(p, l, &ks_layer::qkv, rows / KK_TILE_ROWS, KS_STRIPE);
     for (int i = 0; y->sliding && i < 64; i++) p->load[i] += SPLIT_BYTES;
-
-    share(p, KS_C / KK_TILE_ROWS, 16.0 * KS_H * y->D, first);
-    if (y->sliding) {
-        stripes(p, first, y->wo, NULL, 0, 0, segment(KS_O, l, 0, 8192));
-    } else {
-        stripes(p, first, y->wo, NULL, 0, 0, segment(KS_O, l, KS_FULL | KS_FIRST_HALF, 8192));
-        stripes(p, first, y->wo, NULL, 0, 65536, segment(KS_O, l, KS_FULL | KS_SECOND_HALF, 8192));
-    }
-    s = segment(KS_RESID1, l, 0, 0);
-    s.v[0] = at(y->post_attn_norm);
-    s.v[1] = at(y->pre_ff_norm);
-    s.v[2] = at(y->pre_ff_norm_2);
-    s.v[3] = at(y->router_scale);
-    everywhere(p, &s);
-}
-
-/* Experts' gated units are shared when the experts are known; an SM's rank is such that at KS_A
- * experts the larger shares fall to those with the fewest bytes. */
-static void plan_experts(struct program *p, const struct kk_stack_layer *y, int l)
-{
-    const int N = KS_A * KS_XSTRIPES, sms = p->sms;
-    int order[MAX_SMS], rank = 0;
-    struct ks_seg s = segment(KS_XGLU, l, 0, KS_SLOT);
-    s.w = at(y->gate_up->data);
-    s.mat_bytes = y->gate_up->mat_bytes;
-    s.v[0] = at(y->expert_scale);
-    by_load(p, order);
-    for (int large = 1; large >= 0; large--)
-        for (int r = 0; r < sms; r++) {
-            const int n = (int)((int64_t)(r + 1) * N / sms - (int64_t)r * N / sms);
-            if ((n > N / sms) != large) continue;
-            s.rank = (uint32_t)r;
-            p->load[order[rank]] += n * 8.0 * KS_SLOT;
-            add(p, order[rank++], &s);
-        }
-}
-
-static void plan_mlp(struct program *p, const struct kk_stack *k, const struct kk_stack_layer *y,
-                     int l)
-{
-    int first[MAX_SMS + 1];
-    share(p, KS_E / KK_TILE_ROWS, 4.0 * KS_SLOT, first);
-    stripes(p, first, y->router, NULL, 0, 0, segment(KS_ROUTER, l, 0, KS_SLOT));
-    share(p, KS_F / KK_TILE_ROWS, 8.0 * KS_SLOT, first);
-    stripes(p, first, y->gate, y->up, 0, 0, segment(KS_GLU, l, 0, KS_SLOT));
-    plan_experts(p, y, l);
-    share(p, KS_C / KK_TILE_ROWS, (3.0 + KS_A) * KS_SLOT, first);
-    stripes(p, first, y->down, NULL, 0, 0, segment(KS_DOWN, l, 0, KS_SLOT));
-    stripes(p, first, y->expert_down, NULL, 0, 0, segment(KS_XDOWN, l, 0, KS_SLOT));
-
-    struct ks_seg s = segment(KS_RESID2, l, 0, 0);
-    s.v[0] = at(y->post_ff_norm_1);
-    s.v[1] = at(y->post_ff_norm_2);
-    s.v[2] = at(y->post_ff_norm);
-    s.v[3] = at(l + 1 < k->n_layers ? y[1].input_norm : k->final_norm);
-    s.scale = y->scalar;
-    everywhere(p, &s);
+    share(p, l, &ks_layer::o, KS_C / KK_TILE_ROWS, 16.0 * KS_H * y->D);
+    share(p, l, &ks_layer::router, KS_E / KK_TILE_ROWS, KS_STRIPE);
+    share(p, l, &ks_layer::glu, KS_F / KK_TILE_ROWS, 2.0 * KS_STRIPE);
+    rank_experts(p, l);
+    share(p, l, &ks_layer::down, KS_C / KK_TILE_ROWS, (3.0 + KS_A) * KS_SLOT);
 }
 
 static void plan(struct program *p, const struct kk_stack *k)
 {
-    int first[MAX_SMS + 1];
-    struct ks_seg s = segment(KS_EMBED, 0, 0, 0);
-    s.w = at(k->embed->data);
-    s.scale = k->embed_scale;
-    s.v[0] = at(k->layer[0].input_norm);
-    everywhere(p, &s);
-    for (int l = 0; l < k->n_layers; l++) {
-        plan_attention(p, &k->layer[l], l);
-        plan_mlp(p, k, &k->layer[l], l);
-    }
-    share(p, (int)(k->head->rows / KK_TILE_ROWS), 4.0 * KS_SLOT, first);
-    stripes(p, first, k->head, NULL, 0, 0, segment(KS_HEAD, k->n_layers, 0, KS_SLOT));
-    s = segment(KS_END, k->n_layers, 0, 0);
-    everywhere(p, &s);
+    for (int l = 0; l < p->n; l++) plan_layer(p, k, l);
+    struct ks_layer head = {};
+    head.wq = at(k->head->data);
+    for (int i = 0; i < p->sms; i++) *layer_of(p, i, p->n) = head;
+    share(p, p->n, &ks_layer::down, (int)(k->head->rows / KK_TILE_ROWS), KS_STRIPE);
 }
 
 /* ---- the stack ---- */
@@ -249,18 +175,16 @@ static size_t place_words(struct ks_args *a, char *base, int sms)
     return n * sizeof(uint64_t);
 }
 
-static int longest_program(const struct kk_stack *k)
+static size_t program_bytes(const struct kk_cuda *c, const struct kk_stack *k)
 {
-    return k->n_layers * 16 + 4;
+    return (size_t)c->sms * (k->n_layers + 1) * sizeof(struct ks_layer);
 }
 
 size_t kk__cuda_stack_bytes(const struct kk_dev *dev, const struct kk_stack *k)
 {
     const struct kk_cuda *c = (const struct kk_cuda *)dev;
     struct ks_args a;
-    if (!fits(c, k)) return 0;
-    return place_words(&a, NULL, c->sms) +
-           (size_t)c->sms * longest_program(k) * sizeof(struct ks_seg);
+    return fits(c, k) ? place_words(&a, NULL, c->sms) + program_bytes(c, k) : 0;
 }
 
 /* The device's part of a stack: words, and the program behind them. */
@@ -268,22 +192,25 @@ static int place_stack(struct kk_dev *dev, struct ks_stack *s, const struct prog
                        const struct kk_stack *k, struct kk_err *err)
 {
     struct ks_args *a = &s->args;
-    const size_t prog = (size_t)p->sms * p->max * sizeof *p->seg;
+    const size_t prog = (size_t)p->sms * (p->n + 1) * sizeof *p->layer;
     const size_t words = place_words(a, NULL, p->sms);
     s->bytes = words + prog;
     int rc = kk_dev_alloc(dev, s->account, s->bytes, (void **)&s->memory, err);
     if (rc) return rc;
     place_words(a, s->memory, p->sms);
-    a->prog = (const struct ks_seg *)(s->memory + words);
-    dev->ops->upload(dev, s->memory + words, p->seg, prog);
-    a->max_seg = p->max;
+    a->layers = (const struct ks_layer *)(s->memory + words);
+    dev->ops->upload(dev, s->memory + words, p->layer, prog);
     a->n_layers = s->n_layers = k->n_layers;
+    a->window = 6, a->ahead = 2;
     a->eps = k->eps, a->attn_scale = k->attn_scale, a->softcap = k->softcap;
+    a->table = (const char *)k->embed->data, a->embed_scale = k->embed_scale;
+    a->first_norm = k->layer[0].input_norm;
     a->vocab = (int)k->V;
     s->sms = p->sms;
     s->diag = a->diag = (int *)dev->ops->host_alloc(dev, DIAG_BYTES);
     if (!s->diag) return kk_fail(err, KK_ENOMEM, "out of host memory for a decode step");
     memset(s->diag, 0, DIAG_BYTES);
+    kk__cuda_latch(kk__cuda(dev), (cudaError_t)ks__open(), "stack_open");
     return 0;
 }
 
@@ -295,16 +222,16 @@ int kk__cuda_stack_open(struct kk_dev *dev, const struct kk_stack *k, struct kk_
     *out = NULL;
     if (!fits(c, k)) return 0;
     p.sms = c->sms;
-    p.max = longest_program(k);
-    p.seg = (struct ks_seg *)kk_calloc((size_t)p.sms * p.max, sizeof *p.seg);
+    p.n = k->n_layers;
+    p.layer = (struct ks_layer *)kk_calloc(1, program_bytes(c, k));
     struct ks_stack *s = (struct ks_stack *)kk_calloc(1, sizeof *s);
-    int rc = p.seg && s ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for a decode step");
+    int rc = p.layer && s ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for a decode step");
     if (!rc) {
         plan(&p, k);
         s->account = account;
         rc = place_stack(dev, s, &p, k, err);
     }
-    kk_free(p.seg);
+    kk_free(p.layer);
     if (rc)
         kk__cuda_stack_close(dev, s);
     else
@@ -373,7 +300,7 @@ int kk__cuda_stack_step(struct kk_dev *dev, void *stack, const struct kk_stack_s
     struct ks_stack *s = (struct ks_stack *)stack;
     struct kk_cuda *c = kk__cuda(dev);
     struct ks_args *a = &s->args;
-    if (st->T < 1 || st->T > KS_COLS || st->kv_dtype != KK_BF16 || !st->n_logits) return 1;
+    if (st->T < 1 || st->T > KS_ROWS || st->kv_dtype != KK_BF16 || !st->n_logits) return 1;
     for (int k = 0; k < 2; k++) {
         const struct kk_mask *m = &st->mask[k];
         if (m->ahead || m->exact_near) return 1;
@@ -394,7 +321,7 @@ int kk__cuda_stack_step(struct kk_dev *dev, void *stack, const struct kk_stack_s
     step_taps(a, st);
     if (++s->step == UINT32_MAX / KS_LAYERS) { /* tags begin again: none of old may be left */
         kk__cuda_latch(
-            c, cudaMemsetAsync(s->memory, 0, (size_t)((char *)a->prog - s->memory), c->stream),
+            c, cudaMemsetAsync(s->memory, 0, (size_t)((char *)a->layers - s->memory), c->stream),
             "stack_step");
         s->step = 1;
     }

@@ -2,7 +2,7 @@
 #ifndef KK_DEV_CUDA_STEP_ROW_INT_H
 #define KK_DEV_CUDA_STEP_ROW_INT_H
 
-#include "dev/cuda/step_sync_int.h"
+#include "dev/cuda/step_words_int.h"
 
 namespace
 {
@@ -59,6 +59,12 @@ struct twelve {
             set(c, c < 2 || l < 192 ? *(const float4 *)(p + 1024 * c + 4 * l)
                                     : make_float4(0, 0, 0, 0));
     }
+    /* Past the row's end any: what they are used with is 0. */
+    __device__ inline void ask(const float *p, int l)
+    {
+#pragma unroll
+        for (int c = 0; c < 3; c++) set(c, load4(p + (c < 2 || l < 192 ? 1024 * c : 0) + 4 * l));
+    }
     __device__ inline void take(const uint64_t *p, int l, uint32_t tag, int what)
     {
         struct watch w = {0};
@@ -87,11 +93,6 @@ struct twelve {
         return s;
     }
 };
-
-__device__ inline float rms_factor(float sum, float n, float eps)
-{
-    return __frsqrt_rn(__fadd_rn(__fdiv_rn(sum, n), eps));
-}
 
 /* y = bf16(rms(h) * w): to shared memory where there is one row, else to all SMs. */
 __device__ inline void leave(const struct context &c, const struct twelve &h, float factor,
@@ -137,27 +138,26 @@ __device__ inline void tap_h(const struct context &c, const struct twelve &h, in
     }
 }
 
-__device__ __noinline__ void embed(uint32_t cur, int t, uint32_t tag)
+__device__ inline void embed_row(int t)
 {
+    const uint32_t tag = now_tag();
     const struct context c = who(0);
     const struct ks_args &a = *c.a;
-    const char *table = (const char *)F64(4);
-    const float *norm = (const float *)F64(16), scale = __uint_as_float(F(14));
     const int id = __ldg(a.ids + t), l = (c.warp & 7) * 32 + c.lane;
     const bool there = id >= 0 && id < a.vocab;
     struct twelve h, w;
     if (!there && l == 0 && a.fault) a.fault->id = id, a.fault->bound = a.vocab;
-    w.load(norm, l);
+    w.ask(a.first_norm, l);
     const char *row =
-        table + (int64_t)(id >> 3) * (KS_C / KK_TILE_K * KK_TILE_BYTES) + (id & 7) * 32;
+        a.table + (int64_t)(id >> 3) * (KS_C / KK_TILE_K * KK_TILE_BYTES) + (id & 7) * 32;
 #pragma unroll
     for (int k = 0; k < 3; k++) {
         uint2 v = make_uint2(0, 0);
         const int at = 1024 * k + 4 * l;
         if (there && at < KS_C)
             v = __ldg((const uint2 *)(row + (at >> 4) * KK_TILE_BYTES + (at & 15) * 2));
-        h.set(k, make_float4(lo_of(v.x) * scale, hi_of(v.x) * scale, lo_of(v.y) * scale,
-                             hi_of(v.y) * scale));
+        h.set(k, make_float4(lo_of(v.x) * a.embed_scale, hi_of(v.x) * a.embed_scale,
+                             lo_of(v.y) * a.embed_scale, hi_of(v.y) * a.embed_scale));
     }
     const float f = rms_factor(row_sum(c, h.squares(), 1), KS_C, a.eps);
     if (c.warp >= 8) return;
@@ -177,57 +177,84 @@ __device__ inline float add_to_h(const struct context &c, const struct twelve &x
     return rms_factor(row_sum(c, h.squares(), 1), KS_C, c.a->eps);
 }
 
-/* The first half's threads leave dense x, the second's that of experts and router. */
-__device__ __noinline__ void after_attention(uint32_t cur, int t, uint32_t tag)
+/* Where a row's words of f32 are put when they have come, for the other half of the warps. */
+__device__ inline float *shared_row(const struct context &c)
 {
+    return (float *)c.s->x[1]; /* and x[2]: nobody reads them now */
+}
+
+/* Both halves need all of a row: each takes a half of a lane's words. */
+__device__ inline void take_row(const struct context &c, const uint64_t *from, uint32_t tag, int l)
+{
+    const int half = c.warp >> 3, n = half ? 2 : l < 192 ? 4 : 2;
+    const uint64_t *p = from + 4 * l + (half ? 1024 : 0);
+    float *to = shared_row(c) + 4 * l + (half ? 1024 : 0);
+    await_words(p + (n == 4 ? 2048 : 0), tag, 20);
+    struct watch w = {0};
+    uint32_t v[8];
+    for (;;) {
+        uint32_t bad = 0;
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            if (k < n) {
+                const struct two_words x = load_words(p + (k >> 1) * 2048 + 2 * (k & 1));
+                v[2 * k] = x.v0, v[2 * k + 1] = x.v1, bad |= (x.tag0 ^ tag) | (x.tag1 ^ tag);
+            }
+        if (!bad) break;
+        still_waiting(w, 20, bad);
+    }
+    *(uint4 *)to = make_uint4(v[0], v[1], v[2], v[3]);
+    if (n == 4) *(uint4 *)(to + 2048) = make_uint4(v[4], v[5], v[6], v[7]);
+}
+
+/* The first half's threads leave dense x, the second's that of experts and router. */
+__device__ inline void row_after_attention(int t)
+{
+    const int layer = here().layer;
+    const uint32_t tag = now_tag();
     const struct context c = who(0);
     const struct ks_args &a = *c.a;
+    const struct ks_layer &y = layer_at(layer);
     const int l = (c.warp & 7) * 32 + c.lane;
     const bool second = c.warp >= 8;
-    const float *w3 = (const float *)F64(22);
-    struct twelve x, h, p, y;
-    p.load((const float *)F64(16), l);
-    const float *w1 = (const float *)F64(18), *w2 = (const float *)F64(20);
-    y.load(second ? w2 : w1, l);
-    mark((int)F(3), 0);
-    await_words(a.o + t * KS_C + (l < 192 ? 2048 : 1024) + 4 * l, tag, 20);
-    __syncwarp();
-    mark((int)F(3), 1);
-    x.take(a.o + t * KS_C, l, tag, 20);
-    __syncwarp();
-    mark((int)F(3), 2);
+    struct twelve x, h, p, n, r;
+    p.ask((const float *)y.post_attn, l);
+    n.ask((const float *)(second ? y.pre_ff_2 : y.pre_ff), l);
+    r.ask((const float *)y.router_scale, l);
+    mark(layer, M_R1);
+    take_row(c, a.o + t * KS_C, tag, l);
+    warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+    mark(layer, M_R1_X);
+    x.load(shared_row(c), l);
     const float f = add_to_h(c, x, p, 1.0f, h);
-    mark((int)F(3), 3);
-    if (second) x.load(w3, l);
     if (!second) keep_h(c, h, l);
-    leave(c, h, f, y, second ? 2 : 1, t, l, tag);
-    if (second) leave(c, h, f, x, 3, t, l, tag);
-    mark((int)F(3), 4);
+    leave(c, h, f, n, second ? 2 : 1, t, l, tag);
+    if (second) leave(c, h, f, r, 3, t, l, tag);
 }
 
 /* The first half's threads have the dense part, the second's that of the experts, until both are
  * added; then the first half's go on. */
-__device__ __noinline__ void after_experts(uint32_t cur, int t, int layer, uint32_t tag)
+__device__ inline void row_after_experts(int t)
 {
+    const int layer = here().layer;
+    const uint32_t tag = now_tag();
     const struct context c = who(0);
     const struct ks_args &a = *c.a;
+    const struct ks_layer &y = layer_at(layer);
     const int l = (c.warp & 7) * 32 + c.lane;
     const bool second = c.warp >= 8;
     const uint64_t *from = (second ? a.xdown : a.down) + t * KS_C;
-    const float *w1 = (const float *)F64(16), *w2 = (const float *)F64(18);
-    const float *post = (const float *)F64(20), *next = (const float *)F64(22);
-    const float scale = __uint_as_float(F(14));
-    float *half = (float *)c.s->x[1]; /* and x[2]: nobody reads them now */
-    struct twelve x, h, n, p;
-    n.load(second ? w2 : w1, l);
-    p.load(second ? next : post, l);
-    mark((int)F(3), 5);
+    const float scale = y.scalar;
+    float *half = shared_row(c);
+    struct twelve x, h, n, p, next;
+    n.ask((const float *)(second ? y.post_ff_2 : y.post_ff_1), l);
+    p.ask((const float *)y.post_ff, l);
+    next.ask((const float *)y.next_norm, l);
+    mark(layer, M_R2);
     await_words(from + (l < 192 ? 2048 : 1024) + 4 * l, tag, 21);
     __syncwarp();
-    mark((int)F(3), 6);
     x.take(from, l, tag, 21);
     __syncwarp();
-    mark((int)F(3), 7);
     const float f0 = rms_factor(own_row_sum(c, x.squares()), KS_C, a.eps);
 #pragma unroll
     for (int i = 0; i < 12; i++) x.v[i] = (x.v[i] * f0) * n.v[i];
@@ -239,32 +266,46 @@ __device__ __noinline__ void after_experts(uint32_t cur, int t, int layer, uint3
         n.load(half, l);
 #pragma unroll
         for (int i = 0; i < 12; i++) x.v[i] += n.v[i];
-        n.load(next, l);
     }
-    mark((int)F(3), 8);
     const float f = add_to_h(c, x, p, scale, h);
-    mark((int)F(3), 9);
     if (second) return;
     keep_h(c, h, l);
     tap_h(c, h, t, l, layer);
-    leave(c, h, f, n, 0, t, l, tag + 1);
-    mark((int)F(3), 10);
+    leave(c, h, f, next, 0, t, l, tag + 1);
+    mark(layer, M_R2_END);
 }
 
-__device__ inline void between(uint32_t cur, uint32_t tag)
+/* Which row is this SM's, between products: -1: none. With one row every SM does it. */
+__device__ inline int own_row()
 {
-    const struct context c = who(0);
-    const uint32_t op = F(0), layer = F(3);
-    const int T = c.a->T;
-#pragma unroll 1
-    for (int t = 0; t < T; t++) {
-        if (T > 1 && (int)blockIdx.x != owner_of(t)) continue;
-        if (op == KS_EMBED) embed(cur, t, tag);
-        if (op == KS_RESID1) after_attention(cur, t, tag);
-        if (op == KS_RESID2) after_experts(cur, t, (int)layer, tag);
-    }
+    const int each = (int)(gridDim.x / KS_COLS), t = (int)blockIdx.x / each;
+    const int T = block().args.T;
+    return T == 1 ? 0 : t < T && t * each == (int)blockIdx.x ? t : -1;
+}
+
+/* What was left in shared memory is there. */
+__device__ inline void row_is_left()
+{
     __syncwarp();
-    if (T == 1) warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+    if (block().args.T == 1) warps_meet<MEET_ALL, KS_CONSUMERS * 32>();
+}
+
+__device__ __noinline__ void embed()
+{
+    if (own_row() >= 0) embed_row(own_row());
+    row_is_left();
+}
+
+__device__ __noinline__ void after_attention()
+{
+    if (own_row() >= 0) row_after_attention(own_row());
+    row_is_left();
+}
+
+__device__ __noinline__ void after_experts()
+{
+    if (own_row() >= 0) row_after_experts(own_row());
+    row_is_left();
 }
 
 } // namespace

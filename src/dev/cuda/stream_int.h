@@ -9,7 +9,8 @@
  * No warp waits for another before the group's end; then the sums of chains, in shared memory, are
  * added in ascending order: 0020. What the stripes are and what becomes of a sum is the job's:
  *
- *   early            weights are known before other ops end: they are fetched while those run
+ *   early()          weights are known before other ops end: they are fetched while those run
+ *   eager            the next op may start before this one may: it is small (kk__launch)
  *   begin(tables)    by all threads
  *   groups()         of this block
  *   slots(q)         stripes of group q
@@ -21,14 +22,15 @@
 #ifndef KK_DEV_CUDA_STREAM_INT_H
 #define KK_DEV_CUDA_STREAM_INT_H
 
-#include "dev/cuda/cuda_int.h"
+#include "dev/cuda/choose_int.h"
 
 enum {
     KK_STREAM_THREADS = 512,
     KK_STREAM_DEPTH = 8,
-    KK_STREAM_CHAIN = 11,       /* tiles of a chain, at most */
-    KK_STREAM_SMEM = 226 << 10, /* of a block */
-    KK_STREAM_SUMS = 16 << 10,  /* of a group: enough, and more for a few stripes at least */
+    KK_STREAM_CHAIN = 11,        /* tiles of a chain, at most */
+    KK_STREAM_SMEM = 226 << 10,  /* of a block */
+    KK_STREAM_WINDOW = 96 << 10, /* bytes on their way to a block, at most */
+    KK_STREAM_SUMS = 16 << 10,   /* of a group: enough, and more for a few stripes at least */
     KK_STREAM_SUMS_MOST = 64 << 10
 };
 
@@ -36,9 +38,11 @@ struct kk_stream {
     int T, K, tiles, chain, chains; /* rows; inputs; tiles of a stripe and of a chain; chains */
     int slots;                      /* stripes of a group, at most */
     int warps, ways, depth;
+    int window;      /* pieces on their way to a block, at most */
     int part_floats; /* from one buffer of sums to the other; 0: there is one */
-    int part_at, bars_at, tables_at;
+    int part_at, bars_at, used_at, tables_at;
     int smem;
+    struct kk_router errand; /* T rows that the feeding warps choose experts for */
 };
 
 #ifdef __CUDACC__
@@ -63,6 +67,45 @@ __device__ static inline void kk__bar_wait(uint64_t *bar, int phase)
                      : "r"(kk__shared(bar)), "r"(phase)
                      : "memory");
     } while (!done);
+}
+
+__device__ static inline bool kk__bar_test(uint64_t *bar, int phase)
+{
+    uint32_t done;
+    asm volatile("{.reg .pred p;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;}"
+                 : "=r"(done)
+                 : "r"(kk__shared(bar)), "r"(phase)
+                 : "memory");
+    return done;
+}
+
+__device__ static inline uint32_t kk__acquire(const uint32_t *p)
+{
+    uint32_t v;
+    asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];"
+                 : "=r"(v)
+                 : "r"(kk__shared(p))
+                 : "memory");
+    return v;
+}
+
+__device__ static inline void kk__release(uint32_t *p, uint32_t v)
+{
+    asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"(kk__shared(p)), "r"(v)
+                 : "memory");
+}
+
+/* The threads of a block of kk__stream that multiply: all but the last warp. */
+__device__ static inline int kk__workers()
+{
+    return (int)blockDim.x - 32;
+}
+
+__device__ static inline void kk__workers_meet()
+{
+    asm volatile("bar.sync 1, %0;" ::"r"(kk__workers()) : "memory");
 }
 
 /* bytes from global to shared memory; bar's phase ends when they are there */
@@ -111,6 +154,8 @@ template <int ROWS> __device__ static inline int kk__slice_rows(int T)
     return min(ROWS, T - (int)blockIdx.y * ROWS);
 }
 
+/* ---- bringing weights in ------------------------------------------------------------------ */
+
 /* Where a warp is among its pieces. */
 template <class Job> struct kk_walk {
     int q, c, s, slots; /* group, chain, slot; slots of the group */
@@ -140,13 +185,73 @@ template <class Job> struct kk_walk {
     }
 };
 
+/* The last warp of a block brings weights in: lane i those of warp i, into its ring. At most
+ * `window` pieces are on their way: more would not come sooner, and what others load, store and end
+ * meanwhile takes as long as all that is ahead of it. */
+template <class Job> struct kk_feeder {
+    const kk_stream &g;
+    const Job &job;
+    char *ring;
+    uint64_t *bars;
+    const uint32_t *used;  /* pieces of the ring that its warp is done with */
+    int most;              /* pieces on their way */
+    uint32_t put, there;   /* pieces asked for, arrived */
+    int slot, next, phase; /* the slot to fill; the slot that arrives next */
+    kk_walk<Job> at;
+
+    __device__ kk_feeder(const kk_stream &g_, const Job &job_, char *smem, int lane)
+        : g(g_), job(job_), ring(smem + lane * g.depth * g.chain * KK_TILE_BYTES),
+          bars((uint64_t *)(smem + g.bars_at) + lane * g.depth),
+          used((uint32_t *)(smem + g.used_at) + lane),
+          most(max(1, g.window / g.warps + (lane < g.window % g.warps))), put(0), there(0), slot(0),
+          next(0), phase(0)
+    {
+    }
+
+    /* The next piece at `at`, which moves on; NULL: there is none. */
+    __device__ const char *piece(int groups, int *bytes)
+    {
+        while (at.q < groups) {
+            const char *w = at.s < at.slots ? job.stripe(at.q, at.s) : NULL;
+            const int c = at.c;
+            at.next(g, job, groups);
+            *bytes = min(g.chain, g.tiles - c * g.chain) * KK_TILE_BYTES;
+            if (w) return w + (size_t)c * (size_t)g.chain * KK_TILE_BYTES;
+        }
+        return NULL;
+    }
+
+    /* A lane never waits for another: its warp may be what the others' warps wait for. */
+    __device__ void run(int lane)
+    {
+        const int groups = job.groups();
+        int bytes;
+        at.start(g, job, groups, lane);
+        const char *w = piece(groups, &bytes);
+        while (w) {
+            if (put != there && kk__bar_test(&bars[next], phase)) {
+                there++;
+                if (++next == g.depth) {
+                    next = 0;
+                    phase ^= 1;
+                }
+            }
+            if ((int)(put - there) >= most || (int)(put - kk__acquire(used)) >= g.depth) continue;
+            kk__bulk(ring + slot * g.chain * KK_TILE_BYTES, w, bytes, &bars[slot]);
+            put++;
+            if (++slot == g.depth) slot = 0;
+            w = piece(groups, &bytes);
+        }
+    }
+};
+
 template <int ROWS, class Job> struct kk_streamer {
     const kk_stream &g;
     Job &job;
     char *ring;
     uint64_t *bars;
-    int warp, lane, groups, put_slot;
-    kk_walk<Job> ahead; /* the next piece to bring in */
+    uint32_t *used;
+    int warp, lane;
 
     __device__ kk_streamer(const kk_stream &g_, Job &job_, char *smem) : g(g_), job(job_)
     {
@@ -154,44 +259,11 @@ template <int ROWS, class Job> struct kk_streamer {
         lane = (int)threadIdx.x % 32;
         ring = smem + warp * g.depth * g.chain * KK_TILE_BYTES;
         bars = (uint64_t *)(smem + g.bars_at) + warp * g.depth;
-        put_slot = 0;
-        if (lane == 0) {
-#pragma unroll 1
-            for (int i = 0; i < g.depth; i++) kk__bar_init(&bars[i], 1);
-            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        }
-        __syncwarp();
+        used = (uint32_t *)(smem + g.used_at) + warp;
     }
 
     /* tiles of chain c */
-    __device__ int tiles_of(int c) const
-    {
-        return min(g.chain, g.tiles - c * g.chain);
-    }
-
-    /* by lane 0: bring the next piece in */
-    __device__ void put()
-    {
-        while (ahead.q < groups) {
-            const int q = ahead.q, c = ahead.c, s = ahead.s;
-            const char *w = s < ahead.slots ? job.stripe(q, s) : NULL;
-            ahead.next(g, job, groups);
-            if (!w) continue;
-            kk__bulk(ring + put_slot * g.chain * KK_TILE_BYTES,
-                     w + (size_t)c * (size_t)g.chain * KK_TILE_BYTES, tiles_of(c) * KK_TILE_BYTES,
-                     &bars[put_slot]);
-            if (++put_slot == g.depth) put_slot = 0;
-            return;
-        }
-    }
-
-    __device__ void fill()
-    {
-        groups = job.groups();
-        ahead.start(g, job, groups, warp);
-        if (lane == 0)
-            for (int i = 0; i < g.depth; i++) put();
-    }
+    __device__ int tiles_of(int c) const { return min(g.chain, g.tiles - c * g.chain); }
 
     __device__ void load(uint2 (&a)[KK_STREAM_CHAIN], uint2 (&b)[KK_STREAM_CHAIN], int q, int s,
                          int c) const
@@ -255,7 +327,9 @@ template <int ROWS, class Job> struct kk_streamer {
     {
         const int rows = kk__slice_rows<ROWS>(g.T);
         uint2 a[KK_STREAM_CHAIN], b[KK_STREAM_CHAIN], next[KK_STREAM_CHAIN];
+        const int groups = job.groups();
         int have_c = -1, have_x = -1, next_c = -1, next_x = -1, slot = 0, phase = 0;
+        uint32_t done = 0;
         kk_walk<Job> at;
         at.start(g, job, groups, warp);
         int at_x = at.inputs(job, groups);
@@ -290,8 +364,6 @@ template <int ROWS, class Job> struct kk_streamer {
                     multiply<8>(d, w, a, b);
                 else
                     few(d, w, a, b, n);
-                __syncwarp();
-                if (lane == 0) put();
                 if (++slot == g.depth) {
                     slot = 0;
                     phase ^= 1;
@@ -299,33 +371,46 @@ template <int ROWS, class Job> struct kk_streamer {
                 float2 *out = (float2 *)(to + (s * g.chains + c) * rows * 8) + lane;
                 if (lane / 4 < rows) out[0] = make_float2(d[0], d[1]);
                 if (ROWS == 16 && lane / 4 + 8 < rows) out[32] = make_float2(d[2], d[3]);
+                done++;
+                __syncwarp(); /* the sums needed all of the slot */
+                if (lane == 0) kk__release(used, done);
             }
-            __syncthreads();
+            kk__workers_meet();
             job.sum(to, q);
-            if (!g.part_floats) __syncthreads();
+            if (!g.part_floats) kk__workers_meet();
         }
     }
 };
 
 template <int ROWS, class Job>
-__global__ void __launch_bounds__(KK_STREAM_THREADS, 1)
+__global__ void __launch_bounds__(KK_STREAM_THREADS + 32, 1)
     kk__stream(const __grid_constant__ kk_stream g, const __grid_constant__ Job given)
 {
     extern __shared__ __align__(1024) char smem[];
     Job job = given;
-    kk_streamer<ROWS, Job> s(g, job, smem);
-    if (Job::early) {
-        cudaTriggerProgrammaticLaunchCompletion();
-        job.begin(smem + g.tables_at);
-        s.fill();
-        cudaGridDependencySynchronize();
-    } else {
-        cudaGridDependencySynchronize();
-        cudaTriggerProgrammaticLaunchCompletion();
-        job.begin(smem + g.tables_at);
-        s.fill();
+    const bool early = job.early(), works = (int)threadIdx.x < kk__workers();
+    if (Job::eager) cudaTriggerProgrammaticLaunchCompletion();
+    for (int i = (int)threadIdx.x; i < g.warps * g.depth; i += (int)blockDim.x)
+        kk__bar_init((uint64_t *)(smem + g.bars_at) + i, 1);
+    if ((int)threadIdx.x < g.warps) ((uint32_t *)(smem + g.used_at))[threadIdx.x] = 0;
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    if (!early) cudaGridDependencySynchronize();
+    job.begin(smem + g.tables_at);
+    __syncthreads();
+    if (works) {
+        if (early) cudaGridDependencySynchronize();
+        if (!Job::eager) cudaTriggerProgrammaticLaunchCompletion();
+        kk_streamer<ROWS, Job>(g, job, smem).run((float *)(smem + g.part_at));
+    } else if ((int)threadIdx.x - kk__workers() < g.warps) {
+        const int lane = (int)threadIdx.x - kk__workers();
+        kk_feeder<Job>(g, job, smem, lane).run(lane);
     }
-    s.run((float *)(smem + g.part_at));
+    if (!works && blockIdx.y == 0 && (int)blockIdx.x < g.errand.T) {
+        __syncwarp();
+        if (early) cudaGridDependencySynchronize();
+        for (int t = (int)blockIdx.x; t < g.errand.T; t += (int)gridDim.x)
+            kk__choose<KK_CHOSEN_EARLY / 32>(g.errand, t);
+    }
     job.finish();
 }
 
@@ -351,7 +436,7 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
         g.ways = ways;
     }
     const int sums = g.chains * (T < rows ? T : rows) * 32; /* bytes, of a stripe */
-    const int piece = g.chain * KK_TILE_BYTES + 8;
+    const int piece = g.chain * KK_TILE_BYTES + 8 + 4;
     int64_t slots = KK_STREAM_SUMS / sums;
     if (slots < 12 * g.ways) slots = 12 * g.ways;
     if (slots * sums > KK_STREAM_SUMS_MOST) slots = KK_STREAM_SUMS_MOST / sums;
@@ -359,14 +444,16 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     slots = slots < parts ? parts : slots / parts * parts;
     g.slots = (int)slots;
     const int all = g.slots * sums, three = 3 * g.warps * piece, fixed = table_bytes + 256;
-    const int buffers = fixed + three + 2 * all <= KK_STREAM_SMEM ? 2 : 1;
+    const int buffers = slots < share && fixed + three + 2 * all <= KK_STREAM_SMEM ? 2 : 1;
     g.part_floats = buffers == 2 ? all / 4 : 0;
     g.depth = (KK_STREAM_SMEM - fixed - buffers * all) / (g.warps * piece);
     g.depth = g.depth < 1 ? 1 : g.depth > KK_STREAM_DEPTH ? KK_STREAM_DEPTH : g.depth;
     g.part_at = g.warps * g.depth * g.chain * KK_TILE_BYTES;
     g.bars_at = g.part_at + buffers * all;
-    g.tables_at = g.bars_at + (g.warps * g.depth * 8 + 15) / 16 * 16;
+    g.used_at = g.bars_at + g.warps * g.depth * 8;
+    g.tables_at = (g.used_at + g.warps * 4 + 15) / 16 * 16;
     g.smem = g.tables_at + table_bytes;
+    g.window = KK_STREAM_WINDOW / (g.chain * KK_TILE_BYTES);
     return g;
 }
 
@@ -378,116 +465,21 @@ static inline int64_t kk__block_share(const struct kk_cuda *c, int64_t n)
 
 /* items: of the grid in all; a block takes at least one */
 template <int ROWS, class Job>
-static inline void kk__stream_launch(struct kk_cuda *c, const char *op, const kk_stream &g,
-                                     const Job &job, int64_t items)
+static inline void kk__stream_launch(struct kk_cuda *c, const char *op, kk_stream g, const Job &job,
+                                     int64_t items)
 {
+    if (!Job::eager && c->errand.T) {
+        g.errand = c->errand;
+        c->errand.T = 0;
+        c->routed = c->products + 1; /* when this one has ended */
+    }
     const int64_t blocks = items < c->sms ? items : c->sms;
     const unsigned slices = (unsigned)((g.T + ROWS - 1) / ROWS);
-    kk__cuda_latch(c,
-                   cudaFuncSetAttribute(kk__stream<ROWS, Job>,
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize, g.smem),
-                   op);
+    static int known[KK_CUDA_GPUS];
+    kk__allow(c, op, (const void *)kk__stream<ROWS, Job>, g.smem, known);
     kk__launch(c, op, kk__stream<ROWS, Job>, dim3((unsigned)blocks, slices),
-               dim3((unsigned)g.warps * 32), (size_t)g.smem, g, job);
-}
-
-/* ---- y[i] = x w[i]^T for up to three matrices that share x -------------------------------- */
-
-__device__ static __noinline__ float kk__softcap(float v, float softcap)
-{
-    return softcap * tanhf(v / softcap);
-}
-
-struct kk_matrix {
-    const char *w;
-    float *y;
-    const float *bias;
-    int rows, first; /* outputs; its first stripe among all */
-};
-
-template <int ROWS> struct kk_linear_job {
-    static constexpr bool early = true;
-    kk_matrix m0, m1, m2;
-    const bf16 *x;
-    float softcap;
-    int stripes, T, K, most, chains; /* most: stripes of a group */
-    size_t stripe_bytes;
-
-    __device__ kk_matrix of(int i) const
-    {
-        kk_matrix m = m0;
-        if (i >= m1.first) m = m1;
-        if (i >= m2.first) m = m2;
-        return m;
-    }
-    /* blocks take stripes in turn */
-    __device__ int index(int q, int s) const
-    {
-        return (int)blockIdx.x + (q * most + s) * (int)gridDim.x;
-    }
-    __device__ int mine() const
-    {
-        return (stripes - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
-    }
-    __device__ void begin(char *) {}
-    __device__ void finish() {}
-    __device__ int groups() const { return (mine() + most - 1) / most; }
-    __device__ int slots(int q) const { return min(most, mine() - q * most); }
-    __device__ const char *stripe(int q, int s) const
-    {
-        const int i = index(q, s);
-        const char *w = i < m1.first ? m0.w : i < m2.first ? m1.w : m2.w;
-        const int first = i < m1.first ? 0 : i < m2.first ? m1.first : m2.first;
-        return w + (size_t)(unsigned)(i - first) * stripe_bytes;
-    }
-    __device__ int inputs(int, int) const { return 0; }
-    __device__ const bf16 *row(int, int, int r) const
-    {
-        r += (int)blockIdx.y * ROWS;
-        return r < T ? x + (size_t)r * (size_t)K : NULL;
-    }
-    __device__ void sum(const float *part, int q) const
-    {
-        const int rows = kk__slice_rows<ROWS>(T), n = slots(q);
-        for (int j = (int)threadIdx.x; j < n * rows * 8; j += (int)blockDim.x) {
-            const int s = j / (rows * 8), e = j - s * rows * 8;
-            put(index(q, s), e % 8, e / 8 + (int)blockIdx.y * ROWS,
-                kk__chains(part + s * chains * rows * 8 + e, chains, rows * 8));
-        }
-    }
-    /* v: output o of stripe i of row t */
-    __device__ void put(int i, int o, int t, float v) const
-    {
-        const kk_matrix m = of(i);
-        o += (i - m.first) * 8;
-        if (o >= m.rows) return;
-        const float bias = m.bias ? m.bias[o] : -0.0f;
-        m.y[(size_t)t * (size_t)m.rows + (size_t)o] = finished(v, bias);
-    }
-    /* bias: -0 where there is none, which changes no number */
-    __device__ float finished(float v, float bias) const
-    {
-        v += bias;
-        return softcap > 0 ? kk__softcap(v, softcap) : v;
-    }
-};
-
-template <int ROWS> static inline kk_linear_job<ROWS> kk__linear_job(const kk_linear_args *a)
-{
-    kk_linear_job<ROWS> j = {};
-    kk_matrix *const m[3] = {&j.m0, &j.m1, &j.m2};
-    for (int i = 0; i < 3; i++) {
-        m[i]->first = j.stripes;
-        if (i >= a->n) continue;
-        *m[i] = {(const char *)a->w[i]->data, a->y[i], a->bias[i], (int)a->w[i]->rows, j.stripes};
-        j.stripes += (int)kk__stripes(a->w[i]->rows);
-    }
-    j.x = (const bf16 *)a->x;
-    j.softcap = a->softcap;
-    j.T = a->T;
-    j.K = (int)a->w[0]->cols;
-    j.stripe_bytes = (size_t)kk__tiles(j.K) * KK_TILE_BYTES;
-    return j;
+               dim3((unsigned)g.warps * 32 + 32), (size_t)g.smem, g, job);
+    c->products += !Job::eager;
 }
 #endif
 

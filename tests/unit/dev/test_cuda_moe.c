@@ -279,13 +279,108 @@ static void test_moe_26b(void **state)
             .T = skew ? 300 : 530, .E = 128 >> skew, .A = 8, .C = 2816, .F = 704, .skew = skew});
 }
 
+/* ---- route and moe in one step ---- */
+
+struct layer_case {
+    int T, E, A, C, F;
+    struct pair w, gate_up, down;
+    void *x, *scale, *idx, *weight, *other, *y;
+};
+
+static void layer_route(const struct layer_case *k)
+{
+    gpu->ops->route(gpu, &(struct kk_route_args){.T = k->T,
+                                                 .E = k->E,
+                                                 .A = k->A,
+                                                 .x = k->x,
+                                                 .w = &k->w.gpu,
+                                                 .expert_scale = k->scale,
+                                                 .idx = k->idx,
+                                                 .weight = k->weight});
+}
+
+static void layer_moe(const struct layer_case *k)
+{
+    gpu->ops->moe(gpu, &(struct kk_moe_args){.T = k->T,
+                                             .E = k->E,
+                                             .A = k->A,
+                                             .x = k->x,
+                                             .idx = k->idx,
+                                             .weight = k->weight,
+                                             .gate_up = &k->gate_up.gpu,
+                                             .down = &k->down.gpu,
+                                             .y = k->y});
+}
+
+/* Whatever stands between them: nothing, products (whose feeding warps then choose), other ops. */
+static void check_layer(struct layer_case k)
+{
+    const size_t pairs = (size_t)k.T * (size_t)k.A * 4, y = (size_t)k.T * (size_t)k.C * 4;
+    uint16_t *raw = halves((int64_t)k.T * k.C, 1.7f);
+    float *scale = malloc((size_t)k.E * 4);
+    reserve_both(k.T, k.C, k.E, k.A, k.F);
+    for (int i = 0; i < k.E; i++) scale[i] = kk_test_uniform(&rng, 0.5f, 2);
+    k.x = to_gpu(raw, (size_t)k.T * (size_t)k.C * 2);
+    k.scale = to_gpu(scale, (size_t)k.E * 4);
+    make_pair(&k.w, 1, k.E, k.C);
+    make_pair(&k.gate_up, k.E, 2 * k.F, k.C);
+    make_pair(&k.down, k.E, k.C, k.F);
+    k.idx = gpu_room(pairs), k.weight = gpu_room(pairs);
+    k.other = gpu_room((size_t)k.T * (size_t)k.E * 4), k.y = gpu_room(y);
+    gpu->ops->step_begin(gpu);
+    layer_route(&k);
+    end_step(gpu);
+    gpu->ops->step_begin(gpu);
+    layer_moe(&k);
+    end_step(gpu);
+    void *idx = from_gpu(k.idx, pairs), *weight = from_gpu(k.weight, pairs),
+         *want = from_gpu(k.y, y);
+    for (int between = 0; between < 5; between++) {
+        gpu->ops->step_begin(gpu);
+        layer_moe(&k); /* of what was chosen before: the same */
+        layer_route(&k);
+        if (between == 4)
+            gpu->ops->gather(gpu,
+                             &(struct kk_gather_args){.n = k.T, .C = k.C, .src = k.y, .dst = k.y});
+        for (int i = 0; i < between % 4; i++)
+            gpu->ops->linear(gpu, &(struct kk_linear_args){
+                                      .T = k.T, .n = 1, .x = k.x, .w = {&k.w.gpu}, .y = {k.other}});
+        layer_moe(&k);
+        end_step(gpu);
+        void *i = from_gpu(k.idx, pairs), *w = from_gpu(k.weight, pairs), *got = from_gpu(k.y, y);
+        assert_memory_equal(i, idx, pairs);
+        assert_memory_equal(w, weight, pairs);
+        assert_memory_equal(got, want, y);
+        free(i), free(w), free(got);
+    }
+    free_pair(&k.w), free_pair(&k.gate_up), free_pair(&k.down);
+    free(idx), free(weight), free(want), free(raw), free(scale);
+    free_all();
+}
+
+static void test_layer(void **state)
+{
+    static const int rows[] = {1, 3, 8, 13, 16, 40};
+    (void)state;
+    NEED_GPU();
+    for (int round = 0; round < 12; round++) {
+        struct layer_case k = {.T = rows[round % 6],
+                               .E = kk_test_between(&rng, 2, round % 3 ? 128 : 300),
+                               .C = 8 * kk_test_between(&rng, 1, 50),
+                               .F = 8 * kk_test_between(&rng, 1, 20)};
+        k.A = kk_test_between(&rng, 1, k.E < 8 ? k.E : 8);
+        check_layer(k);
+    }
+    for (int i = 0; i < 5; i++)
+        check_layer((struct layer_case){.T = rows[i], .E = 128, .A = 8, .C = 2816, .F = 704});
+}
+
 int main(int argc, char **argv) /* a pattern of tests, for a GPU's sanitizer */
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_route),
-        cmocka_unit_test(test_route_ties),
-        cmocka_unit_test(test_moe_random),
-        cmocka_unit_test(test_moe_26b),
+        cmocka_unit_test(test_route),      cmocka_unit_test(test_route_ties),
+        cmocka_unit_test(test_moe_random), cmocka_unit_test(test_moe_26b),
+        cmocka_unit_test(test_layer),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, open_both, close_both);

@@ -508,7 +508,6 @@ static void check_store(size_t row_bytes, int max_step)
     a.keep = keep;
     cpu->ops->kv_store(cpu, &a);
     a.seqs = to_gpu(dev, sizeof dev);
-    a.keep = to_gpu(keep, sizeof keep);
     gpu->ops->kv_store(gpu, &a);
     for (int b = 0; b < SEQS; b++) {
         for (int i = 0; i < (host[b].ring ? 1 : BLOCKS); i++) {

@@ -93,6 +93,20 @@ static int count_one(void *arg, const struct kk_journal_session *s, struct kk_er
     return 0;
 }
 
+/* Every entry, in the order of creation. */
+struct found_all {
+    struct kk_journal_entry **e;
+    int n, spare;
+};
+
+static int note_entry(void *arg, const struct kk_journal_session *s, struct kk_err *err)
+{
+    struct found_all *all = arg;
+    (void)err;
+    all->e[all->n++] = s->entry;
+    return 0;
+}
+
 static int refuse_all(void *arg, const struct kk_journal_session *s, struct kk_err *err)
 {
     (void)arg;
@@ -409,13 +423,156 @@ static void test_refused_databases(void **state)
     KK_ASSERT_FAILS(try_open(dir, 1, &err), KK_EINVARIANT, &err,
                     "has sessions of model 'mini' (fedcba9876543210), not of 'mini' "
                     "(0000000000000001): give another directory");
-    meddle(dir, "PRAGMA user_version=2");
-    KK_ASSERT_FAILS(try_open(dir, 0, &err), KK_EUNSUPPORTED, &err, "has version 2");
-    meddle(dir, "PRAGMA user_version=1; PRAGMA application_id=5");
+    meddle(dir, "PRAGMA user_version=3");
+    KK_ASSERT_FAILS(try_open(dir, 0, &err), KK_EUNSUPPORTED, &err, "has version 3");
+    meddle(dir, "PRAGMA user_version=2; PRAGMA application_id=5");
     KK_ASSERT_FAILS(try_open(dir, 0, &err), KK_EFORMAT, &err, "is not a journal of kakeya");
     mkdir(kk_test_path("foreign"), 0755);
     meddle(kk_test_path("foreign"), "CREATE TABLE t(x)");
     KK_ASSERT_FAILS(try_open(kk_test_path("foreign"), 0, &err), KK_EFORMAT, &err, "not a journal");
+}
+
+/* ---- forks share pieces ---- */
+
+static int64_t ask_number(const char *dir, const char *question)
+{
+    sqlite3 *sq = NULL;
+    sqlite3_stmt *st = NULL;
+    char path[600];
+    snprintf(path, sizeof path, "%s/journal.db", dir);
+    assert_int_equal(sqlite3_open_v2(path, &sq, SQLITE_OPEN_READWRITE, fault.real->zName),
+                     SQLITE_OK);
+    assert_int_equal(sqlite3_prepare_v2(sq, question, -1, &st, NULL), SQLITE_OK);
+    assert_int_equal(sqlite3_step(st), SQLITE_ROW);
+    const int64_t n = sqlite3_column_int64(st, 0);
+    sqlite3_finalize(st);
+    sqlite3_close(sq);
+    return n;
+}
+
+struct lengths {
+    int n;
+    size_t sum;
+};
+
+static int check_ids(void *arg, const struct kk_journal_session *s, struct kk_err *err)
+{
+    struct lengths *l = arg;
+    for (size_t i = 0; i < s->n; i++)
+        if (s->ids[i] != (uint32_t)i) return kk_fail(err, KK_EINVAL, "%s: token %zu", s->id, i);
+    l->n++;
+    l->sum += s->n;
+    return 0;
+}
+
+static struct lengths look(const char *dir)
+{
+    struct lengths l = {0};
+    struct kk_err err = {0};
+    struct kk_journal *j = reopen(dir);
+    KK_ASSERT_OK(kk_journal_each(j, check_ids, &l, &err), &err);
+    journal_close(j);
+    return l;
+}
+
+/* 256 forks of 4100 tokens hold 100 each, and the pieces of one; whoever is left when the parent
+ * and others have gone has all of them, and the last takes them along. */
+static void test_forks_share_pieces(void **state)
+{
+    enum { N = 4100, FORKS = 256 };
+    static uint32_t ids[N + 10];
+    static struct kk_journal_entry *e[FORKS + 2];
+    const char *dir = kk_test_path("forks");
+    struct kk_err err = {0};
+    char name[32];
+    (void)state;
+    for (int i = 0; i < N + 10; i++) ids[i] = (uint32_t)i;
+    struct kk_journal *j = reopen(dir);
+    ok(kk_journal_create(j, "first", NULL, NULL, 0, &e[0], &err), &err);
+    ok(kk_journal_append(j, e[0], 0, ids, N, &err), &err);
+    for (int i = 1; i <= FORKS; i++) { /* from the log, then from pieces; of forks, too */
+        snprintf(name, sizeof name, "fork %d", i);
+        ok(kk_journal_fork(j, e[i / 2], N, name, NULL, &e[i], &err), &err);
+        ok(kk_journal_append(j, e[i], N, ids + N, (size_t)i % 10 + 1, &err), &err);
+    }
+    ok(kk_journal_fork(j, e[FORKS], 2500, "short", NULL, &e[FORKS + 1], &err), &err);
+    journal_close(j);
+    assert_int_equal(ask_number(dir, "SELECT count(*) FROM shared"), 4);
+    assert_int_equal(ask_number(dir, "SELECT max(refs) FROM shared"), FORKS + 2);
+    assert_true(ask_number(dir, "SELECT sum(length(ids)) FROM piece WHERE typeof(ids) = 'blob'") <
+                4 * (FORKS + 2) * 120 + 4 * 500);
+    struct lengths l = look(dir);
+    assert_int_equal(l.n, FORKS + 2);
+    for (int keep = 1; keep >= 0; keep--) { /* all but the fifth; and it */
+        static struct kk_journal_entry *found[FORKS + 2];
+        struct found_all all = {found, 0, 5};
+        j = reopen(dir);
+        KK_ASSERT_OK(kk_journal_each(j, note_entry, &all, &err), &err);
+        for (int i = 0; i < all.n; i++)
+            if (!keep || i != all.spare) ok(kk_journal_remove(j, found[i], &err), &err);
+        journal_close(j);
+        l = look(dir);
+        assert_int_equal(l.n, keep);
+        assert_int_equal(ask_number(dir, "SELECT count(*) FROM shared"), 4 * keep);
+        assert_int_equal(ask_number(dir, "SELECT coalesce(sum(refs), 0) FROM shared"), 4 * keep);
+    }
+    assert_int_equal(l.sum, 0);
+}
+
+/* A journal of version 1, which has no shared pieces, is read, and forks share from then on. */
+static void test_older_version(void **state)
+{
+    static uint32_t ids[2500];
+    const char *dir = kk_test_path("older");
+    struct kk_journal_entry *e, *f;
+    struct kk_err err = {0};
+    (void)state;
+    for (int i = 0; i < 2500; i++) ids[i] = (uint32_t)i;
+    struct kk_journal *j = reopen(dir);
+    ok(kk_journal_create(j, "first", NULL, NULL, 0, &e, &err), &err);
+    ok(kk_journal_append(j, e, 0, ids, 2500, &err), &err);
+    journal_close(j);
+    meddle(dir, "DROP TABLE shared; PRAGMA user_version=1");
+    j = reopen(dir);
+    struct found_all all = {&e, 0, 0};
+    KK_ASSERT_OK(kk_journal_each(j, note_entry, &all, &err), &err);
+    ok(kk_journal_fork(j, e, 2500, "fork", NULL, &f, &err), &err);
+    journal_close(j);
+    assert_int_equal(ask_number(dir, "PRAGMA user_version"), 2);
+    assert_int_equal(ask_number(dir, "SELECT sum(refs) FROM shared"), 4);
+    struct lengths l = look(dir);
+    assert_int_equal(l.n, 2);
+    assert_int_equal(l.sum, 5000);
+}
+
+/* A number of a session is not given again while a shared piece has it in its key. */
+static void test_numbers_of_shared_pieces(void **state)
+{
+    static uint32_t ids[1500];
+    const char *dir = kk_test_path("numbers");
+    struct kk_journal_entry *e[3];
+    struct kk_err err = {0};
+    (void)state;
+    for (int i = 0; i < 1500; i++) ids[i] = (uint32_t)i;
+    struct kk_journal *j = reopen(dir);
+    for (int i = 0; i < 2; i++) { /* the second, with the higher number, is the first's parent */
+        ok(kk_journal_create(j, "id", NULL, NULL, 0, &e[i], &err), &err);
+        ok(kk_journal_append(j, e[i], 0, ids, 1500, &err), &err);
+    }
+    ok(kk_journal_fork(j, e[1], 1500, "fork", NULL, &e[2], &err), &err);
+    ok(kk_journal_remove(j, e[1], &err), &err);
+    journal_close(j);
+    meddle(dir, "UPDATE session SET n = 0 WHERE n = 3; UPDATE piece SET at = at & 4294967295"
+                " WHERE at >> 32 = 3");
+    j = reopen(dir);
+    ok(kk_journal_create(j, "new", NULL, NULL, 0, &e[0], &err), &err);
+    ok(kk_journal_append(j, e[0], 0, ids, 1500, &err), &err);
+    ok(kk_journal_fork(j, e[0], 1500, "its", NULL, &e[1], &err), &err);
+    journal_close(j);
+    struct lengths l = look(dir);
+    assert_int_equal(l.n, 4);
+    assert_int_equal(l.sum, 6000);
+    assert_int_equal(ask_number(dir, "SELECT count(*) FROM shared"), 2);
 }
 
 /* A history with a hole, or a blob cut short, is found and named. */
@@ -523,13 +680,23 @@ static void test_out_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random_operations),    cmocka_unit_test(test_each),
-        cmocka_unit_test(test_groups_and_folds),     cmocka_unit_test(test_never_waits),
-        cmocka_unit_test(test_failing_calls),        cmocka_unit_test(test_full_disk),
-        cmocka_unit_test(test_file_size_limit),      cmocka_unit_test(test_removed_file),
-        cmocka_unit_test(test_bad_directories),      cmocka_unit_test(test_read_only_directory),
-        cmocka_unit_test(test_two_on_one_directory), cmocka_unit_test(test_refused_databases),
-        cmocka_unit_test(test_damaged_history),      cmocka_unit_test(test_broken_files),
+        cmocka_unit_test(test_random_operations),
+        cmocka_unit_test(test_each),
+        cmocka_unit_test(test_groups_and_folds),
+        cmocka_unit_test(test_never_waits),
+        cmocka_unit_test(test_failing_calls),
+        cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_file_size_limit),
+        cmocka_unit_test(test_removed_file),
+        cmocka_unit_test(test_bad_directories),
+        cmocka_unit_test(test_read_only_directory),
+        cmocka_unit_test(test_two_on_one_directory),
+        cmocka_unit_test(test_refused_databases),
+        cmocka_unit_test(test_forks_share_pieces),
+        cmocka_unit_test(test_older_version),
+        cmocka_unit_test(test_numbers_of_shared_pieces),
+        cmocka_unit_test(test_damaged_history),
+        cmocka_unit_test(test_broken_files),
         cmocka_unit_test(test_out_of_memory),
     };
     fault_vfs_use();

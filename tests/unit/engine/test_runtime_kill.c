@@ -1,5 +1,6 @@
-/* A runtime with a state directory is killed at random moments under load; the next one goes on. In
- * every third life the disk is full, or read-only, now and then. kk-test: soak
+/* A runtime with a state directory is killed at random moments under load; the next one goes on.
+ * Half of its sessions are forks of the others. In every third life the disk is full, or read-only,
+ * now and then. kk-test: soak
  *
  * What a sink has been told is told to this process through memory that both share. After every
  * death: no session that was acknowledged is gone, none is shorter than what was acknowledged of
@@ -24,7 +25,8 @@
 #include "unit/engine/fault_vfs.h"
 
 #define MINI "synth:tests/data/mini.json:5"
-enum { MINI_V = 160, SESSIONS = 4, PROMPT = 90, TOKENS = 4000, PIECE = 40 };
+enum { MINI_V = 160, PARENTS = 2, SESSIONS = 2 * PARENTS, PROMPT = 200, TOKENS = 3800, PIECE = 40 };
+enum { OWN = 30 }; /* tokens that a fork is given before it writes */
 
 struct shared {
     struct {
@@ -108,29 +110,51 @@ struct worker {
     int i;
 };
 
-/* Session i for ever: made, its prompt read, its tokens written, piece by piece. */
+static void is_made(int i, const struct wait *w, int64_t tokens)
+{
+    memcpy(shared->s[i].id, w->id, sizeof w->id);
+    atomic_store(&shared->s[i].acknowledged, tokens);
+    atomic_store(&shared->s[i].known, 1);
+}
+
+/* Of session i that has `n` tokens: it gets those up to `end` at once, or has them. */
+static int64_t give(struct worker *k, struct wait *w, int64_t n, int64_t from, int64_t end)
+{
+    if (n >= end) return n;
+    if (n != from) wrong("half of what was given was kept", n, end);
+    n = ask(k->rt,
+            (struct kk_request){.kind = KK_REQUEST_APPEND,
+                                .session = shared->s[k->i].id,
+                                .ids = shared->s[k->i].said + from,
+                                .n = (size_t)(end - from)},
+            w);
+    atomic_store(&shared->s[k->i].acknowledged, end);
+    return n;
+}
+
+/* Session i for ever: made, its prompt read, its tokens written, piece by piece. The first ones
+ * are forked when they have read, and the others are these forks. */
 static void *work(void *arg)
 {
     struct worker *k = arg;
+    const int fork = k->i + PARENTS;
     struct wait w = {
         .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER, .session = k->i};
+    while (k->i >= PARENTS && !atomic_load(&shared->s[k->i].known)) usleep(500);
     if (!atomic_load(&shared->s[k->i].known)) {
         ask(k->rt, (struct kk_request){.kind = KK_REQUEST_CREATE}, &w);
-        memcpy(shared->s[k->i].id, w.id, sizeof w.id);
-        atomic_store(&shared->s[k->i].known, 1);
+        is_made(k->i, &w, 0);
     }
     const char *id = shared->s[k->i].id;
     int64_t n = ask(k->rt, (struct kk_request){.kind = KK_REQUEST_INFO, .session = id}, &w);
     int64_t told = atomic_load(&shared->s[k->i].acknowledged);
     if (n < told) wrong("acknowledged tokens are lost", n, told);
-    if (n < PROMPT) {
-        if (n) wrong("half a prompt was kept", n, PROMPT);
-        n = ask(
-            k->rt,
-            (struct kk_request){
-                .kind = KK_REQUEST_APPEND, .session = id, .ids = shared->s[k->i].said, .n = PROMPT},
-            &w);
-        atomic_store(&shared->s[k->i].acknowledged, PROMPT);
+    n = give(k, &w, n, 0, PROMPT);
+    if (k->i >= PARENTS) {
+        n = give(k, &w, n, PROMPT, PROMPT + OWN);
+    } else if (!atomic_load(&shared->s[fork].known)) {
+        ask(k->rt, (struct kk_request){.kind = KK_REQUEST_FORK, .session = id}, &w);
+        is_made(fork, &w, PROMPT);
     }
     while (n + PIECE <= PROMPT + TOKENS) {
         struct kk_request r = {.kind = KK_REQUEST_GENERATE,
@@ -208,10 +232,13 @@ static void foresee(struct kk_test_rng *r)
     for (int i = 0; i < SESSIONS; i++) {
         struct kk_session *s = NULL;
         uint32_t *said = shared->s[i].said, *at = said + PROMPT;
-        for (int k = 0; k < PROMPT; k++) said[k] = kk_test_below(r, MINI_V);
+        const int own = i < PARENTS ? 0 : OWN;
+        for (int k = 0; k < PROMPT + own; k++)
+            said[k] = own && k < PROMPT ? shared->s[i - PARENTS].said[k] : kk_test_below(r, MINI_V);
         KK_ASSERT_OK(kk_session_open(e, &s, &err), &err);
-        KK_ASSERT_OK(kk_session_append(s, said, PROMPT, &err), &err);
-        KK_ASSERT_OK(kk_session_generate(s, &p, TOKENS, keep, &at, NULL, &err), &err);
+        KK_ASSERT_OK(kk_session_append(s, said, (size_t)(PROMPT + own), &err), &err);
+        at += own;
+        KK_ASSERT_OK(kk_session_generate(s, &p, TOKENS - own, keep, &at, NULL, &err), &err);
         kk_session_close(s);
     }
     kk_engine_close(e);

@@ -469,6 +469,44 @@ static void test_failing_disk(void **state)
     kk_free(data);
 }
 
+/* A file that needs others is written after them, or not at all. */
+static void test_needs(void **state)
+{
+    struct kk_spool_options o = options("needs");
+    struct kk_spool *sp = open_spool(&o);
+    struct kk_err err = {0};
+    struct rlimit limit, small;
+    char *large = kk_calloc(1, 100000);
+    (void)state;
+    hold(1);
+    put(sp, "held", "h", 1, &err);
+    await_held();
+    put(sp, "a", "a", 1, &err);
+    put(sp, "b", "b", 1, &err);
+    assert_true(kk_spool_write_after(sp, "both", kk_calloc(1, 10), 10, "a\0b\0", &err) > 0);
+    hold(0);
+    kk_spool_drain(sp);
+    assert_true(kk_spool_has(sp, "both"));
+    assert_int_equal(seen.failed + seen.cancelled, 0);
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    small = limit;
+    small.rlim_cur = 50000;
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    put(sp, "large", large, 100000, &err); /* cannot be written */
+    assert_true(kk_spool_write_after(sp, "one", kk_calloc(1, 10), 10, "a\0large\0", &err) > 0);
+    assert_true(kk_spool_write_after(sp, "other", kk_calloc(1, 10), 10, "a\0", &err) > 0);
+    kk_spool_drain(sp);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    assert_string_equal(seen.msg, "'one' needs 'large', which was not written");
+    assert_false(kk_spool_has(sp, "one"));
+    assert_true(kk_spool_has(sp, "other"));
+    assert_int_equal(stats_of(sp).failed, 2);
+    assert_int_equal(stats_of(sp).disk_bytes, stats_of(sp).promised_bytes);
+    kk_spool_close(sp);
+    kk_free(large);
+}
+
 /* The directory vanishes: failures, no crash, and the accounts stay right. */
 static void test_vanished_directory(void **state)
 {
@@ -521,17 +559,12 @@ static void test_out_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip),
-        cmocka_unit_test(test_damage),
-        cmocka_unit_test(test_damaged_chunk),
-        cmocka_unit_test(test_bounds),
-        cmocka_unit_test(test_names),
-        cmocka_unit_test(test_cancel),
-        cmocka_unit_test(test_random),
-        cmocka_unit_test(test_sweep),
-        cmocka_unit_test(test_bad_directories),
-        cmocka_unit_test(test_failing_disk),
-        cmocka_unit_test(test_vanished_directory),
+        cmocka_unit_test(test_round_trip),      cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_damaged_chunk),   cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_names),           cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_random),          cmocka_unit_test(test_sweep),
+        cmocka_unit_test(test_bad_directories), cmocka_unit_test(test_failing_disk),
+        cmocka_unit_test(test_needs),           cmocka_unit_test(test_vanished_directory),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,42 +1,47 @@
-/* The whole decode step of a GPU (kk_dev.stack) against the ops one by one: the same rows, read in
- * chunks by the ops and step by step by the stack, give the same logits, bit for bit; whatever the
- * rows of a step, whatever was rejected, alone and with another session. Two layers of the geometry
- * that the stack is for: one that slides, one that does not. */
+/* The whole decode step of a GPU (kk_dev.stack) against the ops one by one: the same rows, read
+ * in chunks by the ops and step by step by the stack, give the same logits, bit for bit: of any
+ * number of rows, of sessions with contexts of their own, after rejected rows and forks, under
+ * each policy. Three layers of the geometry that the stack is for: the second does not slide. */
 #include "../dev/cuda_test.h"
 
 #include "kv/kv.h"
 #include "model/stack_int.h"
 
-enum { TOKENS = 1330, PREFIX = 1010, CHUNK = 64, MOST = 8 };
+enum { SESSIONS = 8, TOKENS = 1340, CHUNK = 64, MOST = 6, STEPS = 48 };
+
+/* where a session's first steps begin: around splits, around the window, before any */
+static const int32_t prefix[SESSIONS] = {1010, 1, 127, 1100, 520, 1021, 16, 250};
 
 struct run {
     struct kk_model *m;
     struct kk_kv_pool *pool;
-    struct kk_kv *kv[2];
+    struct kk_kv *kv[SESSIONS], *parent;
     size_t V;
 };
 
-static void open_run(struct run *r)
+static void open_run(struct run *r, const char *policy, int32_t sinks, int32_t window)
 {
     struct kk_model_file *mf = NULL;
     struct kk_err err = {0};
     struct kk_kv_layout layout;
-    const struct kk_kv_options o = {.policy = "native"};
-    const struct kk_kv_limits kl = {2, CHUNK, 16, TOKENS + 64};
+    const struct kk_kv_options o = {.policy = policy, .sinks = sinks, .window = window};
+    const struct kk_kv_limits kl = {SESSIONS, CHUNK, 16, TOKENS + 64};
     const struct kk_model_limits lim = {.max_rows = CHUNK, .max_logit_rows = CHUNK};
+    *r = (struct run){0};
     KK_ASSERT_OK(kk_model_file_open("synth:tests/data/step.json:5", &mf, &err), &err);
     KK_ASSERT_OK(kk_model_open(mf, gpu, &lim, NULL, &r->m, &err), &err);
     KK_ASSERT_OK(kk_model_kv_layout(mf, KK_BF16, &layout, &err), &err);
     r->V = (size_t)kk_model_info(r->m)->V;
     kk_model_file_close(mf);
     KK_ASSERT_OK(kk_kv_pool_open(gpu, &layout, &o, &kl, &r->pool, &err), &err);
-    for (int i = 0; i < 2; i++) KK_ASSERT_OK(kk_kv_open(r->pool, &r->kv[i], &err), &err);
+    for (int i = 0; i < SESSIONS; i++) KK_ASSERT_OK(kk_kv_open(r->pool, &r->kv[i], &err), &err);
     kk_free((void *)(size_t)layout.layer);
 }
 
 static void close_run(struct run *r)
 {
-    for (int i = 0; i < 2; i++) kk_kv_close(r->kv[i]);
+    for (int i = 0; i < SESSIONS; i++) kk_kv_close(r->kv[i]);
+    kk_kv_close(r->parent);
     kk_kv_pool_close(r->pool);
     kk_model_close(r->m);
 }
@@ -46,21 +51,24 @@ static int32_t id_at(int session, int64_t j)
     return (int32_t)((j * 7919 + session * 131 + 3) % 1021);
 }
 
-/* n[i] rows of session first + i, of which keep[i] are kept; all rows' logits to out. 1: by the
- * stack */
-static int step(struct run *r, enum kk_step_kind kind, int first, int B, const int32_t *n,
+/* n[b] rows of session who[b], of which keep[b] are kept (NULL: all); all rows' logits to out.
+ * 1: by the stack */
+static int step(struct run *r, enum kk_step_kind kind, int B, const int *who, const int32_t *n,
                 const int32_t *keep, float *out)
 {
     struct kk_err err = {0};
     int32_t ids[CHUNK], rows[CHUNK], choice[CHUNK];
+    struct kk_kv *kv[SESSIONS];
     int T = 0;
-    for (int i = 0; i < B; i++)
-        for (int32_t k = 0; k < n[i]; k++, T++) {
-            ids[T] = id_at(first + i, kk_kv_rows(r->kv[first + i]) + k);
+    for (int b = 0; b < B; b++) {
+        kv[b] = r->kv[who[b]];
+        for (int32_t k = 0; k < n[b]; k++, T++) {
+            ids[T] = id_at(who[b], kk_kv_rows(kv[b]) + k);
             rows[T] = T;
         }
+    }
     const struct kk_forward fwd = {.ids = ids, .n_logits = T, .logit_rows = rows};
-    KK_ASSERT_OK(kk_kv_begin(r->pool, kind, B, r->kv + first, n, &err), &err);
+    KK_ASSERT_OK(kk_kv_begin(r->pool, kind, B, kv, n, &err), &err);
     KK_ASSERT_OK(kk_model_forward(r->m, r->pool, &fwd, &err), &err);
     gpu->ops->download(gpu, out, kk_model_logits(r->m), (size_t)T * r->V * sizeof(float));
     const int whole = r->m->chosen == T;
@@ -75,18 +83,26 @@ static int step(struct run *r, enum kk_step_kind kind, int first, int B, const i
     return whole;
 }
 
-/* Logits of every position of both sessions, by the ops */
-static float *by_ops(struct run *r)
+/* Session i's rows up to `end`, by the ops; all: where each position's logits go, or NULL */
+static void read_on(struct run *r, int i, int32_t end, float *all, float *tmp)
 {
-    float *all = kk_calloc(2 * (size_t)TOKENS * r->V, sizeof *all);
-    for (int i = 0; i < 2; i++)
-        for (int32_t j = 0; j < TOKENS;) {
-            const int32_t n = TOKENS - j < CHUNK ? TOKENS - j : CHUNK;
-            assert_false(step(r, KK_STEP_CHUNK, i, 1, &n, NULL,
-                              all + ((size_t)i * TOKENS + (size_t)j) * r->V));
-            j += n;
-        }
-    return all;
+    for (int32_t j = 0, n; j < end; j += n) {
+        n = end - j < CHUNK ? end - j : CHUNK;
+        assert_false(step(r, KK_STEP_CHUNK, 1, &i, &n, NULL,
+                          all ? all + ((size_t)i * TOKENS + (size_t)j) * r->V : tmp));
+    }
+}
+
+/* Session i becomes a fork of itself; its parent stays for a while, so that the fork writes to what
+ * it shares. */
+static void fork_one(struct run *r, int i)
+{
+    struct kk_err err = {0};
+    struct kk_kv *fork;
+    KK_ASSERT_OK(kk_kv_fork(r->kv[i], &fork, &err), &err);
+    kk_kv_close(r->parent);
+    r->parent = r->kv[i];
+    r->kv[i] = fork;
 }
 
 static void assert_rows(const struct run *r, const float *got, const float *all, int session,
@@ -101,42 +117,87 @@ static void assert_rows(const struct run *r, const float *got, const float *all,
                      (double)want[i]);
 }
 
-static void test_steps(void **state)
+/* One step of T rows, of B sessions drawn anew. */
+static void random_step(struct run *r, struct kk_test_rng *rng, int T, int B, const float *all,
+                        float *out)
 {
-    static const int32_t rows[][2] = {{1, 0}, {1, 0}, {8, 0}, {0, 1}, {0, 8}, {3, 2},
-                                      {5, 0}, {1, 1}, {2, 0}, {4, 4}, {0, 3}, {7, 1}};
+    int who[SESSIONS], left = SESSIONS;
+    int32_t n[SESSIONS], keep[SESSIONS];
+    int64_t at[SESSIONS];
+    for (int b = 0; b < SESSIONS; b++) who[b] = b;
+    for (int b = 0; b < B; b++, left--) {
+        const int k = b + (int)kk_test_below(rng, (uint32_t)left), w = who[b];
+        who[b] = who[k], who[k] = w;
+        n[b] = 1;
+    }
+    for (int t = B; t < T; t++) n[kk_test_below(rng, (uint32_t)B)]++;
+    for (int b = 0; b < B; b++) {
+        keep[b] = kk_test_below(rng, 3) ? n[b] : 1 + (int32_t)kk_test_below(rng, (uint32_t)n[b]);
+        at[b] = kk_kv_rows(r->kv[who[b]]);
+    }
+    assert_true(step(r, KK_STEP_HOLD, B, who, n, keep, out));
+    for (int b = 0; b < B; out += (size_t)n[b++] * r->V)
+        assert_rows(r, out, all, who[b], at[b], n[b]);
+}
+
+static void test_policy(const char *policy, int32_t sinks, int32_t window)
+{
     struct run a, b;
-    (void)state;
-    NEED_GPU();
+    struct kk_test_rng rng = kk_test_rng(policy);
     if (!gpu->stack) skip();
-    open_run(&a);
-    float *all = by_ops(&a), *out = kk_calloc(CHUNK * a.V, sizeof *out);
+    open_run(&a, policy, sinks, window);
+    float *all = kk_calloc((size_t)SESSIONS * TOKENS * a.V, sizeof *all);
+    float *out = kk_calloc(CHUNK * a.V, sizeof *out);
+    for (int i = 0; i < SESSIONS; i++)
+        read_on(&a, i, prefix[i] + 8 * STEPS < TOKENS ? prefix[i] + 8 * STEPS : TOKENS, all, NULL);
     close_run(&a);
-    open_run(&b);
-    for (int i = 0; i < 2; i++)
-        for (int32_t j = 0, n; j < PREFIX + 40 * i; j += n) {
-            n = PREFIX + 40 * i - j < CHUNK ? PREFIX + 40 * i - j : CHUNK;
-            step(&b, KK_STEP_CHUNK, i, 1, &n, NULL, out);
-        }
-    for (int k = 0; kk_kv_rows(b.kv[0]) < TOKENS - 16 && kk_kv_rows(b.kv[1]) < TOKENS - 16; k++) {
-        const int32_t *n = rows[k % 12];
-        const int first = n[0] ? 0 : 1, B = n[0] && n[1] ? 2 : 1;
-        const int64_t at[2] = {kk_kv_rows(b.kv[0]), kk_kv_rows(b.kv[1])};
-        int32_t keep[2];
-        for (int i = 0; i < 2; i++) keep[i] = n[i] > 2 && k % 3 == 1 ? n[i] - 2 : n[i];
-        assert_true(step(&b, KK_STEP_HOLD, first, B, n + first, keep + first, out));
-        if (n[0]) assert_rows(&b, out, all, 0, at[0], n[0]);
-        if (n[1]) assert_rows(&b, out + (size_t)n[0] * b.V, all, 1, at[1], n[1]);
+    open_run(&b, policy, sinks, window);
+    for (int i = 0; i < SESSIONS; i++) read_on(&b, i, prefix[i], NULL, out);
+    for (int k = 0; k < STEPS; k++) {
+        const int T = 1 + k % MOST, B = k < MOST ? T : 1 + (int)kk_test_below(&rng, (uint32_t)T);
+        if (k % 5 == 3) fork_one(&b, (int)kk_test_below(&rng, SESSIONS));
+        random_step(&b, &rng, T, B, all, out);
     }
     close_run(&b);
     kk_free(all);
     kk_free(out);
 }
 
+static void test_native(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    test_policy("native", 0, 0);
+}
+
+static void test_full(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    test_policy("full", 0, 0);
+}
+
+static void test_s5(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    test_policy("s5", 4, 300);
+}
+
+static void test_sinkwin(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    test_policy("sinkwin", 20, 200);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_steps),
+        cmocka_unit_test(test_native),
+        cmocka_unit_test(test_full),
+        cmocka_unit_test(test_s5),
+        cmocka_unit_test(test_sinkwin),
     };
     return cmocka_run_group_tests(tests, open_gpu, close_gpu);
 }

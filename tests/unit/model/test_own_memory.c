@@ -5,7 +5,9 @@
 
 #include <stdio.h>
 
+#include "base/buf.h"
 #include "base/mem.h"
+#include "kv/keep.h"
 #include "kv/kv.h"
 #include "model/model.h"
 
@@ -124,6 +126,114 @@ static void fork_one(struct run *r, struct kk_kv **parent)
     r->kv[0] = fork;
 }
 
+/* ---- what a session's shared blocks are kept in, and its own bytes ---- */
+
+enum { BLOCKS = 4000 };
+static uint64_t numbers;     /* given to blocks so far */
+static int64_t shared_again; /* blocks */
+
+struct store {
+    struct {
+        size_t bytes;
+        void *data;
+    } block[BLOCKS + 1];       /* by number */
+    uint64_t named[2][BLOCKS]; /* of a session, in order */
+    int n_named[2], next, session;
+    struct kk_buf own[2];
+    size_t at;
+};
+
+static int keep_block(void *arg, struct kk_kv_kept *b, void **into, struct kk_err *err)
+{
+    struct store *k = arg;
+    (void)err;
+    if (b->sole && !(b->number && k->block[b->number].data)) return KK_ENOENT;
+    if (!b->number) b->number = ++numbers;
+    assert_in_range(b->number, 1, BLOCKS);
+    *into = NULL;
+    if (!k->block[b->number].data) {
+        k->block[b->number].data = *into = kk_malloc(b->bytes);
+        k->block[b->number].bytes = b->bytes;
+    }
+    assert_int_equal(k->block[b->number].bytes, b->bytes);
+    k->named[k->session][k->n_named[k->session]++] = b->number;
+    return 0;
+}
+
+static int next_block(void *arg, struct kk_kv_kept *b, struct kk_err *err)
+{
+    struct store *k = arg;
+    (void)err;
+    assert_true(k->next < k->n_named[k->session]);
+    const uint64_t number = k->named[k->session][k->next++];
+    *b = (struct kk_kv_kept){.number = number, .bytes = k->block[number].bytes};
+    return 0;
+}
+
+static int fetch_block(void *arg, const struct kk_kv_kept *b, void *room, const void **from,
+                       struct kk_err *err)
+{
+    const struct store *k = arg;
+    (void)err;
+    memcpy(room, k->block[b->number].data, b->bytes);
+    *from = room;
+    return 0;
+}
+
+static int to_own(void *arg, void *p, size_t n, struct kk_err *err)
+{
+    struct store *k = arg;
+    (void)err;
+    return kk_buf_append(&k->own[k->session], p, n);
+}
+
+static int from_own(void *arg, void *p, size_t n, struct kk_err *err)
+{
+    struct store *k = arg;
+    (void)err;
+    assert_true(n <= k->own[k->session].len - k->at);
+    memcpy(p, k->own[k->session].data + k->at, n);
+    k->at += n;
+    return 0;
+}
+
+/* A session and the fork of it leave the device together, and come back: one copy of what they
+ * share, and no more bytes than before. */
+static void out_and_back(struct run *r, struct kk_kv **parent)
+{
+    struct store *k = kk_calloc(1, sizeof *k);
+    const struct kk_kv_keeper keeper = {keep_block, next_block, fetch_block, k};
+    const struct kk_io sink = {to_own, k}, source = {from_own, k};
+    struct kk_kv **kv[2] = {&r->kv[0], parent};
+    struct kk_err err = {0};
+    int64_t rows[2], after;
+    int64_t before = kk_kv_shared_bytes(r->pool) + kk_kv_pool_host_bytes(r->pool);
+    for (int i = 0; i < 2; i++) before += kk_kv_device_bytes(*kv[i]);
+    for (k->session = 0; k->session < 2; k->session++) {
+        kk_buf_init(&k->own[k->session], 1 << 26);
+        rows[k->session] = kk_kv_rows(*kv[k->session]);
+        KK_ASSERT_OK(kk_kv_save_shared(*kv[k->session], &sink, &keeper, &err), &err);
+    }
+    for (int i = 0; i < 2; i++) kk_kv_close(*kv[i]);
+    assert_int_equal(kk_kv_shared_bytes(r->pool), 0);
+    for (k->session = 1; k->session >= 0; k->session--) {
+        k->next = 0;
+        k->at = 0;
+        KK_ASSERT_OK(kk_kv_open_empty(r->pool, kv[k->session], &err), &err);
+        KK_ASSERT_OK(kk_kv_load_shared(*kv[k->session], rows[k->session], &source, &keeper, &err),
+                     &err);
+        assert_int_equal(k->at, k->own[k->session].len);
+        KK_ASSERT_OK(kk_kv_check(*kv[k->session], &err), &err);
+    }
+    after = kk_kv_shared_bytes(r->pool) + kk_kv_pool_host_bytes(r->pool);
+    for (int i = 0; i < 2; i++) after += kk_kv_device_bytes(*kv[i]);
+    assert_true(after <= before);
+    shared_again += k->n_named[0];
+    for (uint64_t i = 1; i <= numbers; i++) kk_free(k->block[i].data);
+    for (int i = 0; i < 2; i++) kk_buf_release(&k->own[i]);
+    kk_free(k);
+}
+
 /* Both sessions to TOKENS rows, in chunks, blocks that are partly kept, and both at once. */
 static float *run(const struct kk_ops *ops, int64_t cap, int slots, size_t *count)
 {
@@ -138,6 +248,7 @@ static float *run(const struct kk_ops *ops, int64_t cap, int slots, size_t *coun
         const uint8_t hold[2] = {kind != 0, kind == 2};
         const int32_t keep[2] = {kind == 0 ? 60 : 5, kind == 2 ? 11 : n[1]};
         if (i % 4 == 2) fork_one(&r, &parent);
+        if (ops && i % 4 > 1 && parent && i % 3) out_and_back(&r, &parent);
         step(&r, n, hold, keep, out + at * (size_t)r.V);
     }
     if (cap) assert_true(kk_kv_pool_host_bytes(r.pool) > 0 && kk_kv_host_bytes(r.kv[1]) > 0);
@@ -166,9 +277,11 @@ static void the_same_bits_as_on_the_host(void **state)
     } cases[] = {{0, 4}, {160000, 2}, {160000, 5}, {160000, 64}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         engine.batches = engine.waits = engine.head = engine.tail = 0;
+        shared_again = 0;
         float *got = run(&ops, cases[i].cap, cases[i].slots, &n2);
         assert_int_equal(n, n2);
         assert_memory_equal(want, got, n * sizeof *want);
+        assert_true(shared_again > 10);
         assert_true(cases[i].cap ? engine.batches > 10 && engine.waits > 10 : !engine.batches);
         kk_free(got);
     }
