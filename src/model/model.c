@@ -179,20 +179,27 @@ static int plan_weights(struct kk_loader *ld, struct kk_err *err)
     return rc;
 }
 
+/* What opening takes beside the weights: buffers, tables, the device's stack. */
+static int plan_scratch(struct kk_model *m, size_t *out, struct kk_err *err)
+{
+    int rc = kk__stack_bytes(m, out, err);
+    if (!rc) *out += plan_buffers(m);
+    return rc;
+}
+
 int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
                   const struct kk_model_limits *limits, struct kk_model_plan *out,
                   struct kk_err *err)
 {
     struct kk_model *m = NULL;
-    size_t stack;
+    size_t scratch;
     int rc = new_model(mf, dev, limits, &m, err);
     if (rc) return rc;
     struct kk_loader ld = {.mf = mf, .m = m, .bf16_in = dev->bf16_act};
     rc = plan_weights(&ld, err);
-    if (!rc) rc = kk__stack_bytes(m, &stack, err);
+    if (!rc) rc = plan_scratch(m, &scratch, err);
     if (!rc)
-        *out = (struct kk_model_plan){ld.planned, plan_buffers(m) + stack,
-                                      dev->ops->winner ? logits_bytes(m) : 0};
+        *out = (struct kk_model_plan){ld.planned, scratch, dev->ops->winner ? logits_bytes(m) : 0};
     kk_model_close(m);
     return rc;
 }
@@ -200,11 +207,10 @@ int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
 /* Before gigabytes are loaded in vain. */
 static int check_room(struct kk_model *m, size_t weights, struct kk_err *err)
 {
-    size_t scratch = plan_buffers(m), stack;
+    size_t scratch;
     const size_t left = m->dev->ops->free_bytes(m->dev);
-    int rc = kk__stack_bytes(m, &stack, err);
+    int rc = plan_scratch(m, &scratch, err);
     if (rc) return rc;
-    scratch += stack;
     if (!left || weights + scratch <= left) return 0;
     return kk_fail(err, KK_ENOMEM,
                    "the model wants %zu bytes of %s (%zu of weights, %zu of scratch); %zu are free",

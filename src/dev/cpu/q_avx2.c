@@ -7,25 +7,12 @@ enum { W = 8 };
 #define QROWS 4
 typedef __m256 qf;
 typedef __m256i qi;
-#define QI(op) _mm256_##op
+#define QI(op)     _mm256_##op
+#define QSI(op)    _mm256_##op##_si256
+#define Q_F16(p)   _mm_loadu_si128((const __m128i *)(p))
+#define Q_BYTES(p) _mm_loadl_epi64((const __m128i *)(p))
 #include "dev/cpu/q_ops_int.h"
 
-V qf qf_neg(qf a)
-{
-    return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f));
-}
-V qf qf_ld_f16(const char *p)
-{
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
-}
-V qf qf_ld_u8(const char *p)
-{
-    return qf_from_int(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
-}
-V qf qf_ld_s8(const char *p)
-{
-    return qf_from_int(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
-}
 V void qf_st_n(float *p, int64_t n, qf a)
 {
     float whole[8];
@@ -40,18 +27,10 @@ V qi qi_ld(const uint8_t *p)
 {
     return _mm256_loadu_si256((const __m256i *)p);
 }
-V qi qi_and(qi a, qi b)
-{
-    return _mm256_and_si256(a, b);
-}
 /* a | (b & c) */
 V qi qi_or_and(qi a, qi b, qi c)
 {
     return _mm256_or_si256(a, _mm256_and_si256(b, c));
-}
-V qi qi_zero(void)
-{
-    return _mm256_setzero_si256();
 }
 
 /* b with the sign of a (a = -128 too), times |a| as unsigned bytes, in pairs */

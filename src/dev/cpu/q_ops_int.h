@@ -1,6 +1,6 @@
 /* Operations of vectors of W outputs that have one name in every width: qf of floats, qi of codes
- * or integers, QI(op) the instruction. What has not is with the types, in q_avx2.c and
- * q_vec512_int.h. */
+ * or integers, QI(op) the instruction, QSI(op) one of whole registers, Q_F16(p) and Q_BYTES(p) W
+ * words and W bytes at p. What has not is with the types, in q_avx2.c and q_vec512_int.h. */
 #ifndef KK_DEV_CPU_Q_OPS_INT_H
 #define KK_DEV_CPU_Q_OPS_INT_H
 
@@ -19,6 +19,10 @@ V qf qf_set(float a)
 {
     return QI(set1_ps)(a);
 }
+V qf qf_neg(qf a)
+{
+    return QI(xor_ps)(a, qf_set(-0.0f));
+}
 V qf qf_mul(qf a, qf b)
 {
     return QI(mul_ps)(a, b);
@@ -34,6 +38,26 @@ V qf qf_fma(qf a, qf b, qf c)
 V qf qf_from_int(qi a)
 {
     return QI(cvtepi32_ps)(a);
+}
+V qf qf_ld_f16(const char *p)
+{
+    return QI(cvtph_ps)(Q_F16(p));
+}
+V qf qf_ld_u8(const char *p)
+{
+    return qf_from_int(QI(cvtepu8_epi32)(Q_BYTES(p)));
+}
+V qf qf_ld_s8(const char *p)
+{
+    return qf_from_int(QI(cvtepi8_epi32)(Q_BYTES(p)));
+}
+V qi qi_zero(void)
+{
+    return QSI(setzero)();
+}
+V qi qi_and(qi a, qi b)
+{
+    return QSI(and)(a, b);
 }
 V qi qi_set8(char a)
 {

@@ -80,8 +80,19 @@ V qf q_group(const enum kk_dtype t, const int bits, const int shift, const qi *w
     return acc;
 }
 
-/* Bytes: with one row, more than doubles what is read a second here; farther is slower. */
-#define Q_AHEAD 384
+/* Codes are asked for so many bytes ahead: into L2, about a panel. Of 8 bits and few rows, which go
+ * by so fast that the processor's own prefetching does better, they need no more than a hint in its
+ * way, which more than doubles what is read a second; farther is slower there. */
+#define Q_AHEAD      8192
+#define Q_AHEAD_NEAR 384
+
+V void q_ahead(const int bits, const int rows, const char *p)
+{
+    if (bits == 8 && rows < 4)
+        _mm_prefetch(p + Q_AHEAD_NEAR, _MM_HINT_T0);
+    else
+        _mm_prefetch(p + Q_AHEAD, _MM_HINT_T1);
+}
 
 struct q_tile {
     int64_t K, ldy, n; /* outputs left from y on */
@@ -103,8 +114,7 @@ V void q_tile(const enum kk_dtype t, const int bits, const int shift, const int 
         for (int64_t g = 0; g < K / KK_GROUP; g++, p += bits * 64, x += KK_GROUP) {
             struct q_scales s;
             qi w[8];
-            UNROLL for (int i = 0; i < bits; i++)
-                _mm_prefetch((const char *)p + i * 64 + Q_AHEAD, _MM_HINT_T0);
+            UNROLL for (int i = 0; i < bits; i++) q_ahead(bits, rows, (const char *)p + i * 64);
             q_codes(bits, p, w);
             q_scales(t, b->panel, g, l, &s);
             UNROLL for (int r = 0; r < rows; r++)
