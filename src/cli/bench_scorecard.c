@@ -40,6 +40,8 @@ struct card {
     struct kk_answer *plain;      /* [n_docs]: of the arm's plain run */
     int V, done, total;
     double replay;
+    char *device; /* what info says, kept from the engine that told it */
+    uint32_t *eos;
 };
 
 /* Answers that had what was asked for; of 0: nothing is recalled from random ids. */
@@ -481,9 +483,31 @@ static int run_rung(struct card *c, int lines, json_t *rungs, struct kk_err *err
     return rc;
 }
 
+/* What an engine says of itself. It is closed again: two of a large model do not fit on a GPU. */
+static int ask_facts(struct card *c, struct kk_err *err)
+{
+    struct kk_engine_options plain = c->base;
+    struct kk_engine_info *i = &c->cli->info;
+    struct kk_engine *e;
+    plain.kv = "native";
+    plain.kv_device = 0;
+    plain.draft = "none";
+    int rc = kk_engine_open(&plain, &e, err);
+    if (rc) return rc;
+    kk_engine_describe(e, i);
+    c->device = kk_strdup(i->device);
+    c->eos = kk_array((size_t)i->n_eos + 1, sizeof *c->eos);
+    if (!c->device || !c->eos) rc = kk_fail(err, KK_ENOMEM, "out of memory for a scorecard");
+    if (!rc && i->n_eos) memcpy(c->eos, i->eos, (size_t)i->n_eos * sizeof *c->eos);
+    i->device = c->device;
+    i->eos = c->eos;
+    i->architecture = NULL;
+    kk_engine_close(e);
+    return rc;
+}
+
 static int open_card(struct card *c, struct kk_err *err)
 {
-    struct kk_engine_options plain;
     int rc = kk_cli_no_words(c->cli, err);
     c->replay = kk_config_real(&c->cli->cfg, KK_OPT_REPLAY);
     if (!rc && c->replay != 0 && c->replay < 1)
@@ -492,13 +516,8 @@ static int open_card(struct card *c, struct kk_err *err)
     if (!rc) rc = kk_cli_options(c->cli, &c->base, err);
     if (rc) return rc;
     if (!kk_config_given(&c->cli->cfg, KK_OPT_DRAFT)) c->base.draft = "ngram";
-    plain = c->base; /* an engine for its facts alone */
-    plain.kv = "native";
-    plain.kv_device = 0;
-    plain.draft = "none";
-    rc = kk_engine_open(&plain, &c->cli->engine, err);
+    rc = ask_facts(c, err);
     if (rc) return rc;
-    kk_engine_describe(c->cli->engine, &c->cli->info);
     c->cli->reading_quiet = 1;
     c->V = c->cli->info.vocabulary;
     c->n_docs = (int)kk_config_int(&c->cli->cfg, KK_OPT_SAMPLES);
@@ -525,6 +544,8 @@ static void close_card(struct card *c)
     kk_free(c->doc);
     kk_free(c->keyed);
     kk_free(c->plain);
+    kk_free(c->device);
+    kk_free(c->eos);
 }
 
 static int write_picture(const struct card *c, const json_t *report, struct kk_err *err)

@@ -164,7 +164,7 @@ int kk_cli_wants_text(const struct kk_cli *cli)
 void kk_cli_describe_run(const struct kk_cli *cli, json_t *report)
 {
     json_object_set_new(report, "model", json_string(kk_config_text(&cli->cfg, KK_OPT_MODEL)));
-    if (cli->engine) {
+    if (cli->info.device) { /* an engine was asked */
         json_object_set_new(report, "device", json_string(cli->info.device));
         json_object_set_new(report, "kv", json_string(cli->info.kv));
         json_object_set_new(report, "kv_type", json_string(cli->info.kv_type));
