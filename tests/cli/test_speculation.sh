@@ -5,7 +5,7 @@ TINY=models/tiny
 DRAFT=models/tiny/drafter
 FTHETA=models/tiny/f_theta
 lines=40,90 replayed="none $DRAFT"
-[ "${KK_CONFIG:-release}" = release ] || lines=12,24 replayed= # sanitizers are slow
+[ "${KK_CONFIG:-release}" = release ] || lines=12 replayed= # sanitizers are slow
 P='IMPORTANT: the secret code is ORCHID-4217. Note 0001: this is padding. Note 0002: this is padding. Note 0003'
 
 run run -m "$TINY" -p "$P" -n 60
@@ -58,7 +58,7 @@ for r in d["rungs"]:
     assert all(x["byte_identical"] and x["pinned_drafted"] >= 80 and x["tokens_compared"] == 192 for x in a.values())
     assert all(x["recall"] == 1.0 for n, x in a.items() if n != "sinkwin") and a["sinkwin"]["recall"] == 0
     assert a["tier"]["kv_device_bytes"] <= 512 * 1024
-assert d["rungs"][0]["arms"]["tier"]["kv_device_bytes"] == d["rungs"][1]["arms"]["tier"]["kv_device_bytes"]' "$KK_TMP/card.json"
+assert len({r["arms"]["tier"]["kv_device_bytes"] for r in d["rungs"]}) == 1' "$KK_TMP/card.json"
 run plan -m "$TINY" --ctx 4000 --kv s5 --kv-device 512KiB --json
 check "plan of a capped session is what the scorecard measured" python3 -c 'import json, sys
 p, c = json.load(open(sys.argv[1])), json.load(open(sys.argv[2]))
