@@ -624,7 +624,7 @@ int kk_kept_adopt(struct kk_kept *k, struct kk_snapshot **f, struct kk_err *err)
     const struct kk_snapshot *old = *f;
     struct kk_spool_reader *r = NULL;
     struct refs_tail t;
-    uint64_t at, number;
+    uint64_t at = 0, number;
     if (!names_blocks(old->name)) return 0;
     int rc = kk_spool_read(k->spool, old->name, &r, err);
     if (!rc) rc = read_tail(r, old->name, &t, &at, err);
