@@ -291,8 +291,8 @@ __device__ static void compute(const struct kk_attn_job &job, struct shared *sh,
         kk__wg_begin();
 #pragma unroll
         for (int c = 0; c < NC * 4; c++)
-            kk__wg_n128(s, q + (c / 4 * SUB + c % 4 * 32) / 16, k + (c / 4 * SUB + c % 4 * 32) / 16,
-                        c > 0);
+            kk__wgmma<128>(s, q + (c / 4 * SUB + c % 4 * 32) / 16,
+                           k + (c / 4 * SUB + c % 4 * 32) / 16, c > 0);
         kk__wg_commit();
         kk__wg_wait<0>();
         if (lane == 0) kk__bar_arrive(&sh->k_empty);

@@ -6,6 +6,7 @@
 #define KK_DEV_CUDA_ATTN_WG_INT_H
 
 #include "dev/cuda/attn_ptx_int.h"
+#include "dev/cuda/wgmma_int.h"
 
 #ifdef __CUDACC__
 /* Byte of part c (of 8) of row r. */
@@ -86,35 +87,14 @@ template <int N> __device__ static inline void kk__registers_down(void)
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 
-#define KK_F4(d, i)  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define KK_F16(d, i) KK_F4(d, i), KK_F4(d, i + 4), KK_F4(d, i + 8), KK_F4(d, i + 12)
-#define KK_D32                                                                                     \
-    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                      \
-    "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}"
-#define KK_D64                                                                                     \
-    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                      \
-    "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"                             \
-    "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                             \
-    "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}"
-
-/* d [64, 128] = a b, or d += a b if `add`: 16 of K, both operands with K in their rows' runs */
-__device__ static inline void kk__wg_n128(float (&d)[64], uint64_t a, uint64_t b, int add)
-{
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %66, 0; "
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " KK_D64
-                 ", %64, %65, p, 1, 1, 0, 0;}"
-                 : KK_F16(d, 0), KK_F16(d, 16), KK_F16(d, 32), KK_F16(d, 48)
-                 : "l"(a), "l"(b), "r"(add));
-}
-
 /* d [64, 64]; TB: b is transposed */
 template <int TB>
 __device__ static inline void kk__wg_n64(float (&d)[32], uint64_t a, uint64_t b, int add)
 {
     asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0; "
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " KK_D32
-                 ", %32, %33, p, 1, 1, 0, %35;}"
-                 : KK_F16(d, 0), KK_F16(d, 16)
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" KK_ACC_TEXT_32
+                 "}, %32, %33, p, 1, 1, 0, %35;}"
+                 : KK_ACC_32
                  : "l"(a), "l"(b), "r"(add), "n"(TB));
 }
 
@@ -122,9 +102,9 @@ __device__ static inline void kk__wg_n64(float (&d)[32], uint64_t a, uint64_t b,
 __device__ static inline void kk__wg_n64(float (&d)[32], const uint32_t *a, uint64_t b, int add)
 {
     asm volatile("{.reg .pred p; setp.ne.b32 p, %37, 0; "
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " KK_D32
-                 ", {%32,%33,%34,%35}, %36, p, 1, 1, 1;}"
-                 : KK_F16(d, 0), KK_F16(d, 16)
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" KK_ACC_TEXT_32
+                 "}, {%32,%33,%34,%35}, %36, p, 1, 1, 1;}"
+                 : KK_ACC_32
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 #endif
