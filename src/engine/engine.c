@@ -287,6 +287,23 @@ static int64_t step_weight_bytes(const struct kk_engine *e)
     return i->n_active_params / kk_dtype_block(i->dtype) * kk_dtype_block_bytes(i->dtype);
 }
 
+/* On a GPU a step costs the bytes that it reads: widths are worth trying before they are measured.
+ */
+static void expect_costs(struct kk_engine *e)
+{
+    const struct kk_model_info *i = kk_model_info(e->model);
+    struct kk_reading r = {.step = (double)step_weight_bytes(e),
+                           .expert = (double)kk_model_expert_bytes(e->model),
+                           .experts = i->E,
+                           .active = i->A};
+    if (e->dev->n_threads) return;
+    if (e->dflash) /* and the verifier's head */
+        r.draft = (double)kk_dflash_weight_bytes(e->dflash) +
+                  (double)i->V * i->C / (double)kk_dtype_block(i->dtype) *
+                      (double)kk_dtype_block_bytes(i->dtype);
+    kk_costs_expect(&e->costs, &r);
+}
+
 int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, struct kk_err *err)
 {
     struct setup s;
@@ -313,6 +330,7 @@ int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, st
     if (!rc) rc = kk_kv_pool_open(e->dev, &e->layout, &s.kv, &s.kv_limits, &e->pool, err);
     if (!rc) rc = alloc_step_arrays(e, err);
     if (!rc) rc = kk__draft_setup(e, err);
+    if (!rc) expect_costs(e);
     kk_model_file_close(s.mf);
     if (rc) {
         kk_engine_close(e);
