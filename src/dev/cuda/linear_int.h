@@ -44,7 +44,6 @@ template <int ROWS> struct kk_linear_job {
     }
     __device__ bool early() const { return true; }
     __device__ void begin(char *) {}
-    __device__ void finish() {}
     __device__ int groups() const { return (mine() + most - 1) / most; }
     __device__ int slots(int q) const { return min(most, mine() - q * most); }
     __device__ const char *stripe(int q, int s) const

@@ -17,8 +17,7 @@
  *   inputs(q, s)     of slot s: -1 if it has no stripe; equal numbers: the same rows of x
  *   stripe(q, s)     or NULL
  *   row(q, s, r)     row r of them, or NULL
- *   sum(part, q)     by all threads: part[s * chains + chain][row][output] has what is needed
- *   finish()         by all threads */
+ *   sum(part, q)     by all threads: part[s * chains + chain][row][output] has what is needed */
 #ifndef KK_DEV_CUDA_STREAM_INT_H
 #define KK_DEV_CUDA_STREAM_INT_H
 
@@ -108,6 +107,12 @@ __device__ static inline void kk__workers_meet()
     asm volatile("bar.sync 1, %0;" ::"r"(kk__workers()) : "memory");
 }
 
+/* All threads of a block: what those that multiply found out is there for the one that feeds. */
+__device__ static inline void kk__feeder_knows()
+{
+    asm volatile("bar.sync 2, %0;" ::"r"((int)blockDim.x) : "memory");
+}
+
 /* bytes from global to shared memory; bar's phase ends when they are there */
 __device__ static inline void kk__bulk(void *dst, const void *src, int bytes, uint64_t *bar)
 {
@@ -188,19 +193,16 @@ template <class Job> struct kk_walk {
 /* The last warp of a block brings weights in: lane i those of warp i, into its ring. At most
  * `window` pieces are on their way: more would not come sooner, and what others load, store and end
  * meanwhile takes as long as all that is ahead of it. */
-template <class Job> struct kk_feeder {
-    const kk_stream &g;
-    const Job &job;
+struct kk_feeder {
     char *ring;
     uint64_t *bars;
     const uint32_t *used;  /* pieces of the ring that its warp is done with */
     int most;              /* pieces on their way */
     uint32_t put, there;   /* pieces asked for, arrived */
     int slot, next, phase; /* the slot to fill; the slot that arrives next */
-    kk_walk<Job> at;
 
-    __device__ kk_feeder(const kk_stream &g_, const Job &job_, char *smem, int lane)
-        : g(g_), job(job_), ring(smem + lane * g.depth * g.chain * KK_TILE_BYTES),
+    __device__ kk_feeder(const kk_stream &g, char *smem, int lane)
+        : ring(smem + lane * g.depth * g.chain * KK_TILE_BYTES),
           bars((uint64_t *)(smem + g.bars_at) + lane * g.depth),
           used((uint32_t *)(smem + g.used_at) + lane),
           most(max(1, g.window / g.warps + (lane < g.window % g.warps))), put(0), there(0), slot(0),
@@ -209,7 +211,9 @@ template <class Job> struct kk_feeder {
     }
 
     /* The next piece at `at`, which moves on; NULL: there is none. */
-    __device__ const char *piece(int groups, int *bytes)
+    template <class Job>
+    __device__ static const char *piece(const kk_stream &g, const Job &job, kk_walk<Job> &at,
+                                        int groups, int *bytes)
     {
         while (at.q < groups) {
             const char *w = at.s < at.slots ? job.stripe(at.q, at.s) : NULL;
@@ -222,12 +226,13 @@ template <class Job> struct kk_feeder {
     }
 
     /* A lane never waits for another: its warp may be what the others' warps wait for. */
-    __device__ void run(int lane)
+    template <class Job> __device__ void run(const kk_stream &g, const Job &job, int lane)
     {
         const int groups = job.groups();
+        kk_walk<Job> at;
         int bytes;
         at.start(g, job, groups, lane);
-        const char *w = piece(groups, &bytes);
+        const char *w = piece(g, job, at, groups, &bytes);
         while (w) {
             if (put != there && kk__bar_test(&bars[next], phase)) {
                 there++;
@@ -240,20 +245,28 @@ template <class Job> struct kk_feeder {
             kk__bulk(ring + slot * g.chain * KK_TILE_BYTES, w, bytes, &bars[slot]);
             put++;
             if (++slot == g.depth) slot = 0;
-            w = piece(groups, &bytes);
+            w = piece(g, job, at, groups, &bytes);
         }
     }
+};
+
+/* Where a warp is in its ring, from one job to the next. */
+struct kk_place {
+    int slot, phase;
+    uint32_t done; /* pieces */
 };
 
 template <int ROWS, class Job> struct kk_streamer {
     const kk_stream &g;
     Job &job;
+    kk_place &here;
     char *ring;
     uint64_t *bars;
     uint32_t *used;
     int warp, lane;
 
-    __device__ kk_streamer(const kk_stream &g_, Job &job_, char *smem) : g(g_), job(job_)
+    __device__ kk_streamer(const kk_stream &g_, Job &job_, kk_place &here_, char *smem)
+        : g(g_), job(job_), here(here_)
     {
         warp = (int)threadIdx.x / 32;
         lane = (int)threadIdx.x % 32;
@@ -328,8 +341,9 @@ template <int ROWS, class Job> struct kk_streamer {
         const int rows = kk__slice_rows<ROWS>(g.T);
         uint2 a[KK_STREAM_CHAIN], b[KK_STREAM_CHAIN], next[KK_STREAM_CHAIN];
         const int groups = job.groups();
-        int have_c = -1, have_x = -1, next_c = -1, next_x = -1, slot = 0, phase = 0;
-        uint32_t done = 0;
+        int have_c = -1, have_x = -1, next_c = -1, next_x = -1;
+        int slot = here.slot, phase = here.phase;
+        uint32_t done = here.done;
         kk_walk<Job> at;
         at.start(g, job, groups, warp);
         int at_x = at.inputs(job, groups);
@@ -379,8 +393,18 @@ template <int ROWS, class Job> struct kk_streamer {
             job.sum(to, q);
             if (!g.part_floats) kk__workers_meet();
         }
+        here = {slot, phase, done};
     }
 };
+
+/* Empty rings, by the whole block, which then has to meet. */
+__device__ static inline void kk__stream_init(const kk_stream &g, char *smem)
+{
+    for (int i = (int)threadIdx.x; i < g.warps * g.depth; i += (int)blockDim.x)
+        kk__bar_init((uint64_t *)(smem + g.bars_at) + i, 1);
+    if ((int)threadIdx.x < g.warps) ((uint32_t *)(smem + g.used_at))[threadIdx.x] = 0;
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 
 template <int ROWS, class Job>
 __global__ void __launch_bounds__(KK_STREAM_THREADS + 32, 1)
@@ -390,20 +414,18 @@ __global__ void __launch_bounds__(KK_STREAM_THREADS + 32, 1)
     Job job = given;
     const bool early = job.early(), works = (int)threadIdx.x < kk__workers();
     if (Job::eager) cudaTriggerProgrammaticLaunchCompletion();
-    for (int i = (int)threadIdx.x; i < g.warps * g.depth; i += (int)blockDim.x)
-        kk__bar_init((uint64_t *)(smem + g.bars_at) + i, 1);
-    if ((int)threadIdx.x < g.warps) ((uint32_t *)(smem + g.used_at))[threadIdx.x] = 0;
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    kk__stream_init(g, smem);
     if (!early) cudaGridDependencySynchronize();
     job.begin(smem + g.tables_at);
     __syncthreads();
     if (works) {
         if (early) cudaGridDependencySynchronize();
         if (!Job::eager) cudaTriggerProgrammaticLaunchCompletion();
-        kk_streamer<ROWS, Job>(g, job, smem).run((float *)(smem + g.part_at));
+        kk_place here = {0, 0, 0};
+        kk_streamer<ROWS, Job>(g, job, here, smem).run((float *)(smem + g.part_at));
     } else if ((int)threadIdx.x - kk__workers() < g.warps) {
         const int lane = (int)threadIdx.x - kk__workers();
-        kk_feeder<Job>(g, job, smem, lane).run(lane);
+        kk_feeder(g, smem, lane).run(g, job, lane);
     }
     if (!works && blockIdx.y == 0 && (int)blockIdx.x < g.errand.T) {
         __syncwarp();
@@ -411,7 +433,43 @@ __global__ void __launch_bounds__(KK_STREAM_THREADS + 32, 1)
         for (int t = (int)blockIdx.x; t < g.errand.T; t += (int)gridDim.x)
             kk__choose<KK_CHOSEN_EARLY / 32>(g.errand, t);
     }
-    job.finish();
+}
+
+/* Two jobs, one after the other, as one kernel: the second's weights come while the first ends.
+ * Which these are may be known late: then the second has begin_late(tables), by the threads that
+ * multiply, which may read what the op before wrote; and knows(tables), by the others after it. */
+template <int ROWS, class First, class Second>
+__global__ void __launch_bounds__(KK_STREAM_THREADS + 32, 1)
+    kk__stream_two(const __grid_constant__ kk_stream g, const __grid_constant__ First given,
+                   const __grid_constant__ kk_stream h, const __grid_constant__ Second given_2)
+{
+    extern __shared__ __align__(1024) char smem[];
+    First first = given;
+    Second second = given_2;
+    kk__stream_init(h, smem);
+    __syncthreads();
+    if ((int)threadIdx.x < kk__workers()) {
+        kk_place here = {0, 0, 0};
+        cudaGridDependencySynchronize();
+        cudaTriggerProgrammaticLaunchCompletion();
+        if constexpr (Second::late) {
+            second.begin_late(smem + h.tables_at);
+            kk__feeder_knows();
+        }
+        kk_streamer<ROWS, First>(g, first, here, smem).run((float *)(smem + g.part_at));
+        kk__workers_meet();
+        kk_streamer<ROWS, Second>(h, second, here, smem).run((float *)(smem + h.part_at));
+    } else {
+        const int lane = (int)threadIdx.x - kk__workers();
+        kk_feeder feeder(h, smem, lane);
+        if (lane < h.warps) feeder.run(g, first, lane);
+        if constexpr (Second::late) {
+            __syncwarp();
+            kk__feeder_knows();
+            second.knows(smem + h.tables_at);
+        }
+        if (lane < h.warps) feeder.run(h, second, lane);
+    }
 }
 
 /* Warps so that all have as much to do, a group as large as the room for its sums, then as deep a
@@ -457,6 +515,24 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     return g;
 }
 
+/* The first of two jobs of a kernel, beside the second's plan: its warps, its ring and its room for
+ * sums. slots 0: they do not go together. */
+static inline kk_stream kk__stream_beside(const kk_stream &h, int64_t K, int rows, int64_t share,
+                                          int parts)
+{
+    kk_stream g = h;
+    g.K = (int)K;
+    g.tiles = (int)kk__tiles(K);
+    g.chain = kk__chain_tiles(g.tiles);
+    g.chains = (g.tiles + g.chain - 1) / g.chain;
+    g.ways = h.warps / g.chains > 1 ? h.warps / g.chains : 1;
+    g.part_floats = 0;
+    const int64_t slots = (h.bars_at - h.part_at) / (g.chains * (h.T < rows ? h.T : rows) * 32);
+    g.slots = (int)(slots < share ? slots : share) / parts * parts;
+    if (g.chain != h.chain) g.slots = 0;
+    return g;
+}
+
 /* how many of n a block has, at most */
 static inline int64_t kk__block_share(const struct kk_cuda *c, int64_t n)
 {
@@ -468,6 +544,7 @@ template <int ROWS, class Job>
 static inline void kk__stream_launch(struct kk_cuda *c, const char *op, kk_stream g, const Job &job,
                                      int64_t items)
 {
+    if (c->router.T || c->beside.T) kk__cuda_release(c);
     if (!Job::eager && c->errand.T) {
         g.errand = c->errand;
         c->errand.T = 0;
@@ -480,6 +557,20 @@ static inline void kk__stream_launch(struct kk_cuda *c, const char *op, kk_strea
     kk__launch(c, op, kk__stream<ROWS, Job>, dim3((unsigned)blocks, slices),
                dim3((unsigned)g.warps * 32 + 32), (size_t)g.smem, g, job);
     c->products += !Job::eager;
+}
+
+/* items: of the job that has more */
+template <int ROWS, class First, class Second>
+static inline void kk__stream_launch_two(struct kk_cuda *c, const char *op, const kk_stream &g,
+                                         const First &first, const kk_stream &h,
+                                         const Second &second, int64_t items)
+{
+    static int known[KK_CUDA_GPUS];
+    const int64_t blocks = items < c->sms ? items : c->sms;
+    kk__allow(c, op, (const void *)kk__stream_two<ROWS, First, Second>, h.smem, known);
+    kk__launch(c, op, kk__stream_two<ROWS, First, Second>, dim3((unsigned)blocks),
+               dim3((unsigned)h.warps * 32 + 32), (size_t)h.smem, g, first, h, second);
+    c->products++;
 }
 #endif
 
