@@ -7,7 +7,7 @@ namespace
 
 /* act(gate x) * (up x): slots 2 i and 2 i + 1 are a stripe of gate and one of up */
 template <int ROWS> struct glu_job {
-    static constexpr bool eager = false, late = false;
+    static constexpr bool eager = false, late = false, carries = false;
     const char *gate, *up;
     const bf16 *x;
     bf16 *y;
@@ -37,10 +37,10 @@ template <int ROWS> struct glu_job {
         r += (int)blockIdx.y * ROWS;
         return r < T ? x + (size_t)r * (size_t)K : NULL;
     }
-    __device__ void sum(const float *part, int q) const
+    __device__ void sum(const float *part, int q, int i, int many) const
     {
         const int rows = kk__slice_rows<ROWS>(T), n = slots(q) / 2;
-        for (int j = (int)threadIdx.x; j < n * rows * 8; j += kk__workers()) {
+        for (int j = i; j < n * rows * 8; j += many) {
             const int s = j / (rows * 8) * 2, e = j % (rows * 8);
             const int t = e / 8 + (int)blockIdx.y * ROWS, f = index(q, s) * 8 + e % 8;
             const float *p = part + s * chains * rows * 8 + e;

@@ -103,7 +103,7 @@ struct picks {
 /* h[row, choice, F] = act(gate x) * (up x). An item is 8 numbers of one expert: a stripe of gate,
  * one of up, or the two that the 8 lie in where F is no multiple of 8 (PARTS 3). */
 template <int ROWS, int PARTS> struct gate_up_job {
-    static constexpr bool eager = false, late = true;
+    static constexpr bool eager = false, late = true, carries = false;
     picks p;
     int settled; /* p.idx is there before the op before this one has ended */
     const char *w;
@@ -154,10 +154,10 @@ template <int ROWS, int PARTS> struct gate_up_job {
         r += (int)blockIdx.y * ROWS;
         return r < p.T ? x + (size_t)r * (size_t)K : NULL;
     }
-    __device__ void sum(const float *part, int q) const
+    __device__ void sum(const float *part, int q, int first, int many) const
     {
         const int rows = kk__slice_rows<ROWS>(p.T), n = slots(q) / PARTS, step = rows * 8;
-        for (int j = (int)threadIdx.x; j < n * step; j += kk__workers()) {
+        for (int j = first; j < n * step; j += many) {
             const int s = j / step * PARTS, e = j % step, r = e / 8, o = e % 8;
             const int i = item(q, s), a = items.of(i), f = items.rest(i) * 8 + o;
             const int slot = p.slot[p.list[a] * 16 + r], at = F % 8 + o;
@@ -177,7 +177,8 @@ template <int ROWS, int PARTS> struct gate_up_job {
  * experts is read, or chosen, before gate_up has ended: it waited for what wrote idx, or the logits,
  * before it let this kernel start. */
 template <int ROWS> struct down_job {
-    static constexpr bool eager = false;
+    static constexpr bool eager = false, carries = true;
+    enum { TOTALS = DOWN_COLUMNS * ROWS * 8 / KK_SUMMERS };
     picks p;
     const char *w;
     size_t mat_bytes, stripe_bytes;
@@ -186,7 +187,7 @@ template <int ROWS> struct down_job {
     float *y;
     int F, C, stripes, experts, chains;
     kk_div columns, ways, turns; /* turns: groups of all experts */
-    float total[DOWN_COLUMNS];   /* of the rows and outputs that are this thread's */
+    float total[TOTALS];         /* of the rows and outputs that are this thread's */
 
     __device__ int expert(int q, int a) const
     {
@@ -230,16 +231,15 @@ template <int ROWS> struct down_job {
         const size_t t = (size_t)((int)blockIdx.y * ROWS + r);
         return h + (t * (size_t)p.A + (size_t)slot) * (size_t)F;
     }
-    __device__ void sum(const float *part, int q)
+    __device__ void sum(const float *part, int q, int first, int many)
     {
-        const int rows = kk__slice_rows<ROWS>(p.T), step = rows * 8, turn = turns.rest(q);
-        const int e = (int)threadIdx.x % step, r = e / 8, t = (int)blockIdx.y * ROWS + r;
-        int column = (int)threadIdx.x / step;
-        if (column >= kk__workers() / step) return;
+        const int step = kk__slice_rows<ROWS>(p.T) * 8, turn = turns.rest(q);
 #pragma unroll
-        for (int i = 0; i < DOWN_COLUMNS; i++, column += kk__workers() / step) {
-            const int n = output(q, column) * 8 + e % 8;
-            if (column >= (int)columns.d || n >= C) return;
+        for (int i = 0; i < TOTALS; i++) {
+            const int j = first + i * many, column = j / step, e = j - column * step, r = e / 8;
+            const int n = output(q, column) * 8 + e % 8, t = (int)blockIdx.y * ROWS + r;
+            if (column >= (int)columns.d) return;
+            if (n >= C) continue;
             const float *at = part + column * (int)ways.d * chains * step + e;
             total[i] = more(at, step, q, r, t, turn ? total[i] : 0);
             if (turn == (int)turns.d - 1) y[(size_t)t * (size_t)C + (size_t)n] = total[i];

@@ -6,8 +6,10 @@
  * chains of its own, holds their inputs of x in registers, and goes through the group's stripes
  * (all, or every `ways`-th where there are more warps than chains): it brings its pieces in by bulk
  * copies, `depth` of them ahead, through a ring of its own, and multiplies (weights are operand B).
- * No warp waits for another before the group's end; then the sums of chains, in shared memory, are
- * added in ascending order: 0020. What the stripes are and what becomes of a sum is the job's:
+ * Sums of chains are in shared memory, a buffer for each group; two warps of their own, the summers,
+ * add them in ascending order (0020) while the others are at the next groups. So no warp waits for
+ * another but at the end: the last group's sums are everybody's, as they stand in the way of what
+ * comes next. What the stripes are and what becomes of a sum is the job's:
  *
  *   early()          weights are known before other ops end: they are fetched while those run
  *   eager            the next op may start before this one may: it is small (kk__launch)
@@ -17,7 +19,8 @@
  *   inputs(q, s)     of slot s: -1 if it has no stripe; equal numbers: the same rows of x
  *   stripe(q, s)     or NULL
  *   row(q, s, r)     row r of them, or NULL
- *   sum(part, q)     by all threads: part[s * chains + chain][row][output] has what is needed */
+ *   sum(part, q, i, n)  by thread i of n: part[s * chains + chain][row][output] has what is needed
+ *   carries          a thread keeps something from one group to the next: all are the summers' */
 #ifndef KK_DEV_CUDA_STREAM_INT_H
 #define KK_DEV_CUDA_STREAM_INT_H
 
@@ -29,8 +32,11 @@ enum {
     KK_STREAM_CHAIN = 11,        /* tiles of a chain, at most */
     KK_STREAM_SMEM = 226 << 10,  /* of a block */
     KK_STREAM_WINDOW = 96 << 10, /* bytes on their way to a block, at most */
-    KK_STREAM_SUMS = 16 << 10,   /* of a group: enough, and more for a few stripes at least */
-    KK_STREAM_SUMS_MOST = 64 << 10
+    KK_STREAM_SUMS = 8 << 10,    /* of a group; where a warp has several chains: */
+    KK_STREAM_SUMS_MOST = 64 << 10,
+    KK_STREAM_BUFFERS = 4, /* of sums, at most, and of so many bytes if there are three or more: */
+    KK_STREAM_BUFFERED = 32 << 10,
+    KK_SUMMERS = 64 /* threads */
 };
 
 struct kk_stream {
@@ -38,8 +44,8 @@ struct kk_stream {
     int slots;                      /* stripes of a group, at most */
     int warps, ways, depth;
     int window;      /* pieces on their way to a block, at most */
-    int part_floats; /* from one buffer of sums to the other; 0: there is one */
-    int part_at, bars_at, used_at, tables_at;
+    int buffers, part_floats; /* of sums; from one to the next */
+    int part_at, bars_at, sums_at, used_at, tables_at;
     int smem;
     struct kk_router errand; /* T rows that the feeding warps choose experts for */
 };
@@ -96,10 +102,21 @@ __device__ static inline void kk__release(uint32_t *p, uint32_t v)
                  : "memory");
 }
 
-/* The threads of a block of kk__stream that multiply: all but the last warp. */
+/* The threads of a block of kk__stream that multiply; then come the warp that feeds and the summers. */
 __device__ static inline int kk__workers()
 {
-    return (int)blockDim.x - 32;
+    return (int)blockDim.x - 32 - KK_SUMMERS;
+}
+
+/* Which of the summers; negative: none */
+__device__ static inline int kk__summer()
+{
+    return (int)threadIdx.x - kk__workers() - 32;
+}
+
+__device__ static inline void kk__bar_arrive(uint64_t *bar)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(kk__shared(bar)) : "memory");
 }
 
 __device__ static inline void kk__workers_meet()
@@ -107,8 +124,8 @@ __device__ static inline void kk__workers_meet()
     asm volatile("bar.sync 1, %0;" ::"r"(kk__workers()) : "memory");
 }
 
-/* All threads of a block: what those that multiply found out is there for the one that feeds. */
-__device__ static inline void kk__feeder_knows()
+/* All threads of a block: what those that multiply found out is there for the others. */
+__device__ static inline void kk__all_know()
 {
     asm volatile("bar.sync 2, %0;" ::"r"((int)blockDim.x) : "memory");
 }
@@ -256,6 +273,55 @@ struct kk_place {
     uint32_t done; /* pieces */
 };
 
+/* The buffers of sums, as one thread sees them: in use in turn, full when all warps have put their
+ * sums, empty when the summers have added them. */
+struct kk_sums {
+    float *part;
+    uint64_t *bars; /* full, then empty */
+    int floats, n;  /* from one to the next; how many */
+    int at, lap;
+
+    __device__ kk_sums(const kk_stream &g, char *smem)
+        : part((float *)(smem + g.part_at)), bars((uint64_t *)(smem + g.sums_at)),
+          floats(g.part_floats), n(g.buffers), at(0), lap(0)
+    {
+    }
+    __device__ static void init(const kk_stream &g, char *smem)
+    {
+        uint64_t *bars = (uint64_t *)(smem + g.sums_at);
+        const int i = (int)threadIdx.x;
+        if (i < g.buffers) kk__bar_init(bars + i, g.warps);
+        if (i < g.buffers) kk__bar_init(bars + g.buffers + i, KK_SUMMERS / 32);
+    }
+    __device__ float *here() const { return part + at * floats; }
+    __device__ void wait_empty() const
+    {
+        if (lap) kk__bar_wait(bars + n + at, (lap - 1) & 1);
+    }
+    __device__ void wait_full() const { kk__bar_wait(bars + at, lap & 1); }
+    /* by a warp: it is done with this one */
+    __device__ void pass(int empty)
+    {
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) kk__bar_arrive(bars + empty * n + at);
+        if (++at == n) {
+            at = 0;
+            lap++;
+        }
+    }
+};
+
+/* The summers' part of a job */
+template <class Job> __device__ static inline void kk__add_up(Job &job, kk_sums &sums)
+{
+    const int groups = job.groups() - !Job::carries;
+    for (int q = 0; q < groups; q++) {
+        sums.wait_full();
+        job.sum(sums.here(), q, kk__summer(), KK_SUMMERS);
+        sums.pass(1);
+    }
+}
+
 template <int ROWS, class Job> struct kk_streamer {
     const kk_stream &g;
     Job &job;
@@ -336,7 +402,7 @@ template <int ROWS, class Job> struct kk_streamer {
     }
 
     /* With registers to spare, the inputs of the piece after this are on their way by then. */
-    __device__ void run(float *part)
+    __device__ void run(kk_sums &sums)
     {
         const int rows = kk__slice_rows<ROWS>(g.T);
         uint2 a[KK_STREAM_CHAIN], b[KK_STREAM_CHAIN], next[KK_STREAM_CHAIN];
@@ -348,7 +414,8 @@ template <int ROWS, class Job> struct kk_streamer {
         at.start(g, job, groups, warp);
         int at_x = at.inputs(job, groups);
         for (int q = 0; q < groups; q++) {
-            float *to = part + (q & 1) * g.part_floats;
+            float *to = sums.here();
+            sums.wait_empty();
             while (at.q == q) {
                 const int c = at.c, s = at.s, n = tiles_of(c), x = at_x;
                 at.next(g, job, groups);
@@ -389,9 +456,12 @@ template <int ROWS, class Job> struct kk_streamer {
                 __syncwarp(); /* the sums needed all of the slot */
                 if (lane == 0) kk__release(used, done);
             }
-            kk__workers_meet();
-            job.sum(to, q);
-            if (!g.part_floats) kk__workers_meet();
+            if (Job::carries || q < groups - 1) {
+                sums.pass(0);
+            } else {
+                kk__workers_meet();
+                job.sum(to, q, (int)threadIdx.x, kk__workers());
+            }
         }
         here = {slot, phase, done};
     }
@@ -403,11 +473,12 @@ __device__ static inline void kk__stream_init(const kk_stream &g, char *smem)
     for (int i = (int)threadIdx.x; i < g.warps * g.depth; i += (int)blockDim.x)
         kk__bar_init((uint64_t *)(smem + g.bars_at) + i, 1);
     if ((int)threadIdx.x < g.warps) ((uint32_t *)(smem + g.used_at))[threadIdx.x] = 0;
+    kk_sums::init(g, smem);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
 template <int ROWS, class Job>
-__global__ void __launch_bounds__(KK_STREAM_THREADS + 32, 1)
+__global__ void __launch_bounds__(KK_STREAM_THREADS + 32 + KK_SUMMERS, 1)
     kk__stream(const __grid_constant__ kk_stream g, const __grid_constant__ Job given)
 {
     extern __shared__ __align__(1024) char smem[];
@@ -422,12 +493,16 @@ __global__ void __launch_bounds__(KK_STREAM_THREADS + 32, 1)
         if (early) cudaGridDependencySynchronize();
         if (!Job::eager) cudaTriggerProgrammaticLaunchCompletion();
         kk_place here = {0, 0, 0};
-        kk_streamer<ROWS, Job>(g, job, here, smem).run((float *)(smem + g.part_at));
-    } else if ((int)threadIdx.x - kk__workers() < g.warps) {
+        kk_sums sums(g, smem);
+        kk_streamer<ROWS, Job>(g, job, here, smem).run(sums);
+    } else if (kk__summer() >= 0) {
+        if (early) cudaGridDependencySynchronize();
+        kk_sums sums(g, smem);
+        kk__add_up(job, sums);
+    } else {
         const int lane = (int)threadIdx.x - kk__workers();
-        kk_feeder(g, smem, lane).run(g, job, lane);
-    }
-    if (!works && blockIdx.y == 0 && (int)blockIdx.x < g.errand.T) {
+        if (lane < g.warps) kk_feeder(g, smem, lane).run(g, job, lane);
+        if (blockIdx.y || (int)blockIdx.x >= g.errand.T) return;
         __syncwarp();
         if (early) cudaGridDependencySynchronize();
         for (int t = (int)blockIdx.x; t < g.errand.T; t += (int)gridDim.x)
@@ -437,9 +512,10 @@ __global__ void __launch_bounds__(KK_STREAM_THREADS + 32, 1)
 
 /* Two jobs, one after the other, as one kernel: the second's weights come while the first ends.
  * Which these are may be known late: then the second has begin_late(tables), by the threads that
- * multiply, which may read what the op before wrote; and knows(tables), by the others after it. */
+ * multiply, which may read what the op before wrote; and knows(tables), by the others after it. The
+ * first carries nothing. */
 template <int ROWS, class First, class Second>
-__global__ void __launch_bounds__(KK_STREAM_THREADS + 32, 1)
+__global__ void __launch_bounds__(KK_STREAM_THREADS + 32 + KK_SUMMERS, 1)
     kk__stream_two(const __grid_constant__ kk_stream g, const __grid_constant__ First given,
                    const __grid_constant__ kk_stream h, const __grid_constant__ Second given_2)
 {
@@ -450,22 +526,32 @@ __global__ void __launch_bounds__(KK_STREAM_THREADS + 32, 1)
     __syncthreads();
     if ((int)threadIdx.x < kk__workers()) {
         kk_place here = {0, 0, 0};
+        kk_sums sums(h, smem);
         cudaGridDependencySynchronize();
         cudaTriggerProgrammaticLaunchCompletion();
         if constexpr (Second::late) {
             second.begin_late(smem + h.tables_at);
-            kk__feeder_knows();
+            kk__all_know();
         }
-        kk_streamer<ROWS, First>(g, first, here, smem).run((float *)(smem + g.part_at));
+        kk_streamer<ROWS, First>(g, first, here, smem).run(sums);
         kk__workers_meet();
-        kk_streamer<ROWS, Second>(h, second, here, smem).run((float *)(smem + h.part_at));
+        kk_streamer<ROWS, Second>(h, second, here, smem).run(sums);
+    } else if (kk__summer() >= 0) {
+        kk_sums sums(h, smem);
+        cudaGridDependencySynchronize();
+        if constexpr (Second::late) {
+            kk__all_know();
+            second.knows(smem + h.tables_at);
+        }
+        kk__add_up(first, sums);
+        kk__add_up(second, sums);
     } else {
         const int lane = (int)threadIdx.x - kk__workers();
         kk_feeder feeder(h, smem, lane);
         if (lane < h.warps) feeder.run(g, first, lane);
         if constexpr (Second::late) {
             __syncwarp();
-            kk__feeder_knows();
+            kk__all_know();
             second.knows(smem + h.tables_at);
         }
         if (lane < h.warps) feeder.run(h, second, lane);
@@ -495,20 +581,23 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     }
     const int sums = g.chains * (T < rows ? T : rows) * 32; /* bytes, of a stripe */
     const int piece = g.chain * KK_TILE_BYTES + 8 + 4;
-    int64_t slots = KK_STREAM_SUMS / sums;
-    if (slots < 12 * g.ways) slots = 12 * g.ways;
-    if (slots * sums > KK_STREAM_SUMS_MOST) slots = KK_STREAM_SUMS_MOST / sums;
+    int64_t slots = (g.chains > g.warps ? KK_STREAM_SUMS_MOST : KK_STREAM_SUMS) / sums;
+    if (slots < 2 * g.ways) slots = 2 * g.ways;
     if (slots > share) slots = share;
     slots = slots < parts ? parts : slots / parts * parts;
     g.slots = (int)slots;
     const int all = g.slots * sums, three = 3 * g.warps * piece, fixed = table_bytes + 256;
-    const int buffers = slots < share && fixed + three + 2 * all <= KK_STREAM_SMEM ? 2 : 1;
-    g.part_floats = buffers == 2 ? all / 4 : 0;
-    g.depth = (KK_STREAM_SMEM - fixed - buffers * all) / (g.warps * piece);
+    g.buffers = slots >= share ? 1 : KK_STREAM_BUFFERED / all;
+    if (slots < share && g.buffers < 2) g.buffers = 2;
+    if (g.buffers > KK_STREAM_BUFFERS) g.buffers = KK_STREAM_BUFFERS;
+    while (g.buffers > 1 && fixed + three + g.buffers * all > KK_STREAM_SMEM) g.buffers--;
+    g.part_floats = all / 4;
+    g.depth = (KK_STREAM_SMEM - fixed - g.buffers * all) / (g.warps * piece);
     g.depth = g.depth < 1 ? 1 : g.depth > KK_STREAM_DEPTH ? KK_STREAM_DEPTH : g.depth;
     g.part_at = g.warps * g.depth * g.chain * KK_TILE_BYTES;
-    g.bars_at = g.part_at + buffers * all;
-    g.used_at = g.bars_at + g.warps * g.depth * 8;
+    g.bars_at = g.part_at + g.buffers * all;
+    g.sums_at = g.bars_at + g.warps * g.depth * 8;
+    g.used_at = g.sums_at + 2 * g.buffers * 8;
     g.tables_at = (g.used_at + g.warps * 4 + 15) / 16 * 16;
     g.smem = g.tables_at + table_bytes;
     g.window = KK_STREAM_WINDOW / (g.chain * KK_TILE_BYTES);
@@ -526,8 +615,7 @@ static inline kk_stream kk__stream_beside(const kk_stream &h, int64_t K, int row
     g.chain = kk__chain_tiles(g.tiles);
     g.chains = (g.tiles + g.chain - 1) / g.chain;
     g.ways = h.warps / g.chains > 1 ? h.warps / g.chains : 1;
-    g.part_floats = 0;
-    const int64_t slots = (h.bars_at - h.part_at) / (g.chains * (h.T < rows ? h.T : rows) * 32);
+    const int64_t slots = h.part_floats * 4 / (g.chains * (h.T < rows ? h.T : rows) * 32);
     g.slots = (int)(slots < share ? slots : share) / parts * parts;
     if (g.chain != h.chain) g.slots = 0;
     return g;
@@ -555,7 +643,7 @@ static inline void kk__stream_launch(struct kk_cuda *c, const char *op, kk_strea
     static int known[KK_CUDA_GPUS];
     kk__allow(c, op, (const void *)kk__stream<ROWS, Job>, g.smem, known);
     kk__launch(c, op, kk__stream<ROWS, Job>, dim3((unsigned)blocks, slices),
-               dim3((unsigned)g.warps * 32 + 32), (size_t)g.smem, g, job);
+               dim3((unsigned)g.warps * 32 + 32 + KK_SUMMERS), (size_t)g.smem, g, job);
     c->products += !Job::eager;
 }
 
@@ -569,7 +657,7 @@ static inline void kk__stream_launch_two(struct kk_cuda *c, const char *op, cons
     const int64_t blocks = items < c->sms ? items : c->sms;
     kk__allow(c, op, (const void *)kk__stream_two<ROWS, First, Second>, h.smem, known);
     kk__launch(c, op, kk__stream_two<ROWS, First, Second>, dim3((unsigned)blocks),
-               dim3((unsigned)h.warps * 32 + 32), (size_t)h.smem, g, first, h, second);
+               dim3((unsigned)h.warps * 32 + 32 + KK_SUMMERS), (size_t)h.smem, g, first, h, second);
     c->products++;
 }
 #endif
