@@ -199,8 +199,13 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
 {
     struct setup s;
     struct kk_model_plan mp;
+    struct kk_engine shell = {.options = *o};
     int rc = setup_make(o, &s, err);
     if (rc) return rc;
+    shell.dev = s.dev;
+    shell.layout = s.layout;
+    shell.kv_limits = s.kv_limits;
+    shell.ctx = s.ctx;
     struct kk_kv_rule *rule = kk_calloc((size_t)s.layout.n_layers, sizeof *rule);
     if (!ctx) ctx = s.ctx;
     if (!rule) rc = kk_fail(err, KK_ENOMEM, "out of memory for a plan");
@@ -209,7 +214,7 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
                      "plan for %lld sessions of %lld tokens: the model was made for %lld",
                      (long long)sessions, (long long)ctx, (long long)s.ctx);
     if (!rc) rc = kk_kv_rules(&s.layout, &s.kv, rule, err);
-    if (!rc) rc = kk_model_plan(s.mf, s.dev, &s.limits, &mp, err);
+    if (!rc) rc = kk_model_plan(s.mf, s.dev, &s.limits, &mp, &shell.model, err);
     if (!rc) {
         *out = (struct kk_plan){
             .weight_bytes = (int64_t)mp.weight_bytes,
@@ -222,9 +227,12 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
             .made_for_ctx = s.info.max_positions,
             .free_bytes = (int64_t)s.dev->ops->free_bytes(s.dev),
         };
+        rc = kk__beside_plan(&shell, out, ctx - 1, err);
         out->total_bytes = out->weight_bytes + out->scratch_bytes + out->logits_bytes +
-                           out->kv_staging_bytes + sessions * out->session_kv_bytes;
+                           out->kv_staging_bytes + out->restorer_bytes + out->drafter_bytes +
+                           sessions * (out->session_kv_bytes + out->session_draft_bytes);
     }
+    kk_model_close(shell.model);
     kk_free(rule);
     setup_release(&s);
     return rc;
@@ -391,6 +399,8 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
         .weight_bytes = weights,
         .scratch_bytes = kk_model_scratch_bytes(e->model),
         .kv_staging_bytes = kk_kv_staging_bytes(e->pool),
+        .restorer_bytes = kk__restorer_bytes(e),
+        .drafter_bytes = kk__drafter_bytes(e),
         .active_experts = i->A,
         .expert_bytes = kk_model_expert_bytes(e->model),
         .step_weight_bytes = step_weight_bytes(e),

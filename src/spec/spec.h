@@ -71,6 +71,8 @@ int kk_ngram_open(struct kk_drafter **out, struct kk_err *err);
 #define KK_TAPS_HELD 128
 int kk_draft_dflash_open(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk_drafter **out,
                          struct kk_err *err);
+/* Device bytes of the taps that a session puts off */
+size_t kk_draft_dflash_held_bytes(const struct kk_dflash *model);
 
 /* Proposes tokens that are almost always wrong: what "never slower than plain" is tested with. */
 int kk_wrong_open(uint32_t vocabulary, struct kk_drafter **out, struct kk_err *err);

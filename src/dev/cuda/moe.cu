@@ -35,18 +35,21 @@ template <int ROWS> struct route_job : kk_linear_job<ROWS> {
 struct picks {
     static constexpr int none = 255;
     const int32_t *idx;
+    const float *weight;
     int T, E, A;
-    int *list, *count;      /* experts with rows, ascending; how many */
-    uint8_t *slot;          /* [E][16]: which of a row's choices an expert is */
-    kk_router chooses;      /* T 0: idx has them */
-    int tells;              /* block 0 writes idx and weight */
+    int *list, *count; /* experts with rows, ascending; how many */
+    float *times;      /* [16][A]: the weights of a row's choices */
+    uint8_t *slot;     /* [E][16]: which of a row's choices an expert is */
+    kk_router chooses; /* T 0: idx and weight have them */
+    int tells;         /* block 0 writes idx and weight */
 
-    static size_t bytes(int E) { return (size_t)E * (16 + sizeof(int)) + 16; }
+    static size_t bytes(int E, int A) { return (size_t)E * (16 + 4) + 16 + (size_t)A * 16 * 4; }
 
     __device__ void place(char *at)
     {
         slot = (uint8_t *)at;
-        count = (int *)(slot + E * 16);
+        times = (float *)(slot + E * 16);
+        count = (int *)(times + 16 * A);
         list = count + 4;
     }
     template <int ROWS> __device__ void begin(char *at)
@@ -59,6 +62,7 @@ struct picks {
             for (int i = (int)threadIdx.x; i < rows * A; i += (int)blockDim.x) {
                 const int e = idx[t0 * A + i];
                 if (e >= 0 && e < E) slot[e * 16 + i / A] = (uint8_t)(i % A);
+                times[i] = weight[t0 * A + i];
             }
             __syncthreads();
             enlist();
@@ -76,6 +80,7 @@ struct picks {
         for (int t = (int)threadIdx.x / 32; t < T; t += kk__workers() / 32) {
             const kk_choice c = kk__chosen<KK_CHOSEN_EARLY / 32>(chooses, t);
             if (lane < A) slot[c.at * 16 + t] = (uint8_t)lane;
+            if (lane < A) times[t * A + lane] = c.weight;
             if (tells && blockIdx.x == 0) kk__put_choice(chooses, t, c);
         }
         kk__workers_meet();
@@ -178,12 +183,11 @@ template <int ROWS, int PARTS> struct gate_up_job {
  * before it let this kernel start. */
 template <int ROWS> struct down_job {
     static constexpr bool eager = false, carries = true;
-    enum { TOTALS = DOWN_COLUMNS * ROWS * 8 / KK_SUMMERS };
+    enum { TOTALS = (DOWN_COLUMNS * ROWS * 8 + KK_SUMMERS - 1) / KK_SUMMERS };
     picks p;
     const char *w;
     size_t mat_bytes, stripe_bytes;
     const bf16 *h;
-    const float *weight;
     float *y;
     int F, C, stripes, experts, chains;
     kk_div columns, ways, turns; /* turns: groups of all experts */
@@ -234,30 +238,35 @@ template <int ROWS> struct down_job {
     __device__ void sum(const float *part, int q, int first, int many)
     {
         const int step = kk__slice_rows<ROWS>(p.T) * 8, turn = turns.rest(q);
+        int at[TOTALS], row[TOTALS], to[TOTALS]; /* in part; of the slice; in y, or -1 */
 #pragma unroll
         for (int i = 0; i < TOTALS; i++) {
-            const int j = first + i * many, column = j / step, e = j - column * step, r = e / 8;
-            const int n = output(q, column) * 8 + e % 8, t = (int)blockIdx.y * ROWS + r;
-            if (column >= (int)columns.d) return;
-            if (n >= C) continue;
-            const float *at = part + column * (int)ways.d * chains * step + e;
-            total[i] = more(at, step, q, r, t, turn ? total[i] : 0);
-            if (turn == (int)turns.d - 1) y[(size_t)t * (size_t)C + (size_t)n] = total[i];
+            const int j = first + i * many, column = j / step, e = j - column * step;
+            const int n = output(q, column) * 8 + e % 8;
+            row[i] = e / 8;
+            at[i] = column * (int)ways.d * chains * step + e;
+            to[i] = column < (int)columns.d && n < C ? n : -1;
+            if (!turn) total[i] = 0;
         }
-    }
-    /* v and what the group's experts add to it: row t, r of the slice */
-    __device__ float more(const float *at, int step, int q, int r, int t, float v) const
-    {
         for (int a = 0; a < experts; a++) {
             const int x = expert(q, a);
             if (x < 0) break;
-            const int slot = p.slot[x * 16 + r];
-            if (slot == picks::none) continue;
             const int s = ways.of(a) * (int)(columns.d * ways.d) + ways.rest(a);
-            v = __fmaf_rn(weight[t * p.A + slot], kk__chains(at + s * chains * step, chains, step),
-                          v);
+#pragma unroll
+            for (int i = 0; i < TOTALS; i++) {
+                const int slot = to[i] < 0 ? picks::none : p.slot[x * 16 + row[i]];
+                if (slot == picks::none) continue;
+                total[i] = __fmaf_rn(p.times[row[i] * p.A + slot],
+                                     kk__chains(part + at[i] + s * chains * step, chains, step),
+                                     total[i]);
+            }
         }
-        return v;
+        if (turn < (int)turns.d - 1) return;
+#pragma unroll
+        for (int i = 0; i < TOTALS; i++) {
+            const int t = (int)blockIdx.y * ROWS + row[i];
+            if (to[i] >= 0) y[(size_t)t * (size_t)C + (size_t)to[i]] = total[i];
+        }
     }
 };
 
@@ -545,7 +554,7 @@ void gate_up_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p
     j.total = (int)kk__stripes(2 * j.F);
     const int64_t items = (pairs < a->E ? pairs : a->E) * (int64_t)j.items.d;
     const kk_stream g = kk__stream_plan(a->T, j.K, ROWS, PARTS * kk__block_share(c, items), PARTS,
-                                        (int)picks::bytes(a->E));
+                                        (int)picks::bytes(a->E, a->A));
     j.stripe_bytes = (size_t)g.tiles * KK_TILE_BYTES;
     j.most = g.slots;
     j.chains = g.chains;
@@ -574,7 +583,6 @@ void down_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p, c
     j.w = (const char *)a->down->data;
     j.mat_bytes = a->down->mat_bytes;
     j.h = h;
-    j.weight = a->weight;
     j.y = a->y;
     j.F = (int)a->down->cols;
     j.C = (int)a->down->rows;
@@ -584,7 +592,7 @@ void down_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p, c
     const int columns = (int)(share < DOWN_COLUMNS ? share : (int64_t)DOWN_COLUMNS);
     const int64_t experts = ((pairs < a->E ? pairs : a->E) + ways - 1) / ways * ways;
     const kk_stream g = kk__stream_plan(a->T, j.F, ROWS, experts * columns, ways * columns,
-                                        (int)picks::bytes(a->E));
+                                        (int)picks::bytes(a->E, a->A));
     j.columns = kk_div(columns);
     j.experts = g.slots / columns;
     j.ways = kk_div(g.ways);
@@ -602,7 +610,7 @@ bool is_for(const struct kk_router *r, const struct kk_moe_args *a)
 
 template <int ROWS> void moe_rows(struct kk_cuda *c, const struct kk_moe_args *a)
 {
-    picks p = {a->idx, a->T, a->E, a->A, NULL, NULL, NULL, {}, 1};
+    picks p = {a->idx, a->weight, a->T, a->E, a->A, NULL, NULL, NULL, NULL, {}, 1};
     if (!c->router.T && is_for(&c->errand, a)) {
         p.chooses = c->errand;
         c->errand.T = 0;

@@ -6,7 +6,7 @@
  * chains of its own, holds their inputs of x in registers, and goes through the group's stripes
  * (all, or every `ways`-th where there are more warps than chains): it brings its pieces in by bulk
  * copies, `depth` of them ahead, through a ring of its own, and multiplies (weights are operand B).
- * Sums of chains are in shared memory, a buffer for each group; two warps of their own, the summers,
+ * Sums of chains are in shared memory, a buffer for each group; three warps of their own, the summers,
  * add them in ascending order (0020) while the others are at the next groups. So no warp waits for
  * another but at the end: the last group's sums are everybody's, as they stand in the way of what
  * comes next. What the stripes are and what becomes of a sum is the job's:
@@ -36,7 +36,7 @@ enum {
     KK_STREAM_SUMS_MOST = 64 << 10,
     KK_STREAM_BUFFERS = 4, /* of sums, at most, and of so many bytes if there are three or more: */
     KK_STREAM_BUFFERED = 32 << 10,
-    KK_SUMMERS = 64 /* threads */
+    KK_SUMMERS = 96 /* threads: of 20 warps each has 96 registers, as of 17 */
 };
 
 struct kk_stream {
@@ -311,10 +311,10 @@ struct kk_sums {
     }
 };
 
-/* The summers' part of a job */
-template <class Job> __device__ static inline void kk__add_up(Job &job, kk_sums &sums)
+/* The summers' part of a job. ends: nothing comes after it. */
+template <class Job> __device__ static inline void kk__add_up(Job &job, kk_sums &sums, bool ends)
 {
-    const int groups = job.groups() - !Job::carries;
+    const int groups = job.groups() - (ends && !Job::carries);
     for (int q = 0; q < groups; q++) {
         sums.wait_full();
         job.sum(sums.here(), q, kk__summer(), KK_SUMMERS);
@@ -402,7 +402,7 @@ template <int ROWS, class Job> struct kk_streamer {
     }
 
     /* With registers to spare, the inputs of the piece after this are on their way by then. */
-    __device__ void run(kk_sums &sums)
+    __device__ void run(kk_sums &sums, bool ends)
     {
         const int rows = kk__slice_rows<ROWS>(g.T);
         uint2 a[KK_STREAM_CHAIN], b[KK_STREAM_CHAIN], next[KK_STREAM_CHAIN];
@@ -456,7 +456,7 @@ template <int ROWS, class Job> struct kk_streamer {
                 __syncwarp(); /* the sums needed all of the slot */
                 if (lane == 0) kk__release(used, done);
             }
-            if (Job::carries || q < groups - 1) {
+            if (!ends || Job::carries || q < groups - 1) {
                 sums.pass(0);
             } else {
                 kk__workers_meet();
@@ -494,11 +494,11 @@ __global__ void __launch_bounds__(KK_STREAM_THREADS + 32 + KK_SUMMERS, 1)
         if (!Job::eager) cudaTriggerProgrammaticLaunchCompletion();
         kk_place here = {0, 0, 0};
         kk_sums sums(g, smem);
-        kk_streamer<ROWS, Job>(g, job, here, smem).run(sums);
+        kk_streamer<ROWS, Job>(g, job, here, smem).run(sums, true);
     } else if (kk__summer() >= 0) {
         if (early) cudaGridDependencySynchronize();
         kk_sums sums(g, smem);
-        kk__add_up(job, sums);
+        kk__add_up(job, sums, true);
     } else {
         const int lane = (int)threadIdx.x - kk__workers();
         if (lane < g.warps) kk_feeder(g, smem, lane).run(g, job, lane);
@@ -512,8 +512,8 @@ __global__ void __launch_bounds__(KK_STREAM_THREADS + 32 + KK_SUMMERS, 1)
 
 /* Two jobs, one after the other, as one kernel: the second's weights come while the first ends.
  * Which these are may be known late: then the second has begin_late(tables), by the threads that
- * multiply, which may read what the op before wrote; and knows(tables), by the others after it. The
- * first carries nothing. */
+ * multiply, which may read what the op before wrote; and knows(tables), by the others after it.
+ */
 template <int ROWS, class First, class Second>
 __global__ void __launch_bounds__(KK_STREAM_THREADS + 32 + KK_SUMMERS, 1)
     kk__stream_two(const __grid_constant__ kk_stream g, const __grid_constant__ First given,
@@ -533,9 +533,8 @@ __global__ void __launch_bounds__(KK_STREAM_THREADS + 32 + KK_SUMMERS, 1)
             second.begin_late(smem + h.tables_at);
             kk__all_know();
         }
-        kk_streamer<ROWS, First>(g, first, here, smem).run(sums);
-        kk__workers_meet();
-        kk_streamer<ROWS, Second>(h, second, here, smem).run(sums);
+        kk_streamer<ROWS, First>(g, first, here, smem).run(sums, false);
+        kk_streamer<ROWS, Second>(h, second, here, smem).run(sums, true);
     } else if (kk__summer() >= 0) {
         kk_sums sums(h, smem);
         cudaGridDependencySynchronize();
@@ -543,8 +542,8 @@ __global__ void __launch_bounds__(KK_STREAM_THREADS + 32 + KK_SUMMERS, 1)
             kk__all_know();
             second.knows(smem + h.tables_at);
         }
-        kk__add_up(first, sums);
-        kk__add_up(second, sums);
+        kk__add_up(first, sums, false);
+        kk__add_up(second, sums, true);
     } else {
         const int lane = (int)threadIdx.x - kk__workers();
         kk_feeder feeder(h, smem, lane);
