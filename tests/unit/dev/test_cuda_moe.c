@@ -432,6 +432,13 @@ static void test_layer(void **state)
         k.A = kk_test_between(&rng, 1, k.E < 8 ? k.E : 8);
         check_layer(k);
     }
+}
+
+static void test_layer_26b(void **state)
+{
+    static const int rows[] = {1, 3, 8, 13, 16};
+    (void)state;
+    NEED_GPU();
     for (int i = 0; i < 5; i++)
         check_layer((struct layer_case){
             .T = rows[i], .E = 128, .A = 8, .C = 2816, .F = 704, .dense = 2112});
@@ -442,7 +449,7 @@ int main(int argc, char **argv) /* a pattern of tests, for a GPU's sanitizer */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_route),      cmocka_unit_test(test_route_ties),
         cmocka_unit_test(test_moe_random), cmocka_unit_test(test_moe_26b),
-        cmocka_unit_test(test_layer),
+        cmocka_unit_test(test_layer),      cmocka_unit_test(test_layer_26b),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, open_both, close_both);
