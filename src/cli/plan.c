@@ -26,8 +26,9 @@ static void print_plan(const struct kk_plan *p)
     printf("%-20s %18s %12s\n", "device memory", "bytes", "");
     const size_t n = sizeof rows / sizeof *rows - (p->free_bytes == 0);
     for (size_t i = 0; i < n; i++)
-        if (rows[i].bytes || i < 4) printf("%-20s %18lld %12s\n", rows[i].what, (long long)rows[i].bytes,
-               kk_cli_bytes(rows[i].bytes));
+        if (rows[i].bytes || i < 4)
+            printf("%-20s %18lld %12s\n", rows[i].what, (long long)rows[i].bytes,
+                   kk_cli_bytes(rows[i].bytes));
 }
 
 int kk_cli_plan(struct kk_cli *cli, struct kk_err *err)

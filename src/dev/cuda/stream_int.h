@@ -43,7 +43,7 @@ struct kk_stream {
     int T, K, tiles, chain, chains; /* rows; inputs; tiles of a stripe and of a chain; chains */
     int slots;                      /* stripes of a group, at most */
     int warps, ways, depth;
-    int window;      /* pieces on their way to a block, at most */
+    int window;               /* pieces on their way to a block, at most */
     int buffers, part_floats; /* of sums; from one to the next */
     int part_at, bars_at, sums_at, used_at, tables_at;
     int smem;
@@ -603,8 +603,9 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     return g;
 }
 
-/* The first of two jobs of a kernel, beside the second's plan: its warps, its ring and its room for
- * sums. slots 0: they do not go together. */
+/* The first of two jobs of a kernel, beside the second's plan: its warps, its rings and its room for
+ * sums. All of its weights fit in the rings, as who feeds them may have to be done before anyone
+ * multiplies. slots 0: they do not go together. */
 static inline kk_stream kk__stream_beside(const kk_stream &h, int64_t K, int rows, int64_t share,
                                           int parts)
 {
@@ -616,7 +617,8 @@ static inline kk_stream kk__stream_beside(const kk_stream &h, int64_t K, int row
     g.ways = h.warps / g.chains > 1 ? h.warps / g.chains : 1;
     const int64_t slots = h.part_floats * 4 / (g.chains * (h.T < rows ? h.T : rows) * 32);
     g.slots = (int)(slots < share ? slots : share) / parts * parts;
-    if (g.chain != h.chain) g.slots = 0;
+    const int64_t pieces = (share + g.ways - 1) / g.ways * ((g.chains + h.warps - 1) / h.warps);
+    if (g.chain != h.chain || pieces > h.depth) g.slots = 0;
     return g;
 }
 
