@@ -30,8 +30,9 @@ struct kk_ftheta {
     struct kk_weight latent; /* [rank, n_taps * C] */
     float *latent_bias;
     struct layer_map *layer; /* [n_layers]; empty for full layers */
-    int max_rows, most,
-        GD; /* rows of a step; rows rebuilt at once; widest G*D of a sliding layer */
+    /* rows of a step; rows rebuilt at once; widest G*D of a sliding layer */
+    int max_rows, most, GD;
+    int reads_bf16; /* rebuilding multiplies latents as they are kept; else their f32 in z */
     enum kk_dtype kv_dtype;
     void *x;           /* act [max_rows, n_taps * C] */
     float *z;          /* [max(max_rows, most), rank] */
@@ -127,6 +128,19 @@ static int bind(struct kk_loader *ld, struct kk_ftheta *f, struct kk_err *err)
     return 0;
 }
 
+/* Latents are bf16: multiplied in pairs (docs/adr/0015) nothing more is rounded. */
+static void choose_products(struct kk_ftheta *f)
+{
+    const struct kk_model_config *c = &f->m->config;
+    int pairs = f->rank % 2 == 0;
+    for (int l = 0; l < c->info.n_layers; l++)
+        if (c->layer[l].sliding)
+            pairs &= f->layer[l].k.dtype == KK_BF16 && f->layer[l].v.dtype == KK_BF16;
+    for (int l = 0; l < c->info.n_layers; l++)
+        f->layer[l].k.bf16_in = f->layer[l].v.bf16_in = pairs;
+    f->reads_bf16 = pairs || f->m->dev->act == KK_BF16;
+}
+
 enum { N_BUFFERS = 7 };
 
 static void buffer_specs(struct kk_ftheta *f, struct kk_buffer_spec s[static N_BUFFERS])
@@ -208,6 +222,7 @@ int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, 
         if (!rc) rc = parse(f, kk_model_file_config(mf), err);
         ld.mf = mf;
         if (!rc) rc = bind(&ld, f, err);
+        if (!rc) choose_products(f);
         if (!rc) f->fingerprint = kk_model_file_fingerprint(mf);
         kk_model_file_close(mf);
     }
@@ -293,15 +308,15 @@ int kk_ftheta_commit(struct kk_ftheta *f, struct kk_kv *kv, const float *taps, i
     return d->ops->step_pass(d, err);
 }
 
-/* Latents [first, first + n) of a session into zb, and z where the device's products read f32,
- * unless they are there. */
+/* Latents [first, first + n) of a session into zb, and z where products read f32, unless they are
+ * there. */
 static void load_latents(struct kk_ftheta *f, const struct kk_kv *kv, int32_t first, int32_t n)
 {
     struct kk_dev *d = f->m->dev;
     const int64_t rows = kk_kv_latents(kv);
     if (f->z_of == kv && f->z_first == first && f->z_n == n && f->z_rows == rows) return;
     kk_kv_copy_latents(kv, first, n, f->zb);
-    if (d->act == KK_F32)
+    if (!f->reads_bf16)
         d->ops->convert(d, &(struct kk_convert_args){.n = (int64_t)n * f->rank,
                                                      .from = KK_BF16,
                                                      .to = KK_F32,
@@ -327,7 +342,8 @@ const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *poo
     d->ops->linear(d, &(struct kk_linear_args){.T = n,
                                                .n = 2,
                                                .settled = 1,
-                                               .x = d->act == KK_F32 ? (void *)f->z : f->zb,
+                                               .x_bf16 = f->reads_bf16,
+                                               .x = f->reads_bf16 ? f->zb : (void *)f->z,
                                                .w = {&f->layer[l].k, &f->layer[l].v},
                                                .y = {f->k, f->v},
                                                .bias = {f->layer[l].k_bias, f->layer[l].v_bias}});

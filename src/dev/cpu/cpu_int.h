@@ -142,17 +142,17 @@ static inline const void *kk__panel(const struct kk_weight *w, int m, int64_t p)
 
 /* Rows of the input of a product: f32, and in 8 bits or in pairs of bf16 where a weight asks. */
 struct kk_cpu_x {
-    const float *f;
+    const float *f; /* each of the three is NULL where nobody asks */
     int64_t ld;
-    const char *q; /* NULL: nobody asks */
+    const char *q;
     size_t stride;
-    const uint32_t *h; /* NULL: nobody asks */
+    const uint32_t *h;
     int64_t ldh;
 };
 
 static inline struct kk_cpu_x kk__x_row(const struct kk_cpu_x *x, int64_t row)
 {
-    return (struct kk_cpu_x){.f = x->f + row * x->ld,
+    return (struct kk_cpu_x){.f = x->f ? x->f + row * x->ld : NULL,
                              .ld = x->ld,
                              .q = x->q ? x->q + (size_t)row * x->stride : NULL,
                              .stride = x->stride,

@@ -131,7 +131,9 @@ void kk__cpu_linear(struct kk_dev *dev, const struct kk_linear_args *a)
         panels += kk__panels(a->w[i]->rows);
     }
     if (a->T == 0 || panels == 0) return;
-    job.x = kk__cpu_x(c, a->T, a->w[0]->cols, a->x, a->n, a->w);
+    const int64_t K = a->w[0]->cols;
+    job.x = a->x_bf16 ? (struct kk_cpu_x){.h = a->x, .ldh = K / 2}
+                      : kk__cpu_x(c, a->T, K, a->x, a->n, a->w);
     job.grid = kk__cpu_grid(c, a->T, panels, a->w[0]->cols);
     kk__cpu_for(c, kk__grid_items(&job.grid), job.grid.ns, linear_item, &job);
 }
