@@ -453,7 +453,7 @@ static void cut_tiles(struct attn_job *job)
 {
     const struct kk_attn_args *a = job->a;
     int32_t *tile = job->c->s.tiles;
-    int n = 0, most = KK_CPU_QUERIES / job->per_kv, rows = 0;
+    int n = 0, most = KK_CPU_QUERIES / job->per_kv, rows = 1;
     if (a->mask.exact_near) most = 1; /* which rows are rebuilt depends on the query's position */
     for (int t = 0; t < a->T; t++) {
         int next = t > 0 && a->seq[t] == a->seq[t - 1] && a->pos[t] == a->pos[t - 1] + 1;
