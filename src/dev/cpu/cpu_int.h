@@ -142,11 +142,11 @@ static inline const void *kk__panel(const struct kk_weight *w, int m, int64_t p)
 
 /* Rows of the input of a product: f32, and in 8 bits or in pairs of bf16 where a weight asks. */
 struct kk_cpu_x {
-    const float *f; /* each of the three is NULL where nobody asks */
+    const float *f; /* NULL: the input is bf16 (kk_linear_args.bf16) */
     int64_t ld;
-    const char *q;
+    const char *q; /* NULL: nobody asks */
     size_t stride;
-    const uint32_t *h;
+    const uint32_t *h; /* NULL: nobody asks */
     int64_t ldh;
 };
 

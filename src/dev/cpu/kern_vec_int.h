@@ -287,11 +287,14 @@ static void softmax(int n, float *s, float *m, float *l)
     *l = v_sum(sum);
 }
 
-static void merge(int D, float *o, float a, const float *n, float b)
+static void merge(int D, float *s, const float *n)
 {
+    float old, new;
+    s[D] = kk_merge_weights(s[D], n[D], &old, &new);
+    s[D + 1] = fmaf(n[D + 1], new, s[D + 1] * old);
     for (int i = 0; i < D; i += 16) {
-        v16 old = v_mul(v_ld_n(o + i, D - i), v_set(a));
-        v_st_n(o + i, D - i, v_fma(v_ld_n(n + i, D - i), v_set(b), old));
+        v16 o = v_mul(v_ld_n(s + i, D - i), v_set(old));
+        v_st_n(s + i, D - i, v_fma(v_ld_n(n + i, D - i), v_set(new), o));
     }
 }
 
@@ -398,10 +401,11 @@ static int64_t argmax(int64_t n, const float *x)
     {                                                                                              \
         .isa = name, .gemm = {gemm_f32, gemm_bf16, gemm_f16}, .gemm_pairs = gemm_pairs,            \
         .scores = {scores_f32, scores_bf16, scores_q8},                                            \
-        .derive = {derive_f32, derive_bf16, derive_q8}, .softmax = softmax,                        \
-        .pv = {pv_f32, pv_bf16, pv_q8}, .merge = merge, .norm = norm, .rope = rope, .glu = glu,    \
-        .softcap = softcap, .add_scale = add_scale, .add = add, .axpy = axpy,                      \
-        .store = {store_f32, store_bf16, store_q8}, .argmax = argmax                               \
+        .derive = {derive_f32, derive_bf16, derive_q8},                                            \
+        .derived = {derived_f32, derived_bf16, derived_q8}, .derived_most = DERIVED_MOST,          \
+        .softmax = softmax, .pv = {pv_f32, pv_bf16, pv_q8}, .merge = merge, .norm = norm,          \
+        .rope = rope, .glu = glu, .softcap = softcap, .add_scale = add_scale, .add = add,          \
+        .axpy = axpy, .store = {store_f32, store_bf16, store_q8}, .argmax = argmax                 \
     }
 
 #endif
