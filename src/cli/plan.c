@@ -13,8 +13,11 @@ static void print_plan(const struct kk_plan *p)
         {"scratch", p->scratch_bytes},
         {"logits, to sample", p->logits_bytes},
         {"KV staging", p->kv_staging_bytes},
+        {"f_theta", p->restorer_bytes},
+        {"drafter", p->drafter_bytes},
         {"KV of one session", p->session_kv_bytes},
-        {"KV of all sessions", p->session_kv_bytes * p->sessions},
+        {"its drafter's", p->session_draft_bytes},
+        {"KV of all sessions", (p->session_kv_bytes + p->session_draft_bytes) * p->sessions},
         {"all", p->total_bytes},
         {"free now", p->free_bytes},
     };
@@ -23,7 +26,7 @@ static void print_plan(const struct kk_plan *p)
     printf("%-20s %18s %12s\n", "device memory", "bytes", "");
     const size_t n = sizeof rows / sizeof *rows - (p->free_bytes == 0);
     for (size_t i = 0; i < n; i++)
-        printf("%-20s %18lld %12s\n", rows[i].what, (long long)rows[i].bytes,
+        if (rows[i].bytes || i < 4) printf("%-20s %18lld %12s\n", rows[i].what, (long long)rows[i].bytes,
                kk_cli_bytes(rows[i].bytes));
 }
 
@@ -46,7 +49,10 @@ int kk_cli_plan(struct kk_cli *cli, struct kk_err *err)
     json_object_set_new(r, "scratch_bytes", json_integer(p.scratch_bytes));
     json_object_set_new(r, "logits_bytes", json_integer(p.logits_bytes));
     json_object_set_new(r, "kv_staging_bytes", json_integer(p.kv_staging_bytes));
+    json_object_set_new(r, "restorer_bytes", json_integer(p.restorer_bytes));
+    json_object_set_new(r, "drafter_bytes", json_integer(p.drafter_bytes));
     json_object_set_new(r, "session_kv_bytes", json_integer(p.session_kv_bytes));
+    json_object_set_new(r, "session_draft_bytes", json_integer(p.session_draft_bytes));
     json_object_set_new(r, "total_bytes", json_integer(p.total_bytes));
     if (p.free_bytes) json_object_set_new(r, "free_bytes", json_integer(p.free_bytes));
     json_object_set_new(r, "kv", json_string(o.kv));
