@@ -34,6 +34,11 @@ if [ -e "$SMOL" ]; then
         '[ "$2" -eq 0 ] && grep -q Paris "$1/out" && [ ! -s "$1/err" ]' sh "$KK_TMP" "$rc"
 fi
 
+if [ -e "$GEMMA" ]; then
+    echo hi | "$KK_BIN" chat -m "$GEMMA" -n 1 >"$KK_TMP/out" 2>"$KK_TMP/err"
+    check "Gemma 3's base model brings no chat template, and is said to" grep -q "brings no chat template: taking gemma" "$KK_TMP/err"
+fi
+
 # Rows beyond the cap go to the host and come back: not a token changes.
 if [ -e "$GEMMA" ]; then
     for kv in native s5; do
