@@ -62,7 +62,7 @@ static void greet(const struct chat *c)
     dim(c, line);
 }
 
-/* A template that was not carried is a guess, if a good one: a model that has not learnt to talk has
+/* Turns that markers chose are a guess: a model that has not learnt to talk has
  * the tokens of one that has. */
 static void warn_template(const struct chat *c)
 {
