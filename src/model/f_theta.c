@@ -25,6 +25,7 @@ struct kk_ftheta {
     struct kk_model *m;
     struct kk_account weights, scratch;
     int exact, rank, n_taps;
+    int pairs; /* latents and maps are bf16, and the device's act is not: products of pairs */
     int taps[MAX_TAPS];
     float eps;
     struct kk_weight latent; /* [rank, n_taps * C] */
@@ -34,8 +35,8 @@ struct kk_ftheta {
         GD; /* rows of a step; rows rebuilt at once; widest G*D of a sliding layer */
     enum kk_dtype kv_dtype;
     void *x;           /* act [max_rows, n_taps * C] */
-    float *z;          /* [max(max_rows, most), rank] */
-    void *zb;          /* bf16, same */
+    void *zb;          /* bf16 [max(max_rows, most), rank] */
+    float *z;          /* the same in f32; `pairs`: [max_rows, rank], for commit alone */
     float *k, *v;      /* [most, GD] */
     void *rows;        /* [most, row_bytes] */
     int32_t *position; /* [positions]: 0, 1, 2, .. */
@@ -127,6 +128,19 @@ static int bind(struct kk_loader *ld, struct kk_ftheta *f, struct kk_err *err)
     return 0;
 }
 
+/* The rebuild's input is bf16 as it is stored: where the maps are too, its product rounds nothing
+ * that it reads, and costs half of one in f32 (docs/adr/0015). */
+static void choose_product(struct kk_ftheta *f)
+{
+    const struct kk_model_config *c = &f->m->config;
+    f->pairs = f->m->dev->act == KK_F32 && f->rank % 2 == 0;
+    for (int l = 0; l < c->info.n_layers; l++)
+        if (c->layer[l].sliding)
+            f->pairs &= f->layer[l].k.dtype == KK_BF16 && f->layer[l].v.dtype == KK_BF16;
+    for (int l = 0; l < c->info.n_layers; l++)
+        f->layer[l].k.bf16_in = f->layer[l].v.bf16_in = f->pairs;
+}
+
 enum { N_BUFFERS = 7 };
 
 static void buffer_specs(struct kk_ftheta *f, struct kk_buffer_spec s[static N_BUFFERS])
@@ -136,7 +150,7 @@ static void buffer_specs(struct kk_ftheta *f, struct kk_buffer_spec s[static N_B
     const size_t GD = (size_t)f->GD;
     const struct kk_buffer_spec all[N_BUFFERS] = {
         {&f->x, T * (size_t)f->n_taps * C * kk_dtype_bytes(f->m->dev->act)},
-        {(void **)&f->z, Z * R * fl},
+        {(void **)&f->z, (f->pairs ? T : Z) * R * fl},
         {&f->zb, Z * R * 2},
         {(void **)&f->k, f->exact ? 0 : M * GD * fl},
         {(void **)&f->v, f->exact ? 0 : M * GD * fl},
@@ -209,6 +223,7 @@ static int make(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, int
         if (!rc) rc = parse(f, kk_model_file_config(mf), err);
         ld.mf = mf;
         if (!rc) rc = bind(&ld, f, err);
+        if (!rc) choose_product(f);
         if (!rc) f->fingerprint = kk_model_file_fingerprint(mf);
         kk_model_file_close(mf);
     }
@@ -313,15 +328,15 @@ int kk_ftheta_commit(struct kk_ftheta *f, struct kk_kv *kv, const float *taps, i
     return d->ops->step_pass(d, err);
 }
 
-/* Latents [first, first + n) of a session into zb, and z where the device's products read f32,
- * unless they are there. */
+/* Latents [first, first + n) of a session into zb, and z where the product reads f32, unless they
+ * are there. */
 static void load_latents(struct kk_ftheta *f, const struct kk_kv *kv, int32_t first, int32_t n)
 {
     struct kk_dev *d = f->m->dev;
     const int64_t rows = kk_kv_latents(kv);
     if (f->z_of == kv && f->z_first == first && f->z_n == n && f->z_rows == rows) return;
     kk_kv_copy_latents(kv, first, n, f->zb);
-    if (d->act == KK_F32)
+    if (d->act == KK_F32 && !f->pairs)
         d->ops->convert(d, &(struct kk_convert_args){.n = (int64_t)n * f->rank,
                                                      .from = KK_BF16,
                                                      .to = KK_F32,
@@ -344,10 +359,12 @@ const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *poo
         return f->rows;
     }
     load_latents(f, kk_kv_step_session(pool, b), first, n);
+    const void *z = d->act == KK_F32 && !f->pairs ? (void *)f->z : f->zb;
     d->ops->linear(d, &(struct kk_linear_args){.T = n,
                                                .n = 2,
                                                .settled = 1,
-                                               .x = d->act == KK_F32 ? (void *)f->z : f->zb,
+                                               .bf16 = f->pairs,
+                                               .x = z,
                                                .w = {&f->layer[l].k, &f->layer[l].v},
                                                .y = {f->k, f->v},
                                                .bias = {f->layer[l].k_bias, f->layer[l].v_bias}});

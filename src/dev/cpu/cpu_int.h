@@ -142,7 +142,7 @@ static inline const void *kk__panel(const struct kk_weight *w, int m, int64_t p)
 
 /* Rows of the input of a product: f32, and in 8 bits or in pairs of bf16 where a weight asks. */
 struct kk_cpu_x {
-    const float *f;
+    const float *f; /* NULL: the input is bf16 (kk_linear_args.bf16) */
     int64_t ld;
     const char *q; /* NULL: nobody asks */
     size_t stride;
@@ -152,7 +152,7 @@ struct kk_cpu_x {
 
 static inline struct kk_cpu_x kk__x_row(const struct kk_cpu_x *x, int64_t row)
 {
-    return (struct kk_cpu_x){.f = x->f + row * x->ld,
+    return (struct kk_cpu_x){.f = x->f ? x->f + row * x->ld : NULL,
                              .ld = x->ld,
                              .q = x->q ? x->q + (size_t)row * x->stride : NULL,
                              .stride = x->stride,

@@ -121,6 +121,13 @@ static void linear_item(void *arg, int item, int worker)
     }
 }
 
+/* Rows of bf16 are pairs already. */
+static struct kk_cpu_x bf16_rows(const struct kk_linear_args *a)
+{
+    for (int i = 0; i < a->n; i++) KK_BUG_ON(!a->w[i]->bf16_in || a->w[i]->cols % 2);
+    return (struct kk_cpu_x){.h = a->x, .ldh = a->w[0]->cols / 2};
+}
+
 void kk__cpu_linear(struct kk_dev *dev, const struct kk_linear_args *a)
 {
     struct kk_cpu *c = kk__cpu(dev);
@@ -131,7 +138,10 @@ void kk__cpu_linear(struct kk_dev *dev, const struct kk_linear_args *a)
         panels += kk__panels(a->w[i]->rows);
     }
     if (a->T == 0 || panels == 0) return;
-    job.x = kk__cpu_x(c, a->T, a->w[0]->cols, a->x, a->n, a->w);
+    if (a->bf16)
+        job.x = bf16_rows(a);
+    else
+        job.x = kk__cpu_x(c, a->T, a->w[0]->cols, a->x, a->n, a->w);
     job.grid = kk__cpu_grid(c, a->T, panels, a->w[0]->cols);
     kk__cpu_for(c, kk__grid_items(&job.grid), job.grid.ns, linear_item, &job);
 }

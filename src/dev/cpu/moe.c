@@ -214,7 +214,7 @@ void kk__cpu_moe(struct kk_dev *dev, const struct kk_moe_args *a)
     const int64_t ns = weights * (6 * j.n_experts + pairs) / 64;
     const int64_t items = threads == 1 ? 1 : kk__min64(4 * threads, ns / 2000);
     j.x = kk__cpu_x(c, a->T, j.C, a->x, 1, &a->gate_up);
-    cut(&j, kk__panels(j.F), items / j.n_experts);
+    cut(&j, kk__panels(j.F), kk__ceil_div(items, j.n_experts));
     kk__cpu_for(c, j.n_experts * (int)j.n_parts, 2 * ns, moe_up_item, &j);
     j.x = kk__cpu_x(c, pairs, j.F, c->s.pairs, 1, &a->down);
     cut(&j, kk__panels(j.C), items);
