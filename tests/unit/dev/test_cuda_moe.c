@@ -313,8 +313,8 @@ static void layer_moe(const struct layer_case *k)
                                              .y = k->y});
 }
 
-/* The unit beside the experts, as a layer has it between route and moe. apart: with an op after each
- * of its products, so that nothing waits for anything. */
+/* The unit beside the experts, as a layer has it between route and moe. apart: with an op after
+ * each of its products, so that nothing waits for anything. */
 static void layer_unit(const struct layer_case *k, int apart)
 {
     const struct kk_gather_args any = {.n = k->T, .C = k->C, .src = k->other, .dst = k->other};
