@@ -528,6 +528,32 @@ static void forks_and_prefixes(void **state)
     kk_engine_close(e);
 }
 
+/* A prompt that sessions have begun with is kept while others read on, each append of which could
+ * be a prompt too. */
+static void shared_prompts_stay(void **state)
+{
+    (void)state;
+    struct kk_runtime *rt = open_runtime(kk_runtime_defaults(), 8, "none");
+    struct kk_test_rng rng = kk_test_rng("shared prompts");
+    struct kk_runtime_stats st;
+    uint32_t ids[300];
+    char id[KK_SESSION_ID_MAX];
+    random_ids(&rng, ids, 300);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 4; i++) { /* 256 tokens, then each its own */
+            random_ids(&rng, ids + 256, 44);
+            create(rt, id);
+            append(rt, id, ids, 300);
+        }
+        for (int i = 0; i < 20; i++) append(rt, id, ids, 5);
+    }
+    create(rt, id); /* and a session more: counters are of the turn before */
+    kk_runtime_stats(rt, &st);
+    assert_int_equal(st.prefix_hits, 3 * 4 - 2);
+    assert_int_equal(st.prefix_hit_tokens, (3 * 4 - 2) * 256);
+    kk_runtime_close(rt);
+}
+
 /* A fork needs room for what it says, not for what it shares: where one session and a half fit,
  * twenty forks of it do, and none of them is paged out. */
 static void forks_fit_where_one_does(void **state)
@@ -938,6 +964,7 @@ int main(void)
         cmocka_unit_test(a_cancelled_call_keeps_the_session),
         cmocka_unit_test(a_full_sink_waits_alone),
         cmocka_unit_test(forks_and_prefixes),
+        cmocka_unit_test(shared_prompts_stay),
         cmocka_unit_test(forks_fit_where_one_does),
         cmocka_unit_test(idle_sessions_expire),
         cmocka_unit_test(a_restart_loses_nothing),
