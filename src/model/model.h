@@ -174,7 +174,7 @@ int kk_ftheta_plan(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, 
 int kk_ftheta_describe(const char *dir, size_t *latent_bytes, struct kk_err *err);
 void kk_ftheta_close(struct kk_ftheta *f);                /* NULL is fine */
 size_t kk_ftheta_latent_bytes(const struct kk_ftheta *f); /* of a token; 0 for "exact" */
-int64_t kk_ftheta_bytes(const struct kk_ftheta *f);   /* of the device, from the allocator */
+int64_t kk_ftheta_bytes(const struct kk_ftheta *f);       /* of the device, from the allocator */
 int64_t kk_ftheta_rebuilt(const struct kk_ftheta *f); /* rows rebuilt so far: proof that it ran */
 uint64_t kk_ftheta_fingerprint(const struct kk_ftheta *f); /* of its files; 0 for "exact" */
 int kk_ftheta_taps(const struct kk_ftheta *f, const int **layers);

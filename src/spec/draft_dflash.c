@@ -170,7 +170,8 @@ static int open_with(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk
     d->kv = kv;
     d->most = most_held(model);
     d->account.name = "drafter taps of a session";
-    int rc = kk_dev_alloc(kk_dflash_dev(model), &d->account, kk_draft_dflash_held_bytes(model), (void **)&d->held, err);
+    int rc = kk_dev_alloc(kk_dflash_dev(model), &d->account, kk_draft_dflash_held_bytes(model),
+                          (void **)&d->held, err);
     if (rc) {
         close_dflash(&d->base);
         return rc;

@@ -107,15 +107,15 @@ double kk_expected_tokens(double p, int width);
 /* What is known of costs and drafts, shared by all sessions of an engine. The unit of cost is one
  * plain step, as they have been of late. */
 struct kk_step_costs {
-    double plain;                   /* seconds of a step of width 1 */
-    double ratio[KK_MAX_WIDTH + 1]; /* of width w > 1: seconds over plain, drafting included */
-    int seen[KK_MAX_WIDTH + 1];     /* steps measured */
-    double first;                   /* what a draft of one token costs while none was measured */
+    double plain;                      /* seconds of a step of width 1 */
+    double ratio[KK_MAX_WIDTH + 1];    /* of width w > 1: seconds over plain, drafting included */
+    int seen[KK_MAX_WIDTH + 1];        /* steps measured */
+    double first;                      /* what a draft of one token costs while none was measured */
     double expected[KK_MAX_WIDTH + 1]; /* of kk_costs_expect; expected[1] 0: none */
-    double row;                     /* seconds a row that a drafter takes in late, or in chunks */
-    double right, tried;            /* drafts accepted and tried, old ones fading */
-    double purse;                   /* plain steps that drafting may still lose (width.c) */
-    double earned;                  /* what plain steps have paid into it */
+    double row;          /* seconds a row that a drafter takes in late, or in chunks */
+    double right, tried; /* drafts accepted and tried, old ones fading */
+    double purse;        /* plain steps that drafting may still lose (width.c) */
+    double earned;       /* what plain steps have paid into it */
 };
 /* by_reading: steps take as long as reading the weights does, whatever their rows. */
 void kk_costs_init(struct kk_step_costs *c, int by_reading);

@@ -22,8 +22,8 @@ enum { FIRST_REST = 16, LONGEST_REST = 512, TRIALS = 4 };
 static const double EARLY = 0.04, START = 2, ALLOWANCE = 0.01, MOST = 6; /* of the purse */
 static const double FIRST_GUESS = 0.6;            /* acceptance of a drafter not yet seen */
 static const double FADE = 0.93, FADE_ALL = 0.98; /* memory of trials: a session's, the engine's */
-static const double COMMON = 0.2; /* of a session's trial the engine's are worth */
-static const double ROW = 0.03;   /* of a plain step: a row more beside the bytes it reads */
+static const double COMMON = 0.2;                 /* of a session's trial the engine's are worth */
+static const double ROW = 0.03; /* of a plain step: a row more beside the bytes it reads */
 
 /* ---- costs -------------------------------------------------------------------------------- */
 

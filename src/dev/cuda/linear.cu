@@ -223,7 +223,8 @@ template <int ROWS> int glu_routed(struct kk_cuda *c, const struct kk_glu_args *
     r.most = g.slots;
     r.chains = g.chains;
     c->router.T = 0;
-    kk__stream_launch_two<ROWS>(c, "glu", g, r, h, j, j.stripes > r.stripes ? j.stripes : r.stripes);
+    kk__stream_launch_two<ROWS>(c, "glu", g, r, h, j,
+                                j.stripes > r.stripes ? j.stripes : r.stripes);
     c->errand = c->to_choose;
     return 1;
 }

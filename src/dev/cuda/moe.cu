@@ -256,9 +256,9 @@ template <int ROWS> struct down_job {
             for (int i = 0; i < TOTALS; i++) {
                 const int slot = to[i] < 0 ? picks::none : p.slot[x * 16 + row[i]];
                 if (slot == picks::none) continue;
-                total[i] = __fmaf_rn(p.times[row[i] * p.A + slot],
-                                     kk__chains(part + at[i] + s * chains * step, chains, step),
-                                     total[i]);
+                total[i] =
+                    __fmaf_rn(p.times[row[i] * p.A + slot],
+                              kk__chains(part + at[i] + s * chains * step, chains, step), total[i]);
             }
         }
         if (turn < (int)turns.d - 1) return;

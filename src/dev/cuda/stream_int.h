@@ -43,7 +43,7 @@ struct kk_stream {
     int T, K, tiles, chain, chains; /* rows; inputs; tiles of a stripe and of a chain; chains */
     int slots;                      /* stripes of a group, at most */
     int warps, ways, depth;
-    int window;      /* pieces on their way to a block, at most */
+    int window;               /* pieces on their way to a block, at most */
     int buffers, part_floats; /* of sums; from one to the next */
     int part_at, bars_at, sums_at, used_at, tables_at;
     int smem;

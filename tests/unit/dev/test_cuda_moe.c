@@ -319,17 +319,13 @@ static void layer_unit(const struct layer_case *k, int apart)
 {
     const struct kk_gather_args any = {.n = k->T, .C = k->C, .src = k->other, .dst = k->other};
     if (apart) gpu->ops->gather(gpu, &any);
-    gpu->ops->glu(gpu, &(struct kk_glu_args){.T = k->T,
-                                             .x = k->x,
-                                             .gate = &k->gate.gpu,
-                                             .up = &k->up.gpu,
-                                             .y = k->unit});
+    gpu->ops->glu(gpu,
+                  &(struct kk_glu_args){
+                      .T = k->T, .x = k->x, .gate = &k->gate.gpu, .up = &k->up.gpu, .y = k->unit});
     if (apart) gpu->ops->gather(gpu, &any);
-    gpu->ops->linear(gpu, &(struct kk_linear_args){.T = k->T,
-                                                   .n = 1,
-                                                   .x = k->unit,
-                                                   .w = {&k->dense_w.gpu},
-                                                   .y = {k->beside}});
+    gpu->ops->linear(
+        gpu, &(struct kk_linear_args){
+                 .T = k->T, .n = 1, .x = k->unit, .w = {&k->dense_w.gpu}, .y = {k->beside}});
     if (apart) gpu->ops->gather(gpu, &any);
 }
 
