@@ -137,6 +137,7 @@ void kk__cpu_rows(struct kk_cpu *c, int64_t n, int64_t ns_each,
     kk_pool_for(c->pool, j.parts, rows_item, &j);
 }
 
+#define GRID_NS 20000
 #define GRID_ROWS 192 /* rows of x that share an L2 with a block of weights */
 
 struct kk_grid kk__cpu_grid(const struct kk_cpu *c, int T, int64_t n_panels, int64_t K)
@@ -148,7 +149,8 @@ struct kk_grid kk__cpu_grid(const struct kk_cpu *c, int T, int64_t n_panels, int
     g.row_blocks = (int)kk__ceil_div(T, g.rows);
     /* 16 outputs of one input: 1.5 ns to read, 0.25 ns a row to multiply */
     g.ns = n_panels * K * (6 + T) / 4;
-    int64_t items = threads == 1 ? g.row_blocks : kk__min64(g.ns / ITEM_NS, 8 * threads);
+    int64_t each = kk__min64(g.ns / (threads * GRID_NS), 8); /* items of a thread */
+    int64_t items = threads == 1 ? g.row_blocks : threads * (each < 1 ? 1 : each);
     if (g.ns < FORK_NS || items < 1) items = 1;
     g.chunk = kk__ceil_div(kk__ceil_div(n_panels, kk__ceil_div(items, g.row_blocks)), 4) * 4;
     g.n_chunks = kk__ceil_div(n_panels, g.chunk);
