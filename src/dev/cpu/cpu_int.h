@@ -29,6 +29,7 @@ struct kk_cpu_scratch {
     float *parts;    /* attention: [split][query][part_stride]; winner: [thread][row] */
     size_t n_parts;
     _Atomic int *pending; /* attention: chunks of a group that are not done */
+    _Atomic int *taken;   /* attention: items that threads have taken */
     int32_t *tiles;       /* attention: first row of each tile, [max_rows + 1] */
     float *pairs;         /* route: logits [T, E]; moe: activations [T*A, F] */
     size_t n_pairs;

@@ -69,6 +69,7 @@ static size_t layout(struct kk_cpu_scratch *s, const struct kk_dev *dev, const s
     s->threads = cut(base, &at, n * s->thread_bytes);
     s->parts = cut(base, &at, s->n_parts * sizeof *s->parts);
     s->pending = cut(base, &at, 4 * n * sizeof *s->pending);
+    s->taken = cut(base, &at, sizeof *s->taken);
     s->tiles = cut(base, &at, (T + 1) * sizeof *s->tiles);
     s->pairs = cut(base, &at, s->n_pairs * sizeof *s->pairs);
     s->order = cut(base, &at, pairs * sizeof *s->order);
@@ -137,7 +138,7 @@ void kk__cpu_rows(struct kk_cpu *c, int64_t n, int64_t ns_each,
     kk_pool_for(c->pool, j.parts, rows_item, &j);
 }
 
-#define GRID_NS 20000
+#define GRID_NS   20000
 #define GRID_ROWS 192 /* rows of x that share an L2 with a block of weights */
 
 struct kk_grid kk__cpu_grid(const struct kk_cpu *c, int T, int64_t n_panels, int64_t K)
