@@ -31,8 +31,6 @@ struct attn_job {
     int64_t stride; /* floats of a query in a partial sum */
     /* by chunks: splits [wave, wave + wave_len) of every group, in chunks */
     int wave, wave_len, chunk, n_chunks, last_wave;
-    int n_items;
-    void (*item)(const struct attn_job *job, int item, int then, int worker);
 };
 
 /* Visible splits of a group, as an ascending list: [sink0, sink1) and then [win0, win1). */
@@ -454,8 +452,9 @@ static struct group group_of_item(const struct attn_job *job, int item)
     return group_at(job, job->n_groups - 1 - item);
 }
 
-static void group_item(const struct attn_job *job, int item, int then, int worker)
+static void group_item(void *arg, int item, int then, int worker)
 {
+    const struct attn_job *job = arg;
     struct group g = group_of_item(job, item);
     struct work w = work_of(job, worker);
     const float *q = queries(job, &g, &w);
@@ -463,7 +462,7 @@ static void group_item(const struct attn_job *job, int item, int then, int worke
     start(job, &g);
     for (int i = 0; i < n; i++) {
         struct place next = place_at(&g, i + 1, n);
-        if (i + 1 == n && then < job->n_items) {
+        if (i + 1 == n && then >= 0) {
             const struct group to = group_of_item(job, then);
             next = place_at(&to, 0, n_splits(&to));
         }
@@ -494,15 +493,16 @@ static struct chunk chunk_at(const struct attn_job *job, int item)
     return c;
 }
 
-static void chunk_item(const struct attn_job *job, int item, int then, int worker)
+static void chunk_item(void *arg, int item, int then, int worker)
 {
+    const struct attn_job *job = arg;
     const struct chunk c = chunk_at(job, item);
     const struct group *g = &c.g;
     struct work w = work_of(job, worker);
     const float *q = queries(job, g, &w);
     for (int i = c.lo; i < c.hi; i++) {
         struct place next = place_at(g, i + 1, c.hi);
-        if (i + 1 == c.hi && then < job->n_items) {
+        if (i + 1 == c.hi && then >= 0) {
             const struct chunk to = chunk_at(job, then);
             next = place_at(&to.g, to.lo, to.hi);
         }
@@ -513,29 +513,6 @@ static void chunk_item(const struct attn_job *job, int item, int then, int worke
     if (job->wave == 0) start(job, g);
     for (int i = job->wave; i < c.end; i++) merge(job, g, part_at(job, g, i));
     if (job->last_wave) finish(job, g);
-}
-
-/* A thread takes an item when it begins the one before: so it knows what to ask for ahead. */
-static void take_items(void *arg, int thread, int worker)
-{
-    const struct attn_job *job = arg;
-    _Atomic int *taken = job->c->s.taken;
-    int now = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
-    (void)thread;
-    while (now < job->n_items) {
-        const int then = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
-        job->item(job, now, then, worker);
-        now = then;
-    }
-}
-
-static void for_items(struct attn_job *job, int n, int64_t ns,
-                      void (*item)(const struct attn_job *job, int item, int then, int worker))
-{
-    job->item = item;
-    job->n_items = n;
-    atomic_store_explicit(job->c->s.taken, 0, memory_order_relaxed);
-    kk__cpu_for(job->c, min32(n, job->c->dev.n_threads), ns, take_items, job);
 }
 
 static void by_chunks(struct attn_job *job, int most_splits, int64_t ns)
@@ -550,7 +527,7 @@ static void by_chunks(struct attn_job *job, int most_splits, int64_t ns)
         job->n_chunks = (int)kk__ceil_div(job->wave_len, job->chunk);
         for (int i = 0; i < job->n_groups; i++)
             atomic_store_explicit(&c->s.pending[i], job->n_chunks, memory_order_relaxed);
-        for_items(job, job->n_groups * job->n_chunks, ns, chunk_item);
+        kk__cpu_for_ahead(c, job->n_groups * job->n_chunks, ns, chunk_item, job);
     }
 }
 
@@ -600,5 +577,5 @@ void kk__cpu_attn(struct kk_dev *dev, const struct kk_attn_args *a)
     if (dev->n_threads > 1 && job.n_groups < 4 * dev->n_threads && most_splits > 1)
         by_chunks(&job, most_splits, ns);
     else
-        for_items(&job, job.n_groups, ns, group_item);
+        kk__cpu_for_ahead(c, job.n_groups, ns, group_item, &job);
 }

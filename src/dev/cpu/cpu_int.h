@@ -29,7 +29,7 @@ struct kk_cpu_scratch {
     float *parts;    /* attention: [split][query][part_stride]; winner: [thread][row] */
     size_t n_parts;
     _Atomic int *pending; /* attention: chunks of a group that are not done */
-    _Atomic int *taken;   /* attention: items that threads have taken */
+    _Atomic int *taken;   /* kk__cpu_for_ahead: items that threads have taken */
     int32_t *tiles;       /* attention: first row of each tile, [max_rows + 1] */
     float *pairs;         /* route: logits [T, E]; moe: activations [T*A, F] */
     size_t n_pairs;
@@ -90,6 +90,11 @@ void kk__cpu_latch(struct kk_cpu *c, int code, const char *fmt, ...)
  * on one thread. */
 void kk__cpu_for(struct kk_cpu *c, int n_items, int64_t ns,
                  void (*fn)(void *arg, int item, int worker), void *arg);
+
+/* The same, each item told which its thread does next (-1: none): what that reads can be asked for
+ * ahead. */
+void kk__cpu_for_ahead(struct kk_cpu *c, int n_items, int64_t ns,
+                       void (*fn)(void *arg, int item, int then, int worker), void *arg);
 
 /* For ops that go row by row: rows [lo, hi) are done by one call. */
 struct kk_rows_job {
@@ -165,9 +170,11 @@ static inline struct kk_cpu_x kk__x_row(const struct kk_cpu_x *x, int64_t row)
 struct kk_cpu_x kk__cpu_x(struct kk_cpu *c, int64_t T, int64_t K, const float *x, int n,
                           const struct kk_weight *const *w);
 
-/* y[r*ldy + n] = rows r < M of x times outputs n < N of the panels of w from `panel` on */
+/* y[r*ldy + n] = rows r < M of x times outputs n < N of the panels of w from `panel` on. What this
+ * thread reads soon is at next: a hint, or NULL. */
 void kk__cpu_gemm(struct kk_cpu *c, int worker, const struct kk_weight *w, int M, int64_t N,
-                  const struct kk_cpu_x *x, const void *panel, float *y, int64_t ldy);
+                  const struct kk_cpu_x *x, const void *panel, const void *next, float *y,
+                  int64_t ldy);
 
 /* scratch.c */
 int kk__cpu_reserve(struct kk_dev *, const struct kk_limits *, struct kk_account *,

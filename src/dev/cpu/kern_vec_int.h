@@ -160,7 +160,7 @@ static gemm_fn *const gemm_tiles[4][GEMM_ROWS + 1][5] = {
 #define GEMM_KB 512 /* inputs of a pass over many rows: a block of weights stays in L2 */
 
 static void gemm_any(int t, int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                     float *y, int64_t ldy)
+                     const void *next, float *y, int64_t ldy)
 {
     const int tiles = (M + GEMM_ROWS - 1) / GEMM_ROWS, most = (M + tiles - 1) / tiles;
     const int64_t kb = tiles > 2 ? GEMM_KB : K, n_panels = (N + 15) / 16;
@@ -173,7 +173,7 @@ static void gemm_any(int t, int M, int64_t N, int64_t K, const float *x, int64_t
             step = gemm_panels[most];
             while (step > n_panels - p) step /= 2;
             b.w = (const char *)w + (size_t)p * b.panel;
-            b.next = b.w + (size_t)step * b.panel;
+            b.next = p + step < n_panels ? b.w + (size_t)step * b.panel : next ? next : b.w;
             b.n = N - p * 16;
             for (int i = 0, r = 0, m; i < tiles; i++, r += m) {
                 m = (M - r + tiles - i - 1) / (tiles - i);
@@ -187,32 +187,32 @@ static void gemm_any(int t, int M, int64_t N, int64_t K, const float *x, int64_t
 }
 
 static void gemm_f32(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                     float *y, int64_t ldy)
+                     const void *next, float *y, int64_t ldy)
 {
-    gemm_any(KK_F32, M, N, K, x, ldx, w, y, ldy);
+    gemm_any(KK_F32, M, N, K, x, ldx, w, next, y, ldy);
 }
 
 static void gemm_bf16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                      float *y, int64_t ldy)
+                      const void *next, float *y, int64_t ldy)
 {
-    gemm_any(KK_BF16, M, N, K, x, ldx, w, y, ldy);
+    gemm_any(KK_BF16, M, N, K, x, ldx, w, next, y, ldy);
 }
 
 static void gemm_f16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                     float *y, int64_t ldy)
+                     const void *next, float *y, int64_t ldy)
 {
-    gemm_any(KK_F16, M, N, K, x, ldx, w, y, ldy);
+    gemm_any(KK_F16, M, N, K, x, ldx, w, next, y, ldy);
 }
 
 static void gemm_pairs(int M, int64_t N, int64_t K, const uint32_t *x, int64_t ldx, const void *w,
-                       float *y, int64_t ldy)
+                       const void *next, float *y, int64_t ldy)
 {
 #ifdef __AVX512BF16__
-    gemm_any(GEMM_PAIRS, M, N, K, (const float *)(const void *)x, ldx, w, y, ldy);
+    gemm_any(GEMM_PAIRS, M, N, K, (const float *)(const void *)x, ldx, w, next, y, ldy);
 #else
     const unsigned was = _mm_getcsr();
     _mm_setcsr(was | 0x8040); /* FTZ, DAZ */
-    gemm_any(GEMM_PAIRS, M, N, K, (const float *)(const void *)x, ldx, w, y, ldy);
+    gemm_any(GEMM_PAIRS, M, N, K, (const float *)(const void *)x, ldx, w, next, y, ldy);
     _mm_setcsr(was);
 #endif
 }

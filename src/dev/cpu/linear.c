@@ -61,18 +61,19 @@ static void gemm_f32_act(struct kk_cpu *c, int worker, const struct kk_weight *w
     for (int64_t n = 0; n < N; n += KK_LANES, panel += kk_panel_bytes(w->dtype, w->cols)) {
         for (int64_t g = 0; g < w->cols / KK_GROUP; g++)
             c->q8->weights(w->dtype, panel, w->cols, g, open + g * KK_GROUP * KK_LANES);
-        c->kern->gemm[KK_F32](M, kk__min64(KK_LANES, N - n), w->cols, x->f, x->ld, open, y + n,
-                              ldy);
+        c->kern->gemm[KK_F32](M, kk__min64(KK_LANES, N - n), w->cols, x->f, x->ld, open, NULL,
+                              y + n, ldy);
     }
 }
 
 void kk__cpu_gemm(struct kk_cpu *c, int worker, const struct kk_weight *w, int M, int64_t N,
-                  const struct kk_cpu_x *x, const void *panel, float *y, int64_t ldy)
+                  const struct kk_cpu_x *x, const void *panel, const void *next, float *y,
+                  int64_t ldy)
 {
     if (w->bf16_in)
-        c->kern->gemm_pairs(M, N, w->cols, x->h, x->ldh, panel, y, ldy);
+        c->kern->gemm_pairs(M, N, w->cols, x->h, x->ldh, panel, next, y, ldy);
     else if (!kk_dtype_is_block(w->dtype))
-        c->kern->gemm[w->dtype](M, N, w->cols, x->f, x->ld, panel, y, ldy);
+        c->kern->gemm[w->dtype](M, N, w->cols, x->f, x->ld, panel, next, y, ldy);
     else if (x->q)
         c->q8->gemm(w->dtype, M, N, w->cols, x->q, x->stride, panel, y, ldy);
     else
@@ -88,9 +89,9 @@ struct linear_job {
     struct kk_grid grid; /* over the panels of all matrices, one after another */
 };
 
-/* Panels [p0, p1) of one matrix, for the rows of the cell */
+/* Panels [p0, p1) of one matrix, for the rows of the cell; those at next come after */
 static void linear_part(const struct linear_job *job, const struct kk_cell *e, int i, int64_t p0,
-                        int64_t p1, int worker)
+                        int64_t p1, const void *next, int worker)
 {
     const struct kk_linear_args *a = job->a;
     const struct kk_cpu_kern *k = job->c->kern;
@@ -98,7 +99,7 @@ static void linear_part(const struct linear_job *job, const struct kk_cell *e, i
     int64_t N = kk__min64(w->rows, p1 * KK_LANES) - p0 * KK_LANES;
     const struct kk_cpu_x x = kk__x_row(&job->x, e->row);
     float *y = a->y[i] + e->row * w->rows + p0 * KK_LANES;
-    kk__cpu_gemm(job->c, worker, w, e->rows, N, &x, kk__panel(w, 0, p0), y, w->rows);
+    kk__cpu_gemm(job->c, worker, w, e->rows, N, &x, kk__panel(w, 0, p0), next, y, w->rows);
     if (a->bias[i])
         for (int r = 0; r < e->rows; r++)
             k->add((int)N, y + r * w->rows, a->bias[i] + p0 * KK_LANES, y + r * w->rows);
@@ -114,7 +115,8 @@ static void linear_item(void *arg, int item, int worker)
     for (int i = 0; i < job->a->n; i++) {
         int64_t next = first + kk__panels(job->a->w[i]->rows);
         if (at < next && at < end) {
-            linear_part(job, &e, i, at - first, kk__min64(end, next) - first, worker);
+            const void *then = end > next ? job->a->w[i + 1]->data : NULL;
+            linear_part(job, &e, i, at - first, kk__min64(end, next) - first, then, worker);
             at = kk__min64(end, next);
         }
         first = next;
@@ -182,7 +184,8 @@ static void winner_item(void *arg, int item, int worker)
     for (int64_t p = e.panel, n, N; p < e.panel + e.panels; p += n) {
         n = kk__min64(e.panel + e.panels - p, most);
         N = kk__min64(a->w->rows - p * KK_LANES, n * KK_LANES);
-        kk__cpu_gemm(job->c, worker, a->w, e.rows, N, &x, kk__panel(a->w, 0, p), y, N);
+        const void *next = p + n < e.panel + e.panels ? kk__panel(a->w, 0, p + n) : NULL;
+        kk__cpu_gemm(job->c, worker, a->w, e.rows, N, &x, kk__panel(a->w, 0, p), next, y, N);
         for (int r = 0; r < e.rows; r++) {
             float *row = y + r * N;
             if (a->softcap > 0) k->softcap((int)N, a->softcap, row);
@@ -237,8 +240,10 @@ static void glu_item(void *arg, int item, int worker)
         n = kk__min64(e.panel + e.panels - p, most);
         N = kk__min64(F - p * KK_LANES, n * KK_LANES);
         float *y = (float *)a->y + e.row * F + p * KK_LANES;
-        kk__cpu_gemm(job->c, worker, a->gate, e.rows, N, &x, kk__panel(a->gate, 0, p), y, F);
-        kk__cpu_gemm(job->c, worker, a->up, e.rows, N, &x, kk__panel(a->up, 0, p), up, N);
+        const void *gate = kk__panel(a->gate, 0, p), *other = kk__panel(a->up, 0, p);
+        const void *next = p + n < e.panel + e.panels ? kk__panel(a->gate, 0, p + n) : NULL;
+        kk__cpu_gemm(job->c, worker, a->gate, e.rows, N, &x, gate, other, y, F);
+        kk__cpu_gemm(job->c, worker, a->up, e.rows, N, &x, other, next, up, N);
         for (int r = 0; r < e.rows; r++) k->glu((int)N, a->act, y + r * F, up + r * N, y + r * F);
     }
 }
