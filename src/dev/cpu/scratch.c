@@ -123,12 +123,11 @@ struct ahead_job {
     void *arg;
 };
 
-/* A thread takes an item when it begins the one before. */
-static void take_items(void *arg, int thread, int worker)
+/* A thread takes an item when it begins the one before; the first ones are dealt out. */
+static void take_items(void *arg, int first, int worker)
 {
     const struct ahead_job *j = arg;
-    int now = atomic_fetch_add_explicit(j->taken, 1, memory_order_relaxed);
-    (void)thread;
+    int now = first;
     while (now < j->n_items) {
         const int then = atomic_fetch_add_explicit(j->taken, 1, memory_order_relaxed);
         j->fn(j->arg, now, then < j->n_items ? then : -1, worker);
@@ -140,8 +139,9 @@ void kk__cpu_for_ahead(struct kk_cpu *c, int n_items, int64_t ns,
                        void (*fn)(void *arg, int item, int then, int worker), void *arg)
 {
     struct ahead_job j = {c->s.taken, n_items, fn, arg};
-    atomic_store_explicit(c->s.taken, 0, memory_order_relaxed);
-    kk__cpu_for(c, (int)kk__min64(n_items, c->dev.n_threads), ns, take_items, &j);
+    const int dealt = (int)kk__min64(n_items, c->dev.n_threads);
+    atomic_store_explicit(c->s.taken, dealt, memory_order_relaxed);
+    kk__cpu_for(c, dealt, ns, take_items, &j);
 }
 
 static void rows_item(void *arg, int item, int worker)
