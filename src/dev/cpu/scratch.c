@@ -103,7 +103,7 @@ int kk__cpu_reserve(struct kk_dev *dev, const struct kk_limits *want, struct kk_
 
 /* ---- cutting work ---- */
 
-#define FORK_NS 1000 /* a loop worth less stays on the calling thread */
+#define FORK_NS 2000 /* a loop worth less stays on the calling thread */
 #define ITEM_NS 3000 /* an item should be worth this much */
 
 void kk__cpu_for(struct kk_cpu *c, int n_items, int64_t ns,
