@@ -17,6 +17,11 @@ enum {
     KK_CPU_EXPERTS = 1024      /* assumed where limits name active experts but no max_experts */
 };
 
+/* A counter with a cache line of its own */
+struct kk_cpu_taken {
+    _Alignas(64) _Atomic int n;
+};
+
 /* Scratch: one block of memory, made by reserve, cut into these. */
 struct kk_cpu_scratch {
     struct kk_limits limits;
@@ -29,7 +34,7 @@ struct kk_cpu_scratch {
     float *parts;    /* attention: [split][query][part_stride]; winner: [thread][row] */
     size_t n_parts;
     _Atomic int *pending; /* attention: chunks of a group that are not done */
-    _Atomic int *taken;   /* kk__cpu_for_ahead: items that threads have taken */
+    struct kk_cpu_taken *taken; /* [n_threads]: items that threads have taken */
     int32_t *tiles;       /* attention: first row of each tile, [max_rows + 1] */
     float *pairs;         /* route: logits [T, E]; moe: activations [T*A, F] */
     size_t n_pairs;
@@ -95,6 +100,12 @@ void kk__cpu_for(struct kk_cpu *c, int n_items, int64_t ns,
  * ahead. */
 void kk__cpu_for_ahead(struct kk_cpu *c, int n_items, int64_t ns,
                        void (*fn)(void *arg, int item, int then, int worker), void *arg);
+
+/* kk__cpu_for where items next to each other go to one thread, and the same ones in every such loop
+ * over the same rows: what a thread wrote there it finds in its cache. A thread that is done helps
+ * the others. */
+void kk__cpu_for_near(struct kk_cpu *c, int n_items, int64_t ns,
+                      void (*fn)(void *arg, int item, int worker), void *arg);
 
 /* For ops that go row by row: rows [lo, hi) are done by one call. */
 struct kk_rows_job {

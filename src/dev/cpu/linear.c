@@ -145,7 +145,7 @@ void kk__cpu_linear(struct kk_dev *dev, const struct kk_linear_args *a)
     else
         job.x = kk__cpu_x(c, a->T, a->w[0]->cols, a->x, a->n, a->w);
     job.grid = kk__cpu_grid(c, a->T, panels, a->w[0]->cols);
-    kk__cpu_for(c, kk__grid_items(&job.grid), job.grid.ns, linear_item, &job);
+    kk__cpu_for_near(c, kk__grid_items(&job.grid), job.grid.ns, linear_item, &job);
 }
 
 /* ---- winner: the product a tile at a time in a thread's scratch ---- */
@@ -257,5 +257,5 @@ void kk__cpu_glu(struct kk_dev *dev, const struct kk_glu_args *a)
     job.x = kk__cpu_x(c, a->T, a->gate->cols, a->x, 2,
                       (const struct kk_weight *const[]){a->gate, a->up});
     job.grid = kk__cpu_grid(c, a->T, kk__panels(a->gate->rows), 2 * a->gate->cols);
-    kk__cpu_for(c, kk__grid_items(&job.grid), job.grid.ns, glu_item, &job);
+    kk__cpu_for_near(c, kk__grid_items(&job.grid), job.grid.ns, glu_item, &job);
 }

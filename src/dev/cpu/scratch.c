@@ -69,7 +69,7 @@ static size_t layout(struct kk_cpu_scratch *s, const struct kk_dev *dev, const s
     s->threads = cut(base, &at, n * s->thread_bytes);
     s->parts = cut(base, &at, s->n_parts * sizeof *s->parts);
     s->pending = cut(base, &at, 4 * n * sizeof *s->pending);
-    s->taken = cut(base, &at, sizeof *s->taken);
+    s->taken = cut(base, &at, n * sizeof *s->taken);
     s->tiles = cut(base, &at, (T + 1) * sizeof *s->tiles);
     s->pairs = cut(base, &at, s->n_pairs * sizeof *s->pairs);
     s->order = cut(base, &at, pairs * sizeof *s->order);
@@ -138,10 +138,39 @@ static void take_items(void *arg, int first, int worker)
 void kk__cpu_for_ahead(struct kk_cpu *c, int n_items, int64_t ns,
                        void (*fn)(void *arg, int item, int then, int worker), void *arg)
 {
-    struct ahead_job j = {c->s.taken, n_items, fn, arg};
+    struct ahead_job j = {&c->s.taken->n, n_items, fn, arg};
     const int dealt = (int)kk__min64(n_items, c->dev.n_threads);
-    atomic_store_explicit(c->s.taken, dealt, memory_order_relaxed);
+    atomic_store_explicit(&c->s.taken->n, dealt, memory_order_relaxed);
     kk__cpu_for(c, dealt, ns, take_items, &j);
+}
+
+struct near_job {
+    struct kk_cpu_taken *taken;
+    int n_threads, n_items;
+    void (*fn)(void *arg, int item, int worker);
+    void *arg;
+};
+
+static void near_items(void *arg, int item, int worker)
+{
+    const struct near_job *j = arg;
+    (void)item;
+    for (int k = 0; k < j->n_threads; k++) {
+        const int of = (worker + k) % j->n_threads;
+        int64_t lo, hi, i;
+        kk_range(j->n_items, of, j->n_threads, &lo, &hi);
+        while ((i = lo + atomic_fetch_add_explicit(&j->taken[of].n, 1, memory_order_relaxed)) < hi)
+            j->fn(j->arg, (int)i, worker);
+    }
+}
+
+void kk__cpu_for_near(struct kk_cpu *c, int n_items, int64_t ns,
+                      void (*fn)(void *arg, int item, int worker), void *arg)
+{
+    struct near_job j = {c->s.taken, c->dev.n_threads, n_items, fn, arg};
+    for (int i = 0; i < j.n_threads; i++)
+        atomic_store_explicit(&c->s.taken[i].n, 0, memory_order_relaxed);
+    kk__cpu_for(c, j.n_threads, ns, near_items, &j);
 }
 
 static void rows_item(void *arg, int item, int worker)
@@ -163,10 +192,12 @@ void kk__cpu_rows(struct kk_cpu *c, int64_t n, int64_t ns_each,
     }
     parts = kk__min64(kk__min64(parts, n), 4 * c->dev.n_threads);
     struct kk_rows_job j = {c, a, fn, n, parts < 2 ? 2 : (int)parts};
-    kk_pool_for(c->pool, j.parts, rows_item, &j);
+    kk__cpu_for_near(c, j.parts, ns, rows_item, &j);
 }
 
 #define GRID_NS   20000
+#define GRID_SMALL 8192 /* panels x inputs of a product that is cut by rows alone */
+#define GRID_LEAST 12   /* with so many rows in a block */
 #define GRID_ROWS 192 /* rows of x that share an L2 with a block of weights */
 
 struct kk_grid kk__cpu_grid(const struct kk_cpu *c, int T, int64_t n_panels, int64_t K)
@@ -174,6 +205,10 @@ struct kk_grid kk__cpu_grid(const struct kk_cpu *c, int T, int64_t n_panels, int
     struct kk_grid g = {.T = T, .n_panels = n_panels};
     int64_t threads = c->dev.n_threads;
     g.row_blocks = (int)kk__ceil_div(T, GRID_ROWS);
+    if (threads > 1 && n_panels * K <= GRID_SMALL) {
+        const int blocks = (int)kk__min64(4 * threads, T / GRID_LEAST);
+        if (blocks > g.row_blocks) g.row_blocks = blocks;
+    }
     g.rows = (int)kk__ceil_div(T, g.row_blocks);
     g.row_blocks = (int)kk__ceil_div(T, g.rows);
     /* 16 outputs of one input: 1.5 ns to read, 0.25 ns a row to multiply */
