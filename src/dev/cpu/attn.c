@@ -26,6 +26,7 @@ struct attn_job {
     int heads;      /* KV heads of a group (the last of a tile may have fewer) */
     int per_tile;   /* groups of a tile */
     int n_groups;   /* tiles x per_tile */
+    int rows;       /* of a tile, at most */
     int max_nq;     /* queries of a group */
     int row_bytes;  /* of a stored row */
     int64_t stride; /* floats of a query in a partial sum */
@@ -531,14 +532,13 @@ static void by_chunks(struct attn_job *job, int most_splits, int64_t ns)
     }
 }
 
-/* Tiles of consecutive rows of one sequence: their first rows, and T, into scratch; and how many
+/* Tiles of at most `most` consecutive rows of one sequence: their first rows, and T, into scratch; and how many
  * KV heads go together. */
-static void cut_tiles(struct attn_job *job)
+static void cut_tiles(struct attn_job *job, int most)
 {
     const struct kk_attn_args *a = job->a;
     int32_t *tile = job->c->s.tiles;
-    int n = 0, most = KK_CPU_QUERIES / job->per_kv, rows = 0;
-    if (a->mask.exact_near) most = 1; /* which rows are rebuilt depends on the query's position */
+    int n = 0, rows = 0;
     for (int t = 0; t < a->T; t++) {
         int next = t > 0 && a->seq[t] == a->seq[t - 1] && a->pos[t] == a->pos[t - 1] + 1;
         if (next && t - tile[n - 1] < most) continue;
@@ -550,14 +550,28 @@ static void cut_tiles(struct attn_job *job)
     job->per_tile = (int)kk__ceil_div(a->G, job->heads);
     job->n_groups = n * job->per_tile;
     job->max_nq = job->heads * rows * job->per_kv;
+    job->rows = rows;
+}
+
+/* The splits of the group with most; an estimate of the time of all in *ns */
+static int size_up(const struct attn_job *job, int64_t *ns)
+{
+    int most = 0;
+    *ns = 0;
+    for (int i = 0; i < job->n_groups; i++) {
+        struct group g = group_at(job, i);
+        most = max32(most, n_splits(&g));
+        *ns += (int64_t)n_splits(&g) * S * job->a->D * g.heads * (4 + g.nq) / 32;
+    }
+    return most;
 }
 
 void kk__cpu_attn(struct kk_dev *dev, const struct kk_attn_args *a)
 {
     struct kk_cpu *c = kk__cpu(dev);
     struct attn_job job = {.c = c, .a = a, .per_kv = a->H / a->G};
-    int64_t ns = 0;
-    int most_splits = 0;
+    const int threads = dev->n_threads;
+    int64_t ns;
     KK_BUG_ON(a->H % a->G || a->D % 2 || !c->s.base || a->T > c->s.limits.max_rows ||
               a->D > c->s.limits.max_head_dim);
     if (job.per_kv > KK_CPU_QUERIES) {
@@ -568,13 +582,14 @@ void kk__cpu_attn(struct kk_dev *dev, const struct kk_attn_args *a)
     if (a->T == 0) return;
     job.stride = ((a->D + 15) & ~15) + 16;
     job.row_bytes = a->G * (int)kk_dtype_size(a->kv_dtype, a->D) * (a->value_only ? 1 : 2);
-    cut_tiles(&job);
-    for (int i = 0; i < job.n_groups; i++) {
-        struct group g = group_at(&job, i);
-        most_splits = max32(most_splits, n_splits(&g));
-        ns += (int64_t)n_splits(&g) * S * a->D * g.heads * (4 + g.nq) / 32;
+    /* which rows are rebuilt depends on the query's position */
+    cut_tiles(&job, a->mask.exact_near ? 1 : KK_CPU_QUERIES / job.per_kv);
+    int most_splits = size_up(&job, &ns);
+    if (job.rows > 1 && job.n_groups * most_splits < 2 * threads) { /* too few parts */
+        cut_tiles(&job, (job.rows + threads - 1) / threads);
+        most_splits = size_up(&job, &ns);
     }
-    if (dev->n_threads > 1 && job.n_groups < 4 * dev->n_threads && most_splits > 1)
+    if (threads > 1 && job.n_groups < 4 * threads && most_splits > 1)
         by_chunks(&job, most_splits, ns);
     else
         kk__cpu_for_ahead(c, job.n_groups, ns, group_item, &job);

@@ -33,10 +33,10 @@ struct kk_cpu_scratch {
     size_t panel_at; /* in a thread's part: a panel of a block type as f32 (KK_ACT_F32) */
     float *parts;    /* attention: [split][query][part_stride]; winner: [thread][row] */
     size_t n_parts;
-    _Atomic int *pending; /* attention: chunks of a group that are not done */
+    _Atomic int *pending;       /* attention: chunks of a group that are not done */
     struct kk_cpu_taken *taken; /* [n_threads]: items that threads have taken */
-    int32_t *tiles;       /* attention: first row of each tile, [max_rows + 1] */
-    float *pairs;         /* route: logits [T, E]; moe: activations [T*A, F] */
+    int32_t *tiles;             /* attention: first row of each tile, [max_rows + 1] */
+    float *pairs;               /* route: logits [T, E]; moe: activations [T*A, F] */
     size_t n_pairs;
     int32_t *order;   /* moe: [T*A] pair indices (row * A + slot), by expert, then row */
     int32_t *starts;  /* moe: [E + 1] where an expert's pairs begin in order */
@@ -119,7 +119,7 @@ void kk__cpu_rows(struct kk_cpu *c, int64_t n, int64_t ns_each,
                   void (*fn)(struct kk_cpu *c, const void *a, int64_t lo, int64_t hi, int worker),
                   const void *a);
 
-/* A product of T rows with n_panels panels of K inputs, cut into items of rows x panels that fit
+/* A product of T rows with n_panels panels of K inputs, of w's type, cut into items of rows x panels that fit
  * the caches and are worth a fork. Bits do not depend on it. Item i: row block i % row_blocks,
  * panels from i / row_blocks * chunk. */
 struct kk_grid {
@@ -128,7 +128,8 @@ struct kk_grid {
     int T;
     int64_t ns; /* estimate for all */
 };
-struct kk_grid kk__cpu_grid(const struct kk_cpu *c, int T, int64_t n_panels, int64_t K);
+struct kk_grid kk__cpu_grid(const struct kk_cpu *c, const struct kk_weight *w, int T,
+                            int64_t n_panels, int64_t K);
 
 struct kk_cell {
     int row, rows;

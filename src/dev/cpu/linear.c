@@ -144,7 +144,7 @@ void kk__cpu_linear(struct kk_dev *dev, const struct kk_linear_args *a)
         job.x = bf16_rows(a);
     else
         job.x = kk__cpu_x(c, a->T, a->w[0]->cols, a->x, a->n, a->w);
-    job.grid = kk__cpu_grid(c, a->T, panels, a->w[0]->cols);
+    job.grid = kk__cpu_grid(c, a->w[0], a->T, panels, a->w[0]->cols);
     kk__cpu_for_near(c, kk__grid_items(&job.grid), job.grid.ns, linear_item, &job);
 }
 
@@ -204,7 +204,7 @@ void kk__cpu_winner(struct kk_dev *dev, const struct kk_winner_args *a)
     if (a->T == 0) return;
     for (int i = 0; i < threads * a->T; i++) job.best[i].at = -1;
     job.x = kk__cpu_x(c, a->T, a->w->cols, a->x, 1, &a->w);
-    job.grid = kk__cpu_grid(c, a->T, kk__panels(a->w->rows), a->w->cols);
+    job.grid = kk__cpu_grid(c, a->w, a->T, kk__panels(a->w->rows), a->w->cols);
     kk__cpu_for(c, kk__grid_items(&job.grid), job.grid.ns, winner_item, &job);
     for (int t = 0; t < a->T; t++) {
         struct best b = {.at = -1};
@@ -256,6 +256,6 @@ void kk__cpu_glu(struct kk_dev *dev, const struct kk_glu_args *a)
     if (a->T == 0) return;
     job.x = kk__cpu_x(c, a->T, a->gate->cols, a->x, 2,
                       (const struct kk_weight *const[]){a->gate, a->up});
-    job.grid = kk__cpu_grid(c, a->T, kk__panels(a->gate->rows), 2 * a->gate->cols);
+    job.grid = kk__cpu_grid(c, a->gate, a->T, kk__panels(a->gate->rows), 2 * a->gate->cols);
     kk__cpu_for_near(c, kk__grid_items(&job.grid), job.grid.ns, glu_item, &job);
 }

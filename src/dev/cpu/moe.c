@@ -54,7 +54,7 @@ void kk__cpu_route(struct kk_dev *dev, const struct kk_route_args *a)
     KK_BUG_ON(a->w->rows != a->E || a->A > a->E || (size_t)a->T * (size_t)j.ld > c->s.n_pairs);
     if (a->T == 0) return;
     j.x = kk__cpu_x(c, a->T, a->w->cols, a->x, 1, &a->w);
-    j.grid = kk__cpu_grid(c, a->T, kk__panels(a->E), a->w->cols);
+    j.grid = kk__cpu_grid(c, a->w, a->T, kk__panels(a->E), a->w->cols);
     kk__cpu_for(c, kk__grid_items(&j.grid), j.grid.ns, route_product, &j);
     kk__cpu_rows(c, a->T, (int64_t)a->E * (a->A + 16) / 8, route_rows, &j);
 }

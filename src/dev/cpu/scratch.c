@@ -195,12 +195,13 @@ void kk__cpu_rows(struct kk_cpu *c, int64_t n, int64_t ns_each,
     kk__cpu_for_near(c, j.parts, ns, rows_item, &j);
 }
 
-#define GRID_NS   20000
+#define GRID_NS    20000
 #define GRID_SMALL 8192 /* panels x inputs of a product that is cut by rows alone */
 #define GRID_LEAST 12   /* with so many rows in a block */
-#define GRID_ROWS 192 /* rows of x that share an L2 with a block of weights */
+#define GRID_ROWS  192  /* rows of x that share an L2 with a block of weights */
 
-struct kk_grid kk__cpu_grid(const struct kk_cpu *c, int T, int64_t n_panels, int64_t K)
+struct kk_grid kk__cpu_grid(const struct kk_cpu *c, const struct kk_weight *w, int T,
+                            int64_t n_panels, int64_t K)
 {
     struct kk_grid g = {.T = T, .n_panels = n_panels};
     int64_t threads = c->dev.n_threads;
@@ -216,7 +217,9 @@ struct kk_grid kk__cpu_grid(const struct kk_cpu *c, int T, int64_t n_panels, int
     int64_t each = kk__min64(g.ns / (threads * GRID_NS), 8); /* items of a thread */
     int64_t items = threads == 1 ? g.row_blocks : threads * (each < 1 ? 1 : each);
     if (g.ns < FORK_NS || items < 1) items = 1;
-    g.chunk = kk__ceil_div(kk__ceil_div(n_panels, kk__ceil_div(items, g.row_blocks)), 4) * 4;
+    /* panels that a kernel takes at once */
+    const int64_t unit = kk_dtype_is_block(w->dtype) ? 1 : 4;
+    g.chunk = kk__ceil_div(n_panels, kk__ceil_div(items, g.row_blocks) * unit) * unit;
     g.n_chunks = kk__ceil_div(n_panels, g.chunk);
     return g;
 }
