@@ -48,7 +48,7 @@ struct kk_cpu_x kk__cpu_x(struct kk_cpu *c, int64_t T, int64_t K, const float *x
     in.q = c->s.q8, in.stride = kk_q8_row_bytes(K);
     KK_BUG_ON((size_t)T * in.stride > c->s.q8_bytes);
     struct quantise_job job = {x, K, in.stride, c->s.q8};
-    kk__cpu_rows(c, T, K / 8, quantise_rows, &job);
+    kk__cpu_rows(c, T, K / 2, quantise_rows, &job);
     return in;
 }
 
