@@ -447,10 +447,11 @@ static struct place place_at(const struct group *g, int i, int end)
     return p;
 }
 
-/* Item: a group, the last first, as they see most keys */
+/* Item: a group, the last first, as they see most keys; in order where each thread has one, as rows
+ * are dealt to threads (kk__cpu_for_near) */
 static struct group group_of_item(const struct attn_job *job, int item)
 {
-    return group_at(job, job->n_groups - 1 - item);
+    return group_at(job, job->n_groups <= job->c->dev.n_threads ? item : job->n_groups - 1 - item);
 }
 
 static void group_item(void *arg, int item, int then, int worker)
@@ -532,9 +533,9 @@ static void by_chunks(struct attn_job *job, int most_splits, int64_t ns)
     }
 }
 
-/* Tiles of at most `most` consecutive rows of one sequence: their first rows, and T, into scratch; and how many
- * KV heads go together. */
-static void cut_tiles(struct attn_job *job, int most)
+/* Tiles of at most `most` consecutive rows of one sequence: their first rows, and T, into scratch;
+ * and how many KV heads go together, at most `heads`. */
+static void cut_tiles(struct attn_job *job, int most, int heads)
 {
     const struct kk_attn_args *a = job->a;
     int32_t *tile = job->c->s.tiles;
@@ -546,7 +547,7 @@ static void cut_tiles(struct attn_job *job, int most)
     }
     tile[n] = a->T;
     for (int i = 0; i < n; i++) rows = max32(rows, tile[i + 1] - tile[i]);
-    job->heads = min32(a->G, KK_CPU_QUERIES / (rows * job->per_kv));
+    job->heads = min32(heads, KK_CPU_QUERIES / (rows * job->per_kv));
     job->per_tile = (int)kk__ceil_div(a->G, job->heads);
     job->n_groups = n * job->per_tile;
     job->max_nq = job->heads * rows * job->per_kv;
@@ -583,14 +584,17 @@ void kk__cpu_attn(struct kk_dev *dev, const struct kk_attn_args *a)
     job.stride = ((a->D + 15) & ~15) + 16;
     job.row_bytes = a->G * (int)kk_dtype_size(a->kv_dtype, a->D) * (a->value_only ? 1 : 2);
     /* which rows are rebuilt depends on the query's position */
-    cut_tiles(&job, a->mask.exact_near ? 1 : KK_CPU_QUERIES / job.per_kv);
-    int most_splits = size_up(&job, &ns);
-    if (job.rows > 1 && job.n_groups * most_splits < 2 * threads) { /* too few parts */
-        cut_tiles(&job, (job.rows + threads - 1) / threads);
-        most_splits = size_up(&job, &ns);
+    cut_tiles(&job, a->mask.exact_near ? 1 : KK_CPU_QUERIES / job.per_kv, a->G);
+    int most_splits = size_up(&job, &ns), whole = job.n_groups >= 4 * threads || most_splits <= 1;
+    if (job.n_groups < threads * job.per_tile && most_splits <= 2 * threads && job.rows > 1) {
+        /* a short history: a part of the rows for each thread */
+        cut_tiles(&job, (job.rows + threads - 1) / threads, a->G);
+        whole = 1;
+    } else if (job.n_groups < threads && most_splits == 1) {
+        cut_tiles(&job, job.rows, (a->G + threads - 1) / threads);
     }
-    if (threads > 1 && job.n_groups < 4 * threads && most_splits > 1)
-        by_chunks(&job, most_splits, ns);
-    else
+    if (whole || threads == 1)
         kk__cpu_for_ahead(c, job.n_groups, ns, group_item, &job);
+    else
+        by_chunks(&job, most_splits, ns);
 }
