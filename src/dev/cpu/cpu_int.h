@@ -57,6 +57,7 @@ struct kk_cpu {
     struct kk_cpu_chunk *chunks; /* of small weights (weight.c) */
     struct kk_cpu_slab *slabs;   /* of blocks of rows (slab.c) */
     int loading;                 /* what is allocated is a weight */
+    const void *by_columns;      /* what glu wrote last: each thread columns of all rows */
     struct kk_err latched;       /* the first error of the step */
 };
 

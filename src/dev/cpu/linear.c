@@ -5,7 +5,7 @@
 
 struct quantise_job {
     const float *x;
-    int64_t K;
+    int64_t K, T;
     size_t stride;
     char *to;
 };
@@ -15,7 +15,16 @@ static void quantise_rows(struct kk_cpu *c, const void *arg, int64_t lo, int64_t
     const struct quantise_job *j = arg;
     (void)worker;
     for (int64_t r = lo; r < hi; r++)
-        c->q8->quantise(j->K, j->x + r * j->K, j->to + (size_t)r * j->stride);
+        c->q8->quantise(j->K, 0, j->K / KK_GROUP, j->x + r * j->K, j->to + (size_t)r * j->stride);
+}
+
+/* The same by groups of all rows, [lo, hi) */
+static void quantise_columns(struct kk_cpu *c, const void *arg, int64_t lo, int64_t hi, int worker)
+{
+    const struct quantise_job *j = arg;
+    (void)worker;
+    for (int64_t r = 0; r < j->T; r++)
+        c->q8->quantise(j->K, lo, hi, j->x + r * j->K, j->to + (size_t)r * j->stride);
 }
 
 static void round_rows(struct kk_cpu *c, const void *arg, int64_t lo, int64_t hi, int worker)
@@ -41,14 +50,17 @@ struct kk_cpu_x kk__cpu_x(struct kk_cpu *c, int64_t T, int64_t K, const float *x
     if (rounded) {
         in.h = c->s.pairs16, in.ldh = (K + 1) / 2;
         KK_BUG_ON((size_t)(T * in.ldh) > c->s.n_pairs16);
-        struct quantise_job to_bf16 = {x, K, (size_t)in.ldh * 4, (char *)c->s.pairs16};
+        struct quantise_job to_bf16 = {x, K, T, (size_t)in.ldh * 4, (char *)c->s.pairs16};
         kk__cpu_rows(c, T, K / 16, round_rows, &to_bf16);
     }
     if (!wanted || c->dev.block_act == KK_ACT_F32) return in;
     in.q = c->s.q8, in.stride = kk_q8_row_bytes(K);
     KK_BUG_ON((size_t)T * in.stride > c->s.q8_bytes);
-    struct quantise_job job = {x, K, in.stride, c->s.q8};
-    kk__cpu_rows(c, T, K / 2, quantise_rows, &job);
+    struct quantise_job job = {x, K, T, in.stride, c->s.q8};
+    if (x == c->by_columns)
+        kk__cpu_rows(c, K / KK_GROUP, T * KK_GROUP / 2, quantise_columns, &job);
+    else
+        kk__cpu_rows(c, T, K / 2, quantise_rows, &job);
     return in;
 }
 
@@ -216,6 +228,8 @@ void kk__cpu_winner(struct kk_dev *dev, const struct kk_winner_args *a)
     }
 }
 
+enum { COLUMNS_MOST = 16 }; /* rows; of more, what a thread wrote has left its cache */
+
 /* ---- glu: the gate's product goes to y, the up product to scratch, and both to y ---- */
 
 struct glu_job {
@@ -258,4 +272,5 @@ void kk__cpu_glu(struct kk_dev *dev, const struct kk_glu_args *a)
                       (const struct kk_weight *const[]){a->gate, a->up});
     job.grid = kk__cpu_grid(c, a->gate, a->T, kk__panels(a->gate->rows), 2 * a->gate->cols);
     kk__cpu_for_near(c, kk__grid_items(&job.grid), job.grid.ns, glu_item, &job);
+    c->by_columns = a->T <= COLUMNS_MOST ? a->y : NULL;
 }
