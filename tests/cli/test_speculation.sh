@@ -16,6 +16,11 @@ for d in ngram "$DRAFT"; do
 done
 run run -m "$TINY" -p "$P" -n 60 --draft "$DRAFT" --draft-width 16 --kv-device 1MiB
 check "run drafted and capped: the same text" cmp -s "$KK_TMP/out" "$KK_TMP/plain"
+seq -f 'Note %g: the river has been quiet since the bridge was opened.' 60 >"$KK_TMP/long"
+run run -m "$TINY" -f "$KK_TMP/long" -n 60
+cp "$KK_TMP/out" "$KK_TMP/plain-long"
+run run -m "$TINY" -f "$KK_TMP/long" -n 60 --draft "$DRAFT" --draft-width 16 --kv-device 1MiB --draft-device 512KiB
+check "run with pages of verifier and drafter: the same text" cmp -s "$KK_TMP/out" "$KK_TMP/plain-long"
 run run -m "$TINY" -p "$P" -n 60 --kv-type q8_0
 cp "$KK_TMP/out" "$KK_TMP/plain8"
 run run -m "$TINY" -p "$P" -n 60 --kv-type q8_0 --draft "$DRAFT" --draft-width 16 --kv-device 1MiB

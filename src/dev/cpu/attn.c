@@ -539,7 +539,7 @@ static void cut_tiles(struct attn_job *job, int most, int heads)
 {
     const struct kk_attn_args *a = job->a;
     int32_t *tile = job->c->s.tiles;
-    int n = 0, rows = 0;
+    int n = 0, rows = 1;
     for (int t = 0; t < a->T; t++) {
         int next = t > 0 && a->seq[t] == a->seq[t - 1] && a->pos[t] == a->pos[t - 1] + 1;
         if (next && t - tile[n - 1] < most) continue;

@@ -120,9 +120,9 @@ void kk__cpu_rows(struct kk_cpu *c, int64_t n, int64_t ns_each,
                   void (*fn)(struct kk_cpu *c, const void *a, int64_t lo, int64_t hi, int worker),
                   const void *a);
 
-/* A product of T rows with n_panels panels of K inputs, of w's type, cut into items of rows x panels that fit
- * the caches and are worth a fork. Bits do not depend on it. Item i: row block i % row_blocks,
- * panels from i / row_blocks * chunk. */
+/* A product of T rows with n_panels panels of K inputs, of the type of w: items of rows x panels
+ * that fit the caches and are worth a fork. Bits do not depend on it. Item i: row block i %
+ * row_blocks, panels from i / row_blocks * chunk. */
 struct kk_grid {
     int rows, row_blocks; /* rows of a block */
     int64_t chunk, n_chunks, n_panels;

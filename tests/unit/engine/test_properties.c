@@ -431,6 +431,57 @@ static void drafts_change_no_token(void **state)
         }
 }
 
+/* End of sequence inside a block: nothing behind it is emitted or kept, and the session goes on as
+ * one that was decoded plainly. Drafts are the known continuation, so blocks run past it. */
+static void a_block_ends_at_end_of_sequence(void **state)
+{
+    (void)state;
+    enum { N = 60, MORE = 40 };
+    uint32_t ids[N];
+    struct kk_sampling p = kk_sampling_defaults();
+    struct kk_engine_options o = kk_engine_defaults();
+    struct kk_err err = {0};
+    random_ids(ids, N);
+    p.ignore_eos = 1;
+    p.temperature = 1;
+    p.seed = 3;
+    o.draft_width = 8;
+    struct kk_engine *e = open_engine(o);
+    const struct tokens known = generate(e, ids, N, 1, &p);
+    p.ignore_eos = 0;
+    for (int at = 1; at < 20; at++) {
+        const uint32_t end = known.id[at];
+        int first = 0;
+        while (known.id[first] != end) first++;
+        struct tokens got[2];
+        for (int drafted = 0; drafted < 2; drafted++) {
+            struct tokens *t = &got[drafted];
+            struct kk_session *s = open_session(e);
+            struct kk_generated out;
+            struct kk_session_info si;
+            t->n = 0;
+            ok(kk_session_set_eos(s, &end, 1, &err), &err);
+            ok(kk_session_append(s, ids, N, &err), &err);
+            if (drafted) ok(kk_session_replay(s, known.id, (size_t)known.n, 16, 1, &err), &err);
+            ok(kk_session_generate(s, &p, MORE, on_token, t, &out, &err), &err);
+            assert_int_equal(out.stop, KK_STOP_EOS);
+            assert_int_equal(t->n, first + 1);
+            assert_memory_equal(t->id, known.id, (size_t)t->n * sizeof *t->id);
+            if (drafted) assert_int_equal(out.steps, first / 8 + 1); /* the last block is cut */
+            ok(kk_session_check(s, &err), &err);
+            kk_session_describe(s, &si);
+            assert_int_equal(si.history, N + first + 1);
+            p.ignore_eos = 1; /* what comes after does not depend on how it came to be */
+            ok(kk_session_generate(s, &p, 12, on_token, t, NULL, &err), &err);
+            p.ignore_eos = 0;
+            kk_session_close(s);
+        }
+        assert_int_equal(got[0].n, got[1].n);
+        assert_memory_equal(got[0].id, got[1].id, (size_t)got[0].n * sizeof *got[0].id);
+    }
+    kk_engine_close(e);
+}
+
 /* ---- bytes -------------------------------------------------------------------------------- */
 
 /* plan says before loading what the allocator says after. */
@@ -745,6 +796,7 @@ int main(void)
         RESTORED(llama),
         LAWS(q8_rows),
         ON(gemma4, sampling_is_keyed_by_position),
+        ON(gemma4, a_block_ends_at_end_of_sequence),
         ON(gemma4, rings_are_bounded),
         ON(gemma4, caps_are_checked),
         ON(gemma4, restored_is_causal),
