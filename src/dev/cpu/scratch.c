@@ -197,7 +197,7 @@ void kk__cpu_rows(struct kk_cpu *c, int64_t n, int64_t ns_each,
 
 #define GRID_NS    20000
 #define GRID_SMALL 8192 /* panels x inputs of a product that is cut by rows alone */
-#define GRID_LEAST 12   /* with so many rows in a block */
+#define GRID_LEAST 24   /* with so many rows in a block */
 #define GRID_ROWS  192  /* rows of x that share an L2 with a block of weights */
 
 struct kk_grid kk__cpu_grid(const struct kk_cpu *c, const struct kk_weight *w, int T,
