@@ -222,6 +222,8 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
             .logits_bytes = (int64_t)mp.logits_bytes,
             .kv_staging_bytes = (int64_t)kk_kv_plan_staging(&s.layout, &s.kv, rule, &s.kv_limits),
             .session_kv_bytes = (int64_t)kk_kv_plan_bytes(&s.layout, &s.kv, rule, ctx - 1),
+            .session_kv_host_bytes =
+                (int64_t)kk_kv_plan_host_bytes(&s.layout, &s.kv, rule, ctx - 1),
             .sessions = sessions,
             .ctx = ctx,
             .made_for_ctx = s.info.max_positions,

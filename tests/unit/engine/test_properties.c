@@ -511,6 +511,7 @@ static void plan_is_what_is_allocated(void **state)
             assert_int_equal(plan.scratch_bytes, info.scratch_bytes);
             assert_int_equal(plan.kv_staging_bytes, info.kv_staging_bytes);
             assert_int_equal(plan.session_kv_bytes, si.kv_device_bytes);
+            assert_int_equal(plan.session_kv_host_bytes, si.kv_host_bytes);
             kk_session_close(s);
             kk_engine_close(e);
         }
@@ -580,6 +581,7 @@ static void paging_changes_no_bit(void **state)
             kk_session_describe(s, &b);
             assert_int_equal(a.kv_device_bytes, b.kv_device_bytes);
             assert_int_equal(plan.session_kv_bytes, b.kv_device_bytes);
+            assert_int_equal(plan.session_kv_host_bytes, b.kv_host_bytes);
             assert_true(b.kv_device_bytes <= 60000 && b.kv_host_bytes > 0);
             ok(kk_session_check(s, &err), &err);
             kk_session_close(s);
