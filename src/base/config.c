@@ -77,12 +77,12 @@ static const struct kk_option table[KK_OPT_COUNT] = {
         "N", CACHE,
         "most tokens of a session; 0: what the model was made for (beyond it is warned of)"},
 
-    [KK_OPT_DRAFT] = {"draft", 0, KK_OPT_STRING, 0, GENERATES, 0, 0, "none",
+    [KK_OPT_DRAFT] = {"draft", 0, KK_OPT_STRING, 0, GENERATES | KK_CMD_PLAN, 0, 0, "none",
         "DIR|ngram|none", DRAFT,
         "who proposes tokens: a drafter's directory, earlier text (ngram), or nobody"},
-    [KK_OPT_DRAFT_WIDTH] = {"draft-width", 0, KK_OPT_INT, 0, GENERATES, 0, 16, "0", "N", DRAFT,
+    [KK_OPT_DRAFT_WIDTH] = {"draft-width", 0, KK_OPT_INT, 0, GENERATES | KK_CMD_PLAN, 0, 16, "0", "N", DRAFT,
         "tokens verified at once; 0: found while running"},
-    [KK_OPT_DRAFT_DEVICE] = {"draft-device", 0, KK_OPT_SIZE, 0, GENERATES, 0, 0, "0",
+    [KK_OPT_DRAFT_DEVICE] = {"draft-device", 0, KK_OPT_SIZE, 0, GENERATES | KK_CMD_PLAN, 0, 0, "0",
         "BYTES", DRAFT,
         "as --kv-device, for the drafter's own rows; 0: no cap"},
 

@@ -17,8 +17,11 @@ static void print_plan(const struct kk_plan *p)
     print_row("scratch", p->scratch_bytes);
     print_row("logits, to sample", p->logits_bytes);
     print_row("KV staging", p->kv_staging_bytes);
+    if (p->restorer_bytes) print_row("f_theta", p->restorer_bytes);
+    if (p->drafter_bytes) print_row("drafter", p->drafter_bytes);
     print_row("KV of one session", p->session_kv_bytes);
-    print_row("KV of all sessions", p->session_kv_bytes * p->sessions);
+    if (p->session_draft_bytes) print_row("its drafter's", p->session_draft_bytes);
+    print_row("KV of all sessions", (p->session_kv_bytes + p->session_draft_bytes) * p->sessions);
     print_row("all", p->total_bytes);
     if (p->free_bytes) print_row("free now", p->free_bytes);
     if (!p->session_kv_host_bytes) return;
@@ -46,7 +49,10 @@ int kk_cli_plan(struct kk_cli *cli, struct kk_err *err)
     json_object_set_new(r, "scratch_bytes", json_integer(p.scratch_bytes));
     json_object_set_new(r, "logits_bytes", json_integer(p.logits_bytes));
     json_object_set_new(r, "kv_staging_bytes", json_integer(p.kv_staging_bytes));
+    json_object_set_new(r, "restorer_bytes", json_integer(p.restorer_bytes));
+    json_object_set_new(r, "drafter_bytes", json_integer(p.drafter_bytes));
     json_object_set_new(r, "session_kv_bytes", json_integer(p.session_kv_bytes));
+    json_object_set_new(r, "session_draft_bytes", json_integer(p.session_draft_bytes));
     json_object_set_new(r, "session_kv_host_bytes", json_integer(p.session_kv_host_bytes));
     json_object_set_new(r, "total_bytes", json_integer(p.total_bytes));
     if (p.free_bytes) json_object_set_new(r, "free_bytes", json_integer(p.free_bytes));

@@ -26,6 +26,7 @@ struct attn_job {
     int heads;      /* KV heads of a group (the last of a tile may have fewer) */
     int per_tile;   /* groups of a tile */
     int n_groups;   /* tiles x per_tile */
+    int rows;       /* of a tile, at most */
     int max_nq;     /* queries of a group */
     int row_bytes;  /* of a stored row */
     int64_t stride; /* floats of a query in a partial sum */
@@ -446,16 +447,16 @@ static struct place place_at(const struct group *g, int i, int end)
     return p;
 }
 
-/* Item: a group, the last first, as they see most keys */
+/* Item: a group, the last first, as they see most keys; in order where each thread has one, as rows
+ * are dealt to threads (kk__cpu_for_near) */
 static struct group group_of_item(const struct attn_job *job, int item)
 {
-    return group_at(job, job->n_groups - 1 - item);
+    return group_at(job, job->n_groups <= job->c->dev.n_threads ? item : job->n_groups - 1 - item);
 }
 
-static void group_item(void *arg, int item, int worker)
+static void group_item(void *arg, int item, int then, int worker)
 {
     const struct attn_job *job = arg;
-    const int then = item + job->c->dev.n_threads; /* likely what this thread does next */
     struct group g = group_of_item(job, item);
     struct work w = work_of(job, worker);
     const float *q = queries(job, &g, &w);
@@ -463,7 +464,7 @@ static void group_item(void *arg, int item, int worker)
     start(job, &g);
     for (int i = 0; i < n; i++) {
         struct place next = place_at(&g, i + 1, n);
-        if (i + 1 == n && then < job->n_groups) {
+        if (i + 1 == n && then >= 0) {
             const struct group to = group_of_item(job, then);
             next = place_at(&to, 0, n_splits(&to));
         }
@@ -494,17 +495,16 @@ static struct chunk chunk_at(const struct attn_job *job, int item)
     return c;
 }
 
-static void chunk_item(void *arg, int item, int worker)
+static void chunk_item(void *arg, int item, int then, int worker)
 {
     const struct attn_job *job = arg;
-    const int then = item + job->c->dev.n_threads; /* likely what this thread does next */
     const struct chunk c = chunk_at(job, item);
     const struct group *g = &c.g;
     struct work w = work_of(job, worker);
     const float *q = queries(job, g, &w);
     for (int i = c.lo; i < c.hi; i++) {
         struct place next = place_at(g, i + 1, c.hi);
-        if (i + 1 == c.hi && then < job->n_groups * job->n_chunks) {
+        if (i + 1 == c.hi && then >= 0) {
             const struct chunk to = chunk_at(job, then);
             next = place_at(&to.g, to.lo, to.hi);
         }
@@ -529,18 +529,17 @@ static void by_chunks(struct attn_job *job, int most_splits, int64_t ns)
         job->n_chunks = (int)kk__ceil_div(job->wave_len, job->chunk);
         for (int i = 0; i < job->n_groups; i++)
             atomic_store_explicit(&c->s.pending[i], job->n_chunks, memory_order_relaxed);
-        kk__cpu_for(c, job->n_groups * job->n_chunks, ns, chunk_item, job);
+        kk__cpu_for_ahead(c, job->n_groups * job->n_chunks, ns, chunk_item, job);
     }
 }
 
-/* Tiles of consecutive rows of one sequence: their first rows, and T, into scratch; and how many
- * KV heads go together. */
-static void cut_tiles(struct attn_job *job)
+/* Tiles of at most `most` consecutive rows of one sequence: their first rows, and T, into scratch;
+ * and how many KV heads go together, at most `heads`. */
+static void cut_tiles(struct attn_job *job, int most, int heads)
 {
     const struct kk_attn_args *a = job->a;
     int32_t *tile = job->c->s.tiles;
-    int n = 0, most = KK_CPU_QUERIES / job->per_kv, rows = 1;
-    if (a->mask.exact_near) most = 1; /* which rows are rebuilt depends on the query's position */
+    int n = 0, rows = 1;
     for (int t = 0; t < a->T; t++) {
         int next = t > 0 && a->seq[t] == a->seq[t - 1] && a->pos[t] == a->pos[t - 1] + 1;
         if (next && t - tile[n - 1] < most) continue;
@@ -548,18 +547,32 @@ static void cut_tiles(struct attn_job *job)
     }
     tile[n] = a->T;
     for (int i = 0; i < n; i++) rows = max32(rows, tile[i + 1] - tile[i]);
-    job->heads = min32(a->G, KK_CPU_QUERIES / (rows * job->per_kv));
+    job->heads = min32(heads, KK_CPU_QUERIES / (rows * job->per_kv));
     job->per_tile = (int)kk__ceil_div(a->G, job->heads);
     job->n_groups = n * job->per_tile;
     job->max_nq = job->heads * rows * job->per_kv;
+    job->rows = rows;
+}
+
+/* The splits of the group with most; an estimate of the time of all in *ns */
+static int size_up(const struct attn_job *job, int64_t *ns)
+{
+    int most = 0;
+    *ns = 0;
+    for (int i = 0; i < job->n_groups; i++) {
+        struct group g = group_at(job, i);
+        most = max32(most, n_splits(&g));
+        *ns += (int64_t)n_splits(&g) * S * job->a->D * g.heads * (4 + g.nq) / 32;
+    }
+    return most;
 }
 
 void kk__cpu_attn(struct kk_dev *dev, const struct kk_attn_args *a)
 {
     struct kk_cpu *c = kk__cpu(dev);
     struct attn_job job = {.c = c, .a = a, .per_kv = a->H / a->G};
-    int64_t ns = 0;
-    int most_splits = 0;
+    const int threads = dev->n_threads;
+    int64_t ns;
     KK_BUG_ON(a->H % a->G || a->D % 2 || !c->s.base || a->T > c->s.limits.max_rows ||
               a->D > c->s.limits.max_head_dim);
     if (job.per_kv > KK_CPU_QUERIES) {
@@ -570,14 +583,18 @@ void kk__cpu_attn(struct kk_dev *dev, const struct kk_attn_args *a)
     if (a->T == 0) return;
     job.stride = ((a->D + 15) & ~15) + 16;
     job.row_bytes = a->G * (int)kk_dtype_size(a->kv_dtype, a->D) * (a->value_only ? 1 : 2);
-    cut_tiles(&job);
-    for (int i = 0; i < job.n_groups; i++) {
-        struct group g = group_at(&job, i);
-        most_splits = max32(most_splits, n_splits(&g));
-        ns += (int64_t)n_splits(&g) * S * a->D * g.heads * (4 + g.nq) / 32;
+    /* which rows are rebuilt depends on the query's position */
+    cut_tiles(&job, a->mask.exact_near ? 1 : KK_CPU_QUERIES / job.per_kv, a->G);
+    int most_splits = size_up(&job, &ns), whole = job.n_groups >= 4 * threads || most_splits <= 1;
+    if (job.n_groups < threads * job.per_tile && most_splits <= 2 * threads && job.rows > 1) {
+        /* a short history: a part of the rows for each thread */
+        cut_tiles(&job, (job.rows + threads - 1) / threads, a->G);
+        whole = 1;
+    } else if (job.n_groups < threads && most_splits == 1) {
+        cut_tiles(&job, job.rows, (a->G + threads - 1) / threads);
     }
-    if (dev->n_threads > 1 && job.n_groups < 4 * dev->n_threads && most_splits > 1)
-        by_chunks(&job, most_splits, ns);
+    if (whole || threads == 1)
+        kk__cpu_for_ahead(c, job.n_groups, ns, group_item, &job);
     else
-        kk__cpu_for(c, job.n_groups, ns, group_item, &job);
+        by_chunks(&job, most_splits, ns);
 }

@@ -28,20 +28,23 @@ static void gemm(enum kk_dtype t, int M, int64_t N, int64_t K, const float *x, i
 }
 
 static void gemm_f32(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                     float *y, int64_t ldy)
+                     const void *next, float *y, int64_t ldy)
 {
+    (void)next;
     gemm(KK_F32, M, N, K, x, ldx, w, y, ldy);
 }
 
 static void gemm_bf16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                      float *y, int64_t ldy)
+                      const void *next, float *y, int64_t ldy)
 {
+    (void)next;
     gemm(KK_BF16, M, N, K, x, ldx, w, y, ldy);
 }
 
 static void gemm_f16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                     float *y, int64_t ldy)
+                     const void *next, float *y, int64_t ldy)
 {
+    (void)next;
     gemm(KK_F16, M, N, K, x, ldx, w, y, ldy);
 }
 
@@ -69,8 +72,9 @@ static float bf16_half(uint32_t pair, int high)
 }
 
 static void gemm_pairs(int M, int64_t N, int64_t K, const uint32_t *x, int64_t ldx, const void *w,
-                       float *y, int64_t ldy)
+                       const void *next, float *y, int64_t ldy)
 {
+    (void)next;
     const size_t bytes = kk_panel_bytes(KK_BF16, K);
     for (int64_t n = 0; n < N; n++)
         for (int r = 0; r < M; r++) {

@@ -61,9 +61,10 @@ struct kk_cpu_kern {
     const char *isa;
 
     /* y[r*ldy + n] = chain over k of x[r*ldx + k] * w[n][k], r < M, n < N (only n < N are written;
-     * w holds whole panels). By dtype of w. */
+     * w holds whole panels). By dtype of w. The panels at next will be read soon: a hint; NULL for
+     * none. */
     void (*gemm[3])(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                    float *y, int64_t ldy);
+                    const void *next, float *y, int64_t ldy);
 
     /* The same with x and w in bf16. x: pairs of inputs as words, the first in the low half, odd K
      * padded with 0; ldx in words. y = chain over pairs ascending, in a pair the second input
@@ -71,7 +72,7 @@ struct kk_cpu_kern {
      * does a result that is below it when rounded to 24 bits. That is what vdpbf16ps does, and an
      * fma under FTZ and DAZ (docs/adr/0015). */
     void (*gemm_pairs)(int M, int64_t N, int64_t K, const uint32_t *x, int64_t ldx, const void *w,
-                       float *y, int64_t ldy);
+                       const void *next, float *y, int64_t ldy);
 
     /* Tables by kk_row_type: rows are of type F32, BF16 or Q8_0 (D is then whole blocks).
      * s[i*lds + j] = scale * lanes(q_i . row_j) over D, i < nq, j < nk. q_i at q + i*ldq; row_j at

@@ -174,7 +174,7 @@ V void gemm_input(int t, struct gemm_block *b, int rows, const float *x, int64_t
 }
 
 static void gemm_any(int t, int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                     float *y, int64_t ldy)
+                     const void *next, float *y, int64_t ldy)
 {
     const int tiles = (M + GEMM_ROWS - 1) / GEMM_ROWS, most = (M + tiles - 1) / tiles;
     const int widen = t == GEMM_PAIRS && GEMM_PAIR_WORDS == 2;
@@ -193,7 +193,7 @@ static void gemm_any(int t, int M, int64_t N, int64_t K, const float *x, int64_t
                     step = gemm_panels[most];
                     while (step > n_panels - q) step /= 2;
                     b.w = (const char *)w + (size_t)q * b.panel;
-                    b.next = b.w + (size_t)step * b.panel;
+                    b.next = q + step < n_panels ? b.w + (size_t)step * b.panel : next ? next : b.w;
                     b.y = y + r * ldy + q * 16;
                     b.n = N - q * 16;
                     gemm_tiles[t][m][step](&b);
@@ -204,32 +204,32 @@ static void gemm_any(int t, int M, int64_t N, int64_t K, const float *x, int64_t
 }
 
 static void gemm_f32(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                     float *y, int64_t ldy)
+                     const void *next, float *y, int64_t ldy)
 {
-    gemm_any(KK_F32, M, N, K, x, ldx, w, y, ldy);
+    gemm_any(KK_F32, M, N, K, x, ldx, w, next, y, ldy);
 }
 
 static void gemm_bf16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                      float *y, int64_t ldy)
+                      const void *next, float *y, int64_t ldy)
 {
-    gemm_any(KK_BF16, M, N, K, x, ldx, w, y, ldy);
+    gemm_any(KK_BF16, M, N, K, x, ldx, w, next, y, ldy);
 }
 
 static void gemm_f16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                     float *y, int64_t ldy)
+                     const void *next, float *y, int64_t ldy)
 {
-    gemm_any(KK_F16, M, N, K, x, ldx, w, y, ldy);
+    gemm_any(KK_F16, M, N, K, x, ldx, w, next, y, ldy);
 }
 
 static void gemm_pairs(int M, int64_t N, int64_t K, const uint32_t *x, int64_t ldx, const void *w,
-                       float *y, int64_t ldy)
+                       const void *next, float *y, int64_t ldy)
 {
 #ifdef __AVX512BF16__
-    gemm_any(GEMM_PAIRS, M, N, K, (const float *)(const void *)x, ldx, w, y, ldy);
+    gemm_any(GEMM_PAIRS, M, N, K, (const float *)(const void *)x, ldx, w, next, y, ldy);
 #else
     const unsigned was = _mm_getcsr();
     _mm_setcsr(was | 0x8040); /* FTZ, DAZ */
-    gemm_any(GEMM_PAIRS, M, N, K, (const float *)(const void *)x, ldx, w, y, ldy);
+    gemm_any(GEMM_PAIRS, M, N, K, (const float *)(const void *)x, ldx, w, next, y, ldy);
     _mm_setcsr(was);
 #endif
 }
@@ -237,6 +237,8 @@ static void gemm_pairs(int M, int64_t N, int64_t K, const uint32_t *x, int64_t l
 /* ---- attention ---- */
 
 #include "dev/cpu/kern_rows_int.h"
+
+#include "dev/cpu/kern_derive_int.h"
 
 /* ---- elementwise: kk_exp and its users, 16 at once ---- */
 

@@ -719,6 +719,7 @@ static void restored_is_causal(void **state)
         struct kk_engine *e = open_engine(o);
         struct kk_session *s = open_session(e);
         struct kk_session_info info;
+        struct kk_engine_info beside;
         kk_session_close(s);
         struct tokens got = generate(e, ids, N, variant == 1 ? 6 : 1, &p);
         if (!variant) want = got;
@@ -731,6 +732,13 @@ static void restored_is_causal(void **state)
         struct kk_plan plan;
         ok(kk_plan_make(&o, N, 1, &plan, &err), &err);
         assert_int_equal(plan.session_kv_bytes, info.kv_device_bytes);
+        kk_engine_describe(e, &beside);
+        assert_true(plan.restorer_bytes > 0 && (plan.drafter_bytes > 0) == (variant == 3));
+        assert_int_equal(plan.restorer_bytes, beside.restorer_bytes);
+        assert_int_equal(plan.drafter_bytes, beside.drafter_bytes);
+        assert_int_equal(plan.scratch_bytes, beside.scratch_bytes);
+        /* rows that are put off may not have the last of their blocks yet, of 128 K + V [2, 64] */
+        assert_in_range(plan.session_draft_bytes - info.drafter_device_bytes, 0, 128 * 512);
         if (!o.kv_device)
             assert_int_equal(info.kv_device_bytes, 6 * 68 * 512 + 256 * 512 + 2 * 4 * 128 * 256);
         kk_session_close(s);
