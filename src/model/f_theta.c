@@ -195,8 +195,9 @@ int kk_ftheta_describe(const char *dir, size_t *latent_bytes, struct kk_err *err
     return rc ? kk_wrap(err, rc, "f_theta") : 0;
 }
 
-int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, int max_rows,
-                   int64_t positions, struct kk_ftheta **out, struct kk_err *err)
+/* plan: weights are counted (*planned), not loaded, and nothing is taken of the device. */
+static int make(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, int max_rows,
+                int64_t positions, size_t *planned, struct kk_ftheta **out, struct kk_err *err)
 {
     struct kk_ftheta *f = kk_calloc(1, sizeof *f);
     struct kk_model shell = {.dev = m->dev};
@@ -215,7 +216,7 @@ int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, 
         int GD = m->config.layer[l].G * m->config.layer[l].D;
         if (m->config.layer[l].sliding && GD > f->GD) f->GD = GD;
     }
-    struct kk_loader ld = {.m = &shell, .account = &f->weights};
+    struct kk_loader ld = {.m = &shell, .account = &f->weights, .plan = planned != NULL};
     int rc = f->layer ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for f_theta");
     if (!rc && !f->exact) {
         rc = open_file(dir, &mf, err);
@@ -226,14 +227,33 @@ int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, 
         if (!rc) f->fingerprint = kk_model_file_fingerprint(mf);
         kk_model_file_close(mf);
     }
-    if (!rc) rc = alloc_buffers(f, err);
+    if (!rc && !planned) rc = alloc_buffers(f, err);
     if (rc) {
         kk_wrap(err, rc, "f_theta");
         kk_ftheta_close(f);
         return rc;
     }
-    m->restorer = f;
+    if (planned) *planned = ld.planned;
     *out = f;
+    return 0;
+}
+
+int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, int max_rows,
+                   int64_t positions, struct kk_ftheta **out, struct kk_err *err)
+{
+    int rc = make(dir, m, kv_dtype, max_rows, positions, NULL, out, err);
+    if (!rc) m->restorer = *out;
+    return rc;
+}
+
+int kk_ftheta_plan(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, int max_rows,
+                   int64_t positions, struct kk_ftheta **out, size_t *bytes, struct kk_err *err)
+{
+    struct kk_buffer_spec s[N_BUFFERS];
+    int rc = make(dir, m, kv_dtype, max_rows, positions, bytes, out, err);
+    if (rc) return rc;
+    buffer_specs(*out, s);
+    for (int k = 0; k < N_BUFFERS; k++) *bytes += s[k].bytes;
     return 0;
 }
 
@@ -263,9 +283,9 @@ size_t kk_ftheta_latent_bytes(const struct kk_ftheta *f)
 {
     return f->exact ? 0 : (size_t)f->rank * 2;
 }
-int64_t kk_ftheta_weight_bytes(const struct kk_ftheta *f)
+int64_t kk_ftheta_bytes(const struct kk_ftheta *f)
 {
-    return atomic_load(&f->weights.bytes);
+    return atomic_load(&f->weights.bytes) + atomic_load(&f->scratch.bytes);
 }
 uint64_t kk_ftheta_fingerprint(const struct kk_ftheta *f)
 {

@@ -15,6 +15,7 @@ r = json.load(open(sys.argv[1]))
 assert r["machine"] and r["commit"] and "--quick" in r["command"], r
 assert {f["threads"] for f in r["floors"]} == {1, 2}
 assert all(f["read_gb_s"] > 0.1 and f["fma_gflop_s"] > 0.1 for f in r["floors"])
+assert all((f["fork_us"] > 0) == (f["threads"] > 1) for f in r["floors"])
 assert {x["threads"] for x in r["runs"]} == {1, 2}
 assert all(x["us"] > 0 and x["share_of_floor"] > 0 for x in r["runs"])
 P

@@ -87,6 +87,7 @@ refuses() { # exit status, words, arguments
         sh "$KK_TMP" "$rc" "$want" "$words"
 }
 refuses 1 "too small" run -m "$TINY" -p x --kv-device 1000
+refuses 1 "too small" plan -m "$TINY" --kv-device 1000
 refuses 1 "needs f_theta" run -m "$TINY" -p x --kv restored
 refuses 1 "over the model's own window" run -m "$TINY" -p x --kv s5 --kv-window 9999
 refuses 1 "do not belong together" bench decode -m synth:tests/data/mini.json --draft "$DRAFT" --ctx 0

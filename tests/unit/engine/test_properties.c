@@ -511,6 +511,7 @@ static void plan_is_what_is_allocated(void **state)
             assert_int_equal(plan.scratch_bytes, info.scratch_bytes);
             assert_int_equal(plan.kv_staging_bytes, info.kv_staging_bytes);
             assert_int_equal(plan.session_kv_bytes, si.kv_device_bytes);
+            assert_int_equal(plan.session_kv_host_bytes, si.kv_host_bytes);
             kk_session_close(s);
             kk_engine_close(e);
         }
@@ -580,6 +581,7 @@ static void paging_changes_no_bit(void **state)
             kk_session_describe(s, &b);
             assert_int_equal(a.kv_device_bytes, b.kv_device_bytes);
             assert_int_equal(plan.session_kv_bytes, b.kv_device_bytes);
+            assert_int_equal(plan.session_kv_host_bytes, b.kv_host_bytes);
             assert_true(b.kv_device_bytes <= 60000 && b.kv_host_bytes > 0);
             ok(kk_session_check(s, &err), &err);
             kk_session_close(s);
@@ -717,6 +719,7 @@ static void restored_is_causal(void **state)
         struct kk_engine *e = open_engine(o);
         struct kk_session *s = open_session(e);
         struct kk_session_info info;
+        struct kk_engine_info beside;
         kk_session_close(s);
         struct tokens got = generate(e, ids, N, variant == 1 ? 6 : 1, &p);
         if (!variant) want = got;
@@ -729,6 +732,13 @@ static void restored_is_causal(void **state)
         struct kk_plan plan;
         ok(kk_plan_make(&o, N, 1, &plan, &err), &err);
         assert_int_equal(plan.session_kv_bytes, info.kv_device_bytes);
+        kk_engine_describe(e, &beside);
+        assert_true(plan.restorer_bytes > 0 && (plan.drafter_bytes > 0) == (variant == 3));
+        assert_int_equal(plan.restorer_bytes, beside.restorer_bytes);
+        assert_int_equal(plan.drafter_bytes, beside.drafter_bytes);
+        assert_int_equal(plan.scratch_bytes, beside.scratch_bytes);
+        /* rows that are put off may not have the last of their blocks yet, of 128 K + V [2, 64] */
+        assert_in_range(plan.session_draft_bytes - info.drafter_device_bytes, 0, 128 * 512);
         if (!o.kv_device)
             assert_int_equal(info.kv_device_bytes, 6 * 68 * 512 + 256 * 512 + 2 * 4 * 128 * 256);
         kk_session_close(s);
