@@ -113,6 +113,11 @@ class Setup:
     def autocast(self):
         return torch.autocast("cuda", torch.bfloat16, enabled=self.cuda)
 
+    def put(self, rows):
+        """A batch of ids on the device, without waiting for what it computes."""
+        ids = torch.from_numpy(rows)
+        return (ids.pin_memory() if self.cuda else ids).to(self.device, non_blocking=True)
+
     def verifier(self, wide=True):
         net = freeze(load(nets.Verifier(self.v), self.o.source, "verifier", self.device))
         net.wide = wide

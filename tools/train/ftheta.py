@@ -25,9 +25,9 @@ def run(setup):
     probes, optimizer, few = Probes(setup, source), Optimizer([f], muon=0.005, adam=1e-3, flat=0.3, warm=20), max(1, setup.batch // 4)
     setup.log("before:", probes.quick(net, f, plan))
     plan.use(setup.segments[1])
-    budget, n, start = setup.seconds(70), 0, time.time()
+    budget, n, start = setup.seconds(90), 0, time.time()
     while (progress := (time.time() - start) / budget) < 1:
-        ids = torch.from_numpy(rows.rows(few)).to(setup.device)
+        ids = setup.put(rows.rows(few))
         with setup.autocast():
             with torch.no_grad():
                 x, taps = net(ids, plan)
