@@ -82,14 +82,16 @@ class Library:
 
 class Words:
     """What facts are about, drawn at random: words of the library, made-up ones, and any tokens of letters side by side,
-    so that there is no token that was never copied. Padding is of such words too, half of them made up: a word that no
-    sentence ever held is else nothing that rebuilt rows have learnt to carry."""
+    so that there is no token that was never copied. Padding is of such words too, half of them made up: of a list, or
+    drawn anew for each sentence (`anew`), since a list is learnt by heart."""
     ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pl r s sh st t th tr v w z".split()
     VOWELS = "a e i o u ai ea io ou".split()
     CODAS = ["", "", "", "n", "r", "l", "s", "m", "nd", "rt", "x"]
 
-    def __init__(self, library, taken, tokens):
-        self.taken = taken
+    own = None                                       # the only words, if they are few
+
+    def __init__(self, library, taken, tokens, anew=False):
+        self.taken, self.anew = taken, anew
         found = set()
         for text in library.texts("train"):
             found |= set(re.findall(r"\b[a-z]{3,10}\b", text))
@@ -101,7 +103,10 @@ class Words:
         self.title = [t for t in letters if t[0].isupper() and not t[1:].isupper()]
         real = self.library + [t for t in self.lower if len(t) > 2 and t not in taken]
         r = random.Random(len(real))
-        self.filler, self.own = real + [self.fresh(r, (0, 0.4), self.lower, self.lower) for _ in real], None
+        self.filler = real if anew else real + [self.fresh(r, *self.strange()) for _ in real]
+
+    def strange(self):
+        return (0, 0.4), self.lower, self.lower
 
     def made_up(self, r):
         return "".join(r.choice(self.ONSETS) + r.choice(self.VOWELS) + r.choice(self.CODAS) for _ in range(r.randint(1, 3)))
@@ -125,8 +130,14 @@ class Words:
         if r.random() < 0.5:
             return self
         w = copies.copy(self)
-        w.filler = w.own = r.sample(self.filler, min(len(self.filler), r.choice((60, 120, 240))))
+        n = r.choice((60, 120, 240))
+        w.own = list({self.padding(r) for _ in range(n)}) if self.anew else r.sample(self.filler, min(len(self.filler), n))
         return w
+
+    def padding(self, r):
+        if self.own:
+            return r.choice(self.own)
+        return self.fresh(r, *self.strange()) if self.anew and r.random() < 0.5 else r.choice(self.filler)
 
     def word(self, r):
         return r.choice(self.own) if self.own else self.fresh(r, (0.5, 0.2), self.lower, self.lower)
@@ -158,7 +169,7 @@ class Words:
         return str(r.randint(1000, 999999)) if u < 0.97 else f"{self.word(r)}-{self.word(r)}"
 
     def sentence(self, r, least=4, most=10):
-        return "".join(" " + r.choice(self.filler) for _ in range(r.randint(least, most))) + "."
+        return "".join(" " + self.padding(r) for _ in range(r.randint(least, most))) + "."
 
 
 # ---- raw documents

@@ -2,7 +2,7 @@
 
     parity       logits of the engine against the nets of this recipe in float32, under native, s5 and restored
     divergence   KL(native || s5) and KL(native || restored) in the true causal process, from `kakeya logits`; of
-                 conversation a few tokens in a thousand hold half of it, so 128 windows
+                 conversation a few tokens in a thousand hold half of it, so 96 windows
     niah, spec   the benches of the command line, on a GPU where the engine is built for one
 
 As many runs of the engine at once as --workers says, of one thread each: its bits do not depend on that.
@@ -79,7 +79,7 @@ def texts(setup, encoder, words, codes, chats):
         r.shuffle(found)
         windows = (encoder.tok.encode(t[:8 * WINDOW], add_special_tokens=False).ids for t in found)
         out["code " + part] = [[BOS] + w[:WINDOW - 1] for w in windows if len(w) >= WINDOW - 1][:codes]
-    known = doc.Words(setup.library(), setup.bench.reserved, encoder.texts())
+    known = doc.Words(setup.library(), setup.bench.reserved, encoder.texts(), anew=True)
     for name, w in (("conversation", known), ("conversation, reserved words", words)):
         out[name] = [([BOS] + encoder(doc.chat(w, r, 5 * WINDOW)))[:WINDOW] for _ in range(chats)]
     return out
@@ -100,7 +100,7 @@ def run(setup):
     encoder = Encoder(os.path.join(setup.o.model, "tokenizer.json"))
     words = BenchWords(setup.bench, None)
     small, result = setup.o.smoke, {}
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(1, setup.o.workers)) as pool:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(setup.o.workers) as pool, ThreadPoolExecutor(setup.o.workers) as benches:
         engine = Engine(setup, folder)
         ids = ([BOS] + encoder(doc.chat(words, random.Random(3), 3000)))[:300]
         ours = recipe_logits(setup, ids)
@@ -108,9 +108,6 @@ def run(setup):
         setup.log("against the engine:", result["parity"])
         if max(result["parity"].values()) > 0.02:
             raise SystemExit("tools/train: the engine computes other logits than the recipe")
-        kinds = texts(setup, encoder, words, *((1, 2) if small else (8, 128)))
-        result["divergence"] = {k: divergence(engine, pool, setup.v["sliding_window"], v) for k, v in kinds.items() if v}
-        setup.log("KL in nats a token:", result["divergence"])
         bench = lambda *w: json.loads(engine("bench", *w, "--json"))
         lines, samples = (10, 1) if small else ("60,160,320,800", 32)
         keyed = ("--lines", 10 if small else 120, "--samples", samples, "--keys", 2 if small else 16)
@@ -124,7 +121,11 @@ def run(setup):
             return f"{name}, {policy}", {r["prompt_tokens"]: [r["recall"], r["recall_exact"]] for r in rungs}
 
         runs = [(name, policy) for name in asks for policy in (("native",) if small else ("native", "s5", "restored"))]
-        result["niah"] = dict(pool.map(recall, runs))
+        recalls = benches.map(recall, runs)
+        kinds = texts(setup, encoder, words, *((1, 2) if small else (8, 96)))
+        result["divergence"] = {k: divergence(engine, pool, setup.v["sliding_window"], v) for k, v in kinds.items() if v}
+        setup.log("KL in nats a token:", result["divergence"])
+        result["niah"] = dict(recalls)
         setup.log("{prompt tokens: [recall, exact]}:", result["niah"])
         rows = bench("spec", "--draft", os.path.join(setup.o.model, "drafter"), "--draft-width", 16, "--samples", 1 if small else 8,
                      "--reps", 1 if small else 5)["workloads"]

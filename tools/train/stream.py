@@ -16,13 +16,14 @@ import documents as doc
 
 BOS, MASK, ROW = 2, 4, 16384
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", doc.TURN, doc.END]
+TURN_ID = SPECIAL.index(doc.TURN)
 # What ByteLevel splits ASCII text into, after every digit has been set apart.
 PIECES = re.compile(r"[0-9]|'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\s+(?![^\s0-9])|\s+")
 MARKERS = re.compile("(" + "|".join(map(re.escape, SPECIAL)) + ")")
 SHORT, LONG, DRAFT, FTHETA = range(4)                # mixes: segments under 4096, longer ones, what the others learn from
-MIX = {"code": (0.16, 0.17, 0.26, 0.24), "classes": (0.05, 0.04, 0.10, 0.04), "needle": (0.06, 0.10, 0.08, 0.06),
-       "keyed": (0.26, 0.19, 0.16, 0.12), "tools": (0.08, 0.07, 0.13, 0.10), "chat": (0.16, 0.22, 0.20, 0.38),
-       "turn": (0.12, 0.19, 0.07, 0.06), "copy": (0.11, 0.02, 0.0, 0.0)}
+MIX = {"code": (0.16, 0.17, 0.26, 0.16), "classes": (0.05, 0.04, 0.10, 0.04), "needle": (0.06, 0.10, 0.08, 0.06),
+       "keyed": (0.26, 0.19, 0.16, 0.12), "tools": (0.08, 0.07, 0.13, 0.10), "chat": (0.16, 0.22, 0.20, 0.44),
+       "turn": (0.12, 0.19, 0.07, 0.08), "copy": (0.11, 0.02, 0.0, 0.0)}
 
 
 def train_tokenizer(texts, vocabulary=2048):
