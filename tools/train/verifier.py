@@ -12,7 +12,7 @@ from evaluate import Probes
 from optim import Optimizer
 from stream import TURN_ID, Stream
 
-SHARES, SETTLED = (0.28, 0.20, 0.40, 0.12), (0.85, 0.15)                    # of the time, for each length of a segment
+SHARES, SETTLED = (0.28, 0.20, 0.40, 0.12), (0.85, 0.15)      # of the time, for each length of a segment
 RESTORED_FROM, RESTORED_FULL, RESTORED_WEIGHT = 0.45, 0.55, 2.0      # its weight grows between the two
 TURNS = 4.0                                          # `settle`: what the restored KL of a segment with turns counts for
 
