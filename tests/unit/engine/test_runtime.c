@@ -50,10 +50,12 @@ struct answer {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     uint32_t ids[MOST];
-    int n, done, truncated, full_every, events;
+    int n, done, truncated, full_every, events, order; /* order: among all that ended */
     struct kk_event end;
     char id[KK_SESSION_ID_MAX], msg[256];
 };
+
+static atomic_int ends;
 
 static int sink(void *arg, const struct kk_event *ev)
 {
@@ -70,6 +72,7 @@ static int sink(void *arg, const struct kk_event *ev)
         a->end = *ev;
         if (ev->session) snprintf(a->id, sizeof a->id, "%s", ev->session);
         snprintf(a->msg, sizeof a->msg, "%s", ev->msg);
+        a->order = ++ends;
         a->done = 1;
     }
     pthread_cond_broadcast(&a->changed);
@@ -307,6 +310,71 @@ static void nor_with_a_journal(void **state)
 
 /* ---- one thing at a time ---- */
 
+static struct kk_call *submit(struct kk_runtime *rt, struct kk_request r, struct answer *a)
+{
+    struct kk_call *call;
+    struct kk_err err = {0};
+    init_answer(a);
+    r.sink = sink;
+    r.arg = a;
+    KK_ASSERT_OK(kk_runtime_submit(rt, &r, &call, &err), &err);
+    return call;
+}
+
+/* Tokens that a has, MOST if it is done. */
+static int come_so_far(struct answer *a)
+{
+    pthread_mutex_lock(&a->lock);
+    int n = a->done ? MOST : a->n;
+    pthread_mutex_unlock(&a->lock);
+    return n;
+}
+
+/* More sessions write than a round has places, and one comes to read: it has read before the first
+ * of them is half way. 0: the writers were too far when it came. */
+static int reads_among_writers(struct kk_runtime *rt, int writers)
+{
+    struct answer *a = kk_calloc((size_t)writers + 1, sizeof *a), *reader = &a[writers];
+    struct kk_call **call = kk_calloc((size_t)writers + 1, sizeof(struct kk_call *));
+    char(*id)[KK_SESSION_ID_MAX] = kk_calloc((size_t)writers + 1, sizeof *id);
+    uint32_t ids[60] = {3, 1, 4, 1, 5, 9, 2, 6};
+    int in_time = 1;
+    for (int i = 0; i <= writers; i++) {
+        create(rt, id[i]);
+        append(rt, id[i], ids, 2 + (size_t)i);
+    }
+    for (int i = 0; i < writers; i++) call[i] = submit(rt, generation(id[i], MOST, 0), &a[i]);
+    const struct kk_request r = {
+        .kind = KK_REQUEST_APPEND, .session = id[writers], .ids = ids, .n = 60};
+    call[writers] = submit(rt, r, reader);
+    for (int i = 0; i < writers; i++) in_time &= come_so_far(&a[i]) < MOST / 2;
+    for (int i = 0; i <= writers; i++) {
+        wait_done(&a[i]);
+        fine(a[i].end.code, &a[i]);
+        kk_call_release(call[i]);
+    }
+    for (int i = 0; i < writers && in_time; i++) assert_true(reader->order < a[i].order);
+    for (int i = 0; i <= writers; i++) close_session(rt, id[i]);
+    kk_free(a);
+    kk_free(call);
+    kk_free(id);
+    return in_time;
+}
+
+static void writers_do_not_keep_readers_out(void **state)
+{
+    (void)state;
+    for (int batch = 1; batch <= 4; batch += 3) {
+        struct kk_runtime_options o = kk_runtime_defaults();
+        o.step_rows = batch == 1 ? 1 : 512; /* and where writes alone fill a step */
+        struct kk_runtime *rt = open_runtime(o, batch, "none");
+        int tries = 20;
+        while (tries && !reads_among_writers(rt, batch + 2)) tries--;
+        assert_true(tries);
+        kk_runtime_close(rt);
+    }
+}
+
 static void mistakes_are_answered(void **state)
 {
     (void)state;
@@ -460,6 +528,32 @@ static void forks_and_prefixes(void **state)
     kk_engine_close(e);
 }
 
+/* A prompt that sessions have begun with is kept while others read on, each append of which could
+ * be a prompt too. */
+static void shared_prompts_stay(void **state)
+{
+    (void)state;
+    struct kk_runtime *rt = open_runtime(kk_runtime_defaults(), 8, "none");
+    struct kk_test_rng rng = kk_test_rng("shared prompts");
+    struct kk_runtime_stats st;
+    uint32_t ids[300];
+    char id[KK_SESSION_ID_MAX];
+    random_ids(&rng, ids, 300);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 4; i++) { /* 256 tokens, then each its own */
+            random_ids(&rng, ids + 256, 44);
+            create(rt, id);
+            append(rt, id, ids, 300);
+        }
+        for (int i = 0; i < 20; i++) append(rt, id, ids, 5);
+    }
+    create(rt, id); /* and a session more: counters are of the turn before */
+    kk_runtime_stats(rt, &st);
+    assert_int_equal(st.prefix_hits, 3 * 4 - 2);
+    assert_int_equal(st.prefix_hit_tokens, (3 * 4 - 2) * 256);
+    kk_runtime_close(rt);
+}
+
 /* A fork needs room for what it says, not for what it shares: where one session and a half fit,
  * twenty forks of it do, and none of them is paged out. */
 static void forks_fit_where_one_does(void **state)
@@ -610,6 +704,50 @@ static void only_idle_sessions_make_way(void **state)
 
 /* Where nothing can be moved the third of two is refused, with the numbers; where host memory takes
  * the idle ones nobody is; and nobody is let in who could never read. */
+/* As many sessions as fit on the device and in host memory together, with no room besides: each of
+ * them can go on, in the place of another. */
+static void full_everywhere_they_change_places(void **state)
+{
+    enum { N = 3, TURNS = 12 };
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_engine *e = open_engine(1, "none");
+    struct kk_test_rng rng = kk_test_rng("places");
+    struct kk_runtime *rt = NULL;
+    struct kk_runtime_stats st;
+    char id[N][KK_SESSION_ID_MAX];
+    uint32_t ids[N][60 + 2 * TURNS], want[2];
+    size_t n[N] = {60, 60, 60};
+    struct answer a;
+    o.kv_bytes = (N - 1) * kk_kv_bytes_at(e->pool, 100);
+    for (int i = 0; i < N; i++) random_ids(&rng, ids[i], 60);
+    for (int known = 0; known < 2; known++) { /* how much one takes in host memory */
+        kk_runtime_close(rt);
+        rt = open_runtime(o, 4, "none");
+        for (int i = 0; i < N; i++) {
+            create(rt, id[i]);
+            append(rt, id[i], ids[i], 60);
+        }
+        create(rt, a.id); /* counters are of the turn before */
+        kk_runtime_stats(rt, &st);
+        assert_int_equal(st.sessions_host, 1);
+        o.kv_host = st.kv_host_bytes * 3 / 2;
+    }
+    for (int t = 0; t < TURNS; t++) {
+        const int i = t % N;
+        alone(e, ids[i], n[i], 2, 0, want);
+        fine(ask(rt, generation(id[i], 2, 0), &a), &a);
+        assert_memory_equal(a.ids, want, sizeof want);
+        memcpy(ids[i] + n[i], want, sizeof want);
+        n[i] += 2;
+    }
+    create(rt, a.id);
+    kk_runtime_stats(rt, &st);
+    assert_true(st.resumed >= TURNS && st.kv_host_bytes > 0 && st.kv_host_bytes <= o.kv_host);
+    kk_runtime_close(rt);
+    kk_engine_close(e);
+}
+
 static void admission_is_by_bytes(void **state)
 {
     (void)state;
@@ -860,6 +998,7 @@ static void a_broken_snapshot_costs_time(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(writers_do_not_keep_readers_out),
         cmocka_unit_test(mistakes_are_answered),
         cmocka_unit_test(sessions_do_not_see_each_other),
         cmocka_unit_test(nor_with_drafts),
@@ -869,10 +1008,12 @@ int main(void)
         cmocka_unit_test(a_cancelled_call_keeps_the_session),
         cmocka_unit_test(a_full_sink_waits_alone),
         cmocka_unit_test(forks_and_prefixes),
+        cmocka_unit_test(shared_prompts_stay),
         cmocka_unit_test(forks_fit_where_one_does),
         cmocka_unit_test(idle_sessions_expire),
         cmocka_unit_test(a_restart_loses_nothing),
         cmocka_unit_test(only_idle_sessions_make_way),
+        cmocka_unit_test(full_everywhere_they_change_places),
         cmocka_unit_test(admission_is_by_bytes),
         cmocka_unit_test(sessions_that_say_nothing_take_nothing),
         cmocka_unit_test(a_full_disk_costs_time),
