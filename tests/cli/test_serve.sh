@@ -150,7 +150,7 @@ x = json.load(open(sys.argv[1]))["results"][0]
 w = x["while_reading"]
 assert x["errors"] == {} and x["tokens"] == 6 * 24 and w["writers"] == w["readers"] == 3, x
 assert 0 < w["inter_token_s"]["p50"] <= w["inter_token_s"]["max"] and w["append_tokens_per_s"] > 0
-assert abs(w["worst_over_median"] - w["inter_token_s"]["max"] / w["inter_token_s"]["p50"]) < 1e-6
+assert abs(w["worst_over_median"] - w["inter_token_s"]["max"] / w["inter_token_s"]["p50"]) < 1e-4 * w["worst_over_median"]
 PY
 
 # ---- what is refused
