@@ -303,6 +303,17 @@ struct kk_stack_kv { /* of a layer: struct kk_kv_view */
     void *rows;
 };
 
+/* Blocks in host memory, which the step brings in by itself: number i goes to slot (slot0 + i) % slots
+ * of a ring, where the tables of seqs say it is. Layers have them in ascending order, and in each its
+ * sequences; by kind of layer and sequence: count[k][b] blocks from block first[k][b] on. */
+struct kk_stack_host {
+    int n, slots, slot0, block_rows;
+    size_t slot_bytes;
+    char *ring;                          /* device [slots, slot_bytes] */
+    const void *const *from;             /* device [n]: memory of host_alloc */
+    const int32_t *first[2], *count[2]; /* host [B] */
+};
+
 /* A step: B sequences of rows[b] rows from pos[b], the first uncommitted position, on. By kind: [0]
  * full layers, [1] sliding ones. The arrays are the host's, but for ids[T], logits[n_logits, V] and
  * choice[n_logits] (argmax; either NULL: not wanted), tap_dst[T, n_taps, C]. */
@@ -313,6 +324,7 @@ struct kk_stack_step {
     struct kk_mask mask[2];
     const float *rope[2];
     const struct kk_stack_kv *kv;
+    const struct kk_stack_host *host; /* NULL: every block is on the device */
     float *logits;
     int32_t *choice;
     int n_taps[2];

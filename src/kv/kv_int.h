@@ -109,10 +109,13 @@ struct kk_kv_pool {
         char *base;
         struct kk_kv_seq *seqs;    /* [n_layers, max_seqs] */
         int32_t *keep, *pos, *seq; /* [max_seqs] (of use to the host alone), [T], [T] */
-        void **blocks; /* [n_entries]: block tables, where the device cannot read the host's */
+        void **blocks; /* [n_entries]: block tables, where the device cannot read the host's, and
+                          behind them where the step's host blocks come from */
     } tables, h;       /* the device's, and their host twins, filled by begin */
     size_t n_entries;
     /* the running step */
+    size_t used;      /* entries of block tables */
+    int32_t n_listed; /* of host blocks; -1: they are not listed */
     enum kk_step_kind kind;
     int mixed; /* kind is KK_STEP_CHUNK, and some sequences are held */
     int active, T, B;
@@ -237,6 +240,9 @@ void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep);
  * those entries of table (of sequence b, layer l) that are. *at counts over a step's calls, layers
  * outermost, from 0. */
 void kk__tier_slots(const struct kk_kv_pool *p, int l, int b, void **table, int64_t *at);
+/* Where the step's host blocks come from, in the order of *at above, to list [room]; how many, or -1
+ * if there is no room. */
+int32_t kk__tier_list(const struct kk_kv_pool *p, void **list, size_t room);
 /* Before the first layer of a step; after the last. */
 void kk__tier_begin(struct kk_kv_pool *p);
 void kk__tier_drain(struct kk_kv_pool *p);

@@ -2,7 +2,7 @@
 #ifndef KK_DEV_CUDA_STEP_ATTEND_INT_H
 #define KK_DEV_CUDA_STEP_ATTEND_INT_H
 
-#include "dev/cuda/step_split_int.h"
+#include "dev/cuda/step_pages_int.h"
 
 namespace
 {
@@ -296,6 +296,13 @@ template <int D> struct split_work {
     {
         const bool values = !Z::derived && c.warp >= 8;
         const int kg = c.warp - (values ? 8 : 0), i0 = (kg - it.lo) * 16;
+        const int page = page_of(*c.a, it, !Z::derived, layer);
+        if (page >= 0) { /* two rows of 2 KB, or half of one of 8, are a unit */
+            if (!Z::derived)
+                await_units(c, page, kg * 32 + values, 2, 16);
+            else if (kg < 8)
+                await_units(c, page, kg * 8, 1, 8);
+        }
         if (kg < it.lo || kg >= it.hi) return;
         const int end = min(stored_rows(*c.a, it) - i0, 16), part = values ? Z::G * D * 2 : 0;
         const uint32_t ring = smem_at(c.s->ring) + c.lane * 16;
