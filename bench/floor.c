@@ -159,6 +159,28 @@ static double floor_time(struct kk_pool *pool, void (*fn)(void *, int, int), str
     return best;
 }
 
+static void floor_nothing(void *arg, int worker, int n_workers)
+{
+    (void)arg, (void)worker, (void)n_workers;
+}
+
+/* Seconds of a fork that every thread enters and leaves: of the best of many rows of forks. */
+static double floor_fork(struct kk_pool *pool)
+{
+    enum { FORKS = 500 };
+    double best = 1e9;
+    if (kk_pool_threads(pool) == 1) return 0;
+    kk_pool_begin(pool);
+    for (int i = 0; i < 100; i++) {
+        uint64_t t0 = kk_now_ns();
+        for (int k = 0; k < FORKS; k++) kk_pool_run(pool, floor_nothing, NULL);
+        double s = kk_seconds_since(t0) / FORKS;
+        if (s < best) best = s;
+    }
+    kk_pool_end(pool);
+    return best;
+}
+
 struct floor floor_measure(int threads)
 {
     const size_t huge = (size_t)2 << 20;
@@ -176,6 +198,7 @@ struct floor floor_measure(int threads)
     f.bytes_s = (double)job->part * threads / floor_time(pool, floor_read, job, 128);
     f.flop_s = 2.0 * FLOOR_ROUNDS * FLOOR_CHAINS * FLOOR_LANES * threads /
                floor_time(pool, floor_fma, job, 64);
+    f.fork_s = floor_fork(pool);
     kk_pool_close(pool);
     kk_free(data);
     kk_free(job);
@@ -230,13 +253,15 @@ json_t *bench_report(const char *name, int argc, char **argv)
 
 void bench_floor_into(json_t *report, const char *device, const struct floor *f)
 {
-    printf("\n%s: reads %.1f GB/s, %.1f GFLOP/s of fused multiply-adds\n", device,
-           f->bytes_s * 1e-9, f->flop_s * 1e-9);
+    printf("\n%s: reads %.1f GB/s, %.1f GFLOP/s of fused multiply-adds", device, f->bytes_s * 1e-9,
+           f->flop_s * 1e-9);
+    if (f->fork_s > 0) printf(", a fork takes %.2f us", f->fork_s * 1e6);
+    putchar('\n');
     json_t *all = json_object_get(report, "floors");
     if (!all) json_object_set_new(report, "floors", all = json_array());
-    json_array_append_new(all, json_pack("{ss si sf sf}", "device", device, "threads", f->threads,
-                                         "read_gb_s", f->bytes_s * 1e-9, "fma_gflop_s",
-                                         f->flop_s * 1e-9));
+    json_array_append_new(all, json_pack("{ss si sf sf sf}", "device", device, "threads",
+                                         f->threads, "read_gb_s", f->bytes_s * 1e-9, "fma_gflop_s",
+                                         f->flop_s * 1e-9, "fork_us", f->fork_s * 1e6));
 }
 
 void bench_write(json_t *report, const char *path)

@@ -12,6 +12,7 @@
 
 struct floor {
     double bytes_s, flop_s;
+    double fork_s; /* all threads meet for nothing, while a step runs (0 with one thread) */
     int threads;
 };
 

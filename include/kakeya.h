@@ -72,11 +72,16 @@ struct kk_plan {
     int64_t weight_bytes;  /* on the device */
     int64_t scratch_bytes; /* activations and tables, one per process */
     int64_t logits_bytes;  /* more of them, once a request asks for more than the likeliest token */
-    int64_t kv_staging_bytes; /* KV step scratch and staging ring, one per process */
-    int64_t session_kv_bytes; /* device bytes of a session of `ctx` tokens */
+    int64_t kv_staging_bytes;      /* KV step scratch and staging ring, one per process */
+    int64_t session_kv_bytes;      /* device bytes of a session of `ctx` tokens */
+    int64_t session_kv_host_bytes; /* host bytes of it: rows that a device cap pages out */
+    /* What f_theta and the drafter take beside these, 0 without: weights, scratch, staging, and the
+     * states of the model that they read; and the drafter's rows of a session, with those put off.
+     */
+    int64_t restorer_bytes, drafter_bytes, session_draft_bytes;
     int64_t sessions, ctx;
     int64_t made_for_ctx; /* the context that the model was made for */
-    int64_t total_bytes;  /* all of it for `sessions` sessions */
+    int64_t total_bytes;  /* of the device, all of it for `sessions` sessions */
     int64_t free_bytes;   /* device memory that is free now; 0: not known */
 };
 int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t sessions,
@@ -98,6 +103,7 @@ struct kk_engine_info {
     const uint32_t *eos;  /* borrowed */
     int n_eos;
     int64_t weight_bytes, scratch_bytes, kv_staging_bytes; /* from the allocator */
+    int64_t restorer_bytes, drafter_bytes;                 /* likewise, as struct kk_plan says */
     int64_t step_weight_bytes; /* weight bytes one decode step of one session reads */
     int active_experts;        /* of a row, in a layer; 0: the model has none */
     int64_t expert_bytes;      /* weights of one expert in every layer */

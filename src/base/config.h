@@ -103,7 +103,7 @@ enum kk_option_id {
     KK_OPT_EVICT_IDLE,
     KK_OPT_KV_TOTAL,
     KK_OPT_IDLE_HOST,
-    KK_OPT_IDLE_DISK,
+    KK_OPT_KV_DISK,
     KK_OPT_STATE,
     KK_OPT_JOURNAL_FULL,
     KK_OPT_SESSIONS,

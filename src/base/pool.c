@@ -247,3 +247,8 @@ int kk_pool_threads(const struct kk_pool *p)
 {
     return p->n;
 }
+
+uint64_t kk_pool_forks(const struct kk_pool *p)
+{
+    return atomic_load_explicit(&p->gate, memory_order_relaxed) >> 16;
+}

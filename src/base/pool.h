@@ -38,6 +38,9 @@ void kk_pool_for(struct kk_pool *p, int n_items, void (*fn)(void *arg, int item,
 void kk_pool_begin(struct kk_pool *p);
 void kk_pool_end(struct kk_pool *p);
 
+/* Forks so far: each costs its threads one meeting. */
+uint64_t kk_pool_forks(const struct kk_pool *p);
+
 /* Cores this process may use, at least 1. */
 int kk_cores(void);
 

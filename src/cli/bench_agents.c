@@ -475,6 +475,20 @@ static void print_level(const json_t *r)
     fflush(stdout);
 }
 
+/* What the server was started with; with --connect it is not known. */
+static void add_server(const struct bench *b, json_t *r)
+{
+    const struct kk_config *c = &b->cli->cfg;
+    const char *kv = kk_config_text(c, KK_OPT_KV);
+    const int near = strcmp(kv, "full") != 0 && strcmp(kv, "native") != 0;
+    json_object_set(r, "server", b->server.ready);
+    json_object_set(r, "capacity", json_object_get(b->server.ready, "capacity"));
+    json_object_set_new(r, "sink",
+                        near ? json_integer(kk_config_int(c, KK_OPT_KV_SINKS)) : json_null());
+    json_object_set_new(r, "window",
+                        near ? json_integer(kk_config_int(c, KK_OPT_KV_WINDOW)) : json_null());
+}
+
 static json_t *config(const struct bench *b)
 {
     const struct kk_config *c = &b->cli->cfg;
@@ -489,7 +503,9 @@ static json_t *config(const struct bench *b)
     json_object_set_new(r, "connect", json_pack("s?", kk_config_text(c, KK_OPT_CONNECT)));
     json_object_set_new(r, "mixed", json_boolean(b->mixed));
     json_object_set_new(r, "seed", json_integer((json_int_t)b->seed));
-    if (b->server.ready) json_object_set(r, "server", b->server.ready);
+    json_object_set_new(r, "single_tenant_note",
+                        json_string("a session's rows are its own: agents share nothing"));
+    if (b->server.ready) add_server(b, r);
     return r;
 }
 
@@ -575,6 +591,7 @@ int kk_cli_bench_agents(struct kk_cli *cli, struct kk_err *err)
     json_object_set_new(report, "kind", json_string("grpc_agent_capacity_loadtest"));
     json_object_set_new(report, "schema_version", json_integer(1));
     json_object_set_new(report, "config", config(&b));
+    json_object_set(json_object_get(report, "config"), "levels", list);
     json_object_set_new(report, "levels", list);
     json_object_set_new(report, "summary", summary(&b, results));
     json_object_set_new(report, "results", results);

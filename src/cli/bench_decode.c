@@ -9,7 +9,7 @@
 #include "base/rng.h"
 #include "cli/common.h"
 
-enum { PREFILL = 512, DECODE = 128, COUNTED = 16 };
+enum { PREFILL = 512, DECODE = 128, COUNTED = 16, MOST_ROWS = 16 };
 
 struct run {
     int64_t context;
@@ -52,13 +52,28 @@ static int time_prefill(struct bench *b, int64_t depth, double *tok_s, struct kk
     return rc;
 }
 
+/* Stops after *arg tokens. More are allowed, so that the last steps have as many rows as the others:
+ * a draft is no longer than what is allowed. */
+static int until(void *arg, uint32_t id)
+{
+    int *left = arg;
+    (void)id;
+    return --*left < 1;
+}
+
+static int write_on(struct kk_session *s, int tokens, struct kk_generated *made, struct kk_err *err)
+{
+    struct kk_sampling p = kk_sampling_defaults();
+    int left = tokens;
+    p.ignore_eos = 1;
+    return kk_session_generate(s, &p, tokens + MOST_ROWS, until, &left, made, err);
+}
+
 /* A few more tokens, for how many experts a step reads. */
 static int count_experts(struct bench *b, struct run *r, struct kk_session *s, struct kk_err *err)
 {
-    struct kk_sampling p = kk_sampling_defaults();
-    p.ignore_eos = 1;
     kk_engine_count_experts(b->cli->engine, 1, NULL);
-    int rc = kk_session_generate(s, &p, COUNTED, NULL, NULL, NULL, err);
+    int rc = write_on(s, COUNTED, NULL, err);
     kk_engine_count_experts(b->cli->engine, 0, &r->experts);
     return rc;
 }
@@ -67,12 +82,10 @@ static int time_decode(struct bench *b, struct run *r, double *tok_s, double *st
                        struct kk_err *err)
 {
     struct kk_session *s = NULL;
-    struct kk_sampling p = kk_sampling_defaults();
     struct kk_generated made = {0};
     struct kk_session_info info;
-    p.ignore_eos = 1;
     int rc = fill(b, r->context, &s, err);
-    if (!rc) rc = kk_session_generate(s, &p, DECODE, NULL, NULL, &made, err);
+    if (!rc) rc = write_on(s, DECODE, &made, err);
     if (!rc && b->cli->info.active_experts && !r->experts) rc = count_experts(b, r, s, err);
     if (!rc) {
         *tok_s = kk_cli_rate((double)made.tokens, made.seconds);

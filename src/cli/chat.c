@@ -62,6 +62,18 @@ static void greet(const struct chat *c)
     dim(c, line);
 }
 
+/* Turns that markers chose are a guess: a model that has not learnt to talk has
+ * the tokens of one that has. */
+static void warn_template(const struct chat *c)
+{
+    if (c->form.by_markers)
+        fprintf(
+            stderr,
+            "kakeya: warning: the model brings no chat template: taking %s turns, whose markers "
+            "its tokenizer has; a model that was not trained on them talks nonsense\n",
+            c->form.family);
+}
+
 /* Why an answer ended before its time, or NULL. */
 static const char *cut_short(const struct kk_reply *r)
 {
@@ -347,6 +359,7 @@ static int prepare(struct chat *c, struct kk_err *err)
     if (!rc && system) rc = set_system(c, system, err);
     if (!rc) rc = open_json(c, err);
     if (!rc) rc = kk_cli_open_engine(cli, err);
+    if (!rc) warn_template(c);
     return rc ? rc : begin(c, err);
 }
 

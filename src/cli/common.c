@@ -115,7 +115,6 @@ static int open_gguf_tok(struct kk_cli *cli, const char *model, struct kk_err *e
 
 int kk_cli_open_tok(struct kk_cli *cli, struct kk_err *err)
 {
-    char path[4096];
     const char *model;
     int rc = kk_cli_model(cli, &model, err);
     if (rc) return rc;
@@ -127,8 +126,7 @@ int kk_cli_open_tok(struct kk_cli *cli, struct kk_err *err)
     if (kk_path_is_gguf(model)) return open_gguf_tok(cli, model, err);
     if (!kk_fs_is_dir(model))
         return kk_fail(err, KK_ENOENT, "'%s' is neither a model directory nor a GGUF file", model);
-    rc = kk_fs_join(path, sizeof path, model, "tokenizer.json", err);
-    return rc ? rc : kk_tok_open(path, &cli->tok, err);
+    return kk_tok_open_dir(model, &cli->tok, err);
 }
 
 int kk_cli_text(const struct kk_cli *cli, struct kk_buf *out, struct kk_err *err)

@@ -3,28 +3,31 @@
 
 #include "cli/common.h"
 
+static void print_row(const char *what, int64_t bytes)
+{
+    printf("%-20s %18lld %12s\n", what, (long long)bytes, kk_cli_bytes(bytes));
+}
+
 static void print_plan(const struct kk_plan *p)
 {
-    const struct {
-        const char *what;
-        int64_t bytes;
-    } rows[] = {
-        {"weights", p->weight_bytes},
-        {"scratch", p->scratch_bytes},
-        {"logits, to sample", p->logits_bytes},
-        {"KV staging", p->kv_staging_bytes},
-        {"KV of one session", p->session_kv_bytes},
-        {"KV of all sessions", p->session_kv_bytes * p->sessions},
-        {"all", p->total_bytes},
-        {"free now", p->free_bytes},
-    };
     printf("%lld session%s of %lld tokens\n\n", (long long)p->sessions, p->sessions == 1 ? "" : "s",
            (long long)p->ctx);
     printf("%-20s %18s %12s\n", "device memory", "bytes", "");
-    const size_t n = sizeof rows / sizeof *rows - (p->free_bytes == 0);
-    for (size_t i = 0; i < n; i++)
-        printf("%-20s %18lld %12s\n", rows[i].what, (long long)rows[i].bytes,
-               kk_cli_bytes(rows[i].bytes));
+    print_row("weights", p->weight_bytes);
+    print_row("scratch", p->scratch_bytes);
+    print_row("logits, to sample", p->logits_bytes);
+    print_row("KV staging", p->kv_staging_bytes);
+    if (p->restorer_bytes) print_row("f_theta", p->restorer_bytes);
+    if (p->drafter_bytes) print_row("drafter", p->drafter_bytes);
+    print_row("KV of one session", p->session_kv_bytes);
+    if (p->session_draft_bytes) print_row("its drafter's", p->session_draft_bytes);
+    print_row("KV of all sessions", (p->session_kv_bytes + p->session_draft_bytes) * p->sessions);
+    print_row("all", p->total_bytes);
+    if (p->free_bytes) print_row("free now", p->free_bytes);
+    if (!p->session_kv_host_bytes) return;
+    printf("\n%-20s %18s %12s\n", "host memory", "bytes", "");
+    print_row("KV of one session", p->session_kv_host_bytes);
+    print_row("KV of all sessions", p->session_kv_host_bytes * p->sessions);
 }
 
 int kk_cli_plan(struct kk_cli *cli, struct kk_err *err)
@@ -46,7 +49,11 @@ int kk_cli_plan(struct kk_cli *cli, struct kk_err *err)
     json_object_set_new(r, "scratch_bytes", json_integer(p.scratch_bytes));
     json_object_set_new(r, "logits_bytes", json_integer(p.logits_bytes));
     json_object_set_new(r, "kv_staging_bytes", json_integer(p.kv_staging_bytes));
+    json_object_set_new(r, "restorer_bytes", json_integer(p.restorer_bytes));
+    json_object_set_new(r, "drafter_bytes", json_integer(p.drafter_bytes));
     json_object_set_new(r, "session_kv_bytes", json_integer(p.session_kv_bytes));
+    json_object_set_new(r, "session_draft_bytes", json_integer(p.session_draft_bytes));
+    json_object_set_new(r, "session_kv_host_bytes", json_integer(p.session_kv_host_bytes));
     json_object_set_new(r, "total_bytes", json_integer(p.total_bytes));
     if (p.free_bytes) json_object_set_new(r, "free_bytes", json_integer(p.free_bytes));
     json_object_set_new(r, "kv", json_string(o.kv));

@@ -35,7 +35,7 @@ static struct kk_runtime_options runtime_options(const struct kk_config *c)
     o.kv_bytes = kk_config_int(c, KK_OPT_KV_TOTAL);
     o.kv_host = kk_config_int(c, KK_OPT_IDLE_HOST);
     if (!o.kv_host) o.kv_host = -1; /* no cap */
-    o.kv_disk = kk_config_int(c, KK_OPT_IDLE_DISK);
+    o.kv_disk = kk_config_int(c, KK_OPT_KV_DISK);
     o.state = kk_config_text(c, KK_OPT_STATE);
     o.journal_full = (int)kk_config_int(c, KK_OPT_JOURNAL_FULL);
     return o;

@@ -128,8 +128,8 @@ struct kk_norm_args {
 
 /* y[i][T, w[i]->rows] = x[T, cols] w[i]^T for up to three matrices; softcap > 0: c tanh(y / c) */
 struct kk_linear_args {
-    int T, n, settled; /* settled: x is older than two ops, so that a device may read it at once */
-    const void *x;     /* act */
+    int T, n, bf16, settled; /* settled: x is older than two ops: a device may read it at once */
+    const void *x; /* act; bf16: whatever act is, x is bf16, w have bf16_in, cols is even */
     const struct kk_weight *w[3];
     float *y[3];
     const float *bias[3]; /* [w[i]->rows], added to each row; NULL: none */

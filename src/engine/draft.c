@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/mem.h"
 #include "engine/engine_int.h"
 
 static int is_directory_kind(const char *kind)
@@ -32,33 +33,111 @@ int kk__restore_setup(struct kk_engine *e, struct kk_err *err)
     return open_taps(e, &e->taps[1], err);
 }
 
-static int open_dflash(struct kk_engine *e, const char *dir, struct kk_err *err)
+/* The drafter's rows, and how many at once */
+struct draft_limits {
+    struct kk_kv_options kv;
+    struct kk_kv_limits rows;
+    struct kk_model_limits model;
+};
+
+static struct draft_limits draft_limits(const struct kk_engine *e)
 {
-    const struct kk_kv_options native = {.policy = "native",
-                                         .device_cap = e->options.draft_device,
-                                         .host_cap = e->options.kv_host,
-                                         .staging_blocks =
-                                             kk_kv_staging_blocks(e->dev, e->options.kv_staging)};
     const int chunk =
         e->kv_limits.max_chunk_rows < KK_TAPS_HELD ? KK_TAPS_HELD : e->kv_limits.max_chunk_rows;
-    const struct kk_kv_limits kl = {1, chunk, KK_MAX_WIDTH, e->kv_limits.ctx};
-    const struct kk_model_limits ml = {.max_rows = chunk,
-                                       .max_logit_rows = KK_MAX_WIDTH,
-                                       .positions = e->ctx < 16384 ? e->ctx : 16384};
+    return (struct draft_limits){
+        .kv = {.policy = "native",
+               .device_cap = e->options.draft_device,
+               .host_cap = e->options.kv_host,
+               .staging_blocks = kk_kv_staging_blocks(e->dev, e->options.kv_staging)},
+        .rows = {1, chunk, KK_MAX_WIDTH, e->kv_limits.ctx},
+        .model = {.max_rows = chunk,
+                  .max_logit_rows = KK_MAX_WIDTH,
+                  .positions = e->ctx < 16384 ? e->ctx : 16384}};
+}
+
+/* A drafter's own context stays exact: it is small, and its drafts are worth more. */
+static struct kk_kv_layout draft_layout(const struct kk_engine *e)
+{
+    return kk_dflash_layout(e->dflash, e->layout.dtype == KK_Q8_0 ? KK_BF16 : e->layout.dtype);
+}
+
+static int open_dflash(struct kk_engine *e, const char *dir, struct kk_err *err)
+{
+    const struct draft_limits l = draft_limits(e);
     struct kk_model_file *mf;
     int rc = kk_model_file_open(dir, &mf, err);
     if (rc) return kk_wrap(err, rc, "drafter");
-    rc = kk_dflash_open(mf, e->model, &ml, &e->dflash, err);
+    rc = kk_dflash_open(mf, e->model, &l.model, &e->dflash, err);
     e->fingerprint.drafter = kk_model_file_fingerprint(mf);
     kk_model_file_close(mf);
     if (rc) return rc;
     e->taps[0].n = kk_dflash_taps(e->dflash, &e->taps[0].layers);
-    /* a drafter's own context stays exact: it is small, and its drafts are worth more */
-    e->draft_layout =
-        kk_dflash_layout(e->dflash, e->layout.dtype == KK_Q8_0 ? KK_BF16 : e->layout.dtype);
+    e->draft_layout = draft_layout(e);
     rc = open_taps(e, &e->taps[0], err);
-    return rc ? rc : kk_kv_pool_open(e->dev, &e->draft_layout, &native, &kl, &e->draft_pool, err);
+    return rc ? rc : kk_kv_pool_open(e->dev, &e->draft_layout, &l.kv, &l.rows, &e->draft_pool, err);
 }
+
+/* ---- plan --------------------------------------------------------------------------------- */
+
+static int plan_restorer(struct kk_engine *e, struct kk_plan *out, struct kk_err *err)
+{
+    size_t bytes;
+    const int *layers;
+    int rc = kk_ftheta_plan(e->options.f_theta, e->model, e->layout.dtype, kk__step_rows_max(e),
+                            e->ctx, &e->ftheta, &bytes, err);
+    if (rc) return rc;
+    out->restorer_bytes = (int64_t)(bytes + taps_bytes(e, kk_ftheta_taps(e->ftheta, &layers)));
+    return 0;
+}
+
+static int plan_dflash(struct kk_engine *e, struct kk_plan *out, int64_t rows, struct kk_err *err)
+{
+    const struct draft_limits l = draft_limits(e);
+    struct kk_model_file *mf;
+    size_t bytes;
+    const int *layers;
+    int rc = kk_model_file_open(e->options.draft, &mf, err);
+    if (rc) return kk_wrap(err, rc, "drafter");
+    rc = kk_dflash_plan(mf, e->model, &l.model, &e->dflash, &bytes, err);
+    kk_model_file_close(mf);
+    if (rc) return rc;
+    const struct kk_kv_layout y = draft_layout(e);
+    struct kk_kv_rule *rule = kk_calloc((size_t)y.n_layers, sizeof *rule);
+    if (!rule) rc = kk_fail(err, KK_ENOMEM, "out of memory for a plan");
+    if (!rc) rc = kk_kv_rules(&y, &l.kv, rule, err);
+    if (!rc) {
+        bytes += taps_bytes(e, kk_dflash_taps(e->dflash, &layers)) +
+                 kk_kv_plan_staging(&y, &l.kv, rule, &l.rows);
+        out->drafter_bytes = (int64_t)bytes;
+        out->session_draft_bytes = (int64_t)(kk_kv_plan_bytes(&y, &l.kv, rule, rows) +
+                                             kk_draft_dflash_held_bytes(e->dflash));
+    }
+    kk_free(rule);
+    return rc;
+}
+
+int kk__beside_plan(struct kk_engine *e, struct kk_plan *out, int64_t rows, struct kk_err *err)
+{
+    int rc = strcmp(e->options.kv, "restored") ? 0 : plan_restorer(e, out, err);
+    if (!rc && is_directory_kind(e->options.draft)) rc = plan_dflash(e, out, rows, err);
+    kk_dflash_close(e->dflash);
+    kk_ftheta_close(e->ftheta);
+    return rc;
+}
+
+int64_t kk__restorer_bytes(const struct kk_engine *e)
+{
+    return e->ftheta ? kk_ftheta_bytes(e->ftheta) + (int64_t)taps_bytes(e, e->taps[1].n) : 0;
+}
+
+int64_t kk__drafter_bytes(const struct kk_engine *e)
+{
+    return e->dflash ? kk_dflash_bytes(e->dflash) + kk_kv_staging_bytes(e->draft_pool) +
+                           (int64_t)taps_bytes(e, e->taps[0].n)
+                     : 0;
+}
+
+/* ---- open --------------------------------------------------------------------------------- */
 
 int kk__draft_setup(struct kk_engine *e, struct kk_err *err)
 {

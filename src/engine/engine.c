@@ -199,8 +199,13 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
 {
     struct setup s;
     struct kk_model_plan mp;
+    struct kk_engine shell = {.options = *o};
     int rc = setup_make(o, &s, err);
     if (rc) return rc;
+    shell.dev = s.dev;
+    shell.layout = s.layout;
+    shell.kv_limits = s.kv_limits;
+    shell.ctx = s.ctx;
     struct kk_kv_rule *rule = kk_calloc((size_t)s.layout.n_layers, sizeof *rule);
     if (!ctx) ctx = s.ctx;
     if (!rule) rc = kk_fail(err, KK_ENOMEM, "out of memory for a plan");
@@ -209,7 +214,7 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
                      "plan for %lld sessions of %lld tokens: the model was made for %lld",
                      (long long)sessions, (long long)ctx, (long long)s.ctx);
     if (!rc) rc = kk_kv_rules(&s.layout, &s.kv, rule, err);
-    if (!rc) rc = kk_model_plan(s.mf, s.dev, &s.limits, &mp, err);
+    if (!rc) rc = kk_model_plan(s.mf, s.dev, &s.limits, &mp, &shell.model, err);
     if (!rc) {
         *out = (struct kk_plan){
             .weight_bytes = (int64_t)mp.weight_bytes,
@@ -217,14 +222,19 @@ int kk_plan_make(const struct kk_engine_options *o, int64_t ctx, int64_t session
             .logits_bytes = (int64_t)mp.logits_bytes,
             .kv_staging_bytes = (int64_t)kk_kv_plan_staging(&s.layout, &s.kv, rule, &s.kv_limits),
             .session_kv_bytes = (int64_t)kk_kv_plan_bytes(&s.layout, &s.kv, rule, ctx - 1),
+            .session_kv_host_bytes =
+                (int64_t)kk_kv_plan_host_bytes(&s.layout, &s.kv, rule, ctx - 1),
             .sessions = sessions,
             .ctx = ctx,
             .made_for_ctx = s.info.max_positions,
             .free_bytes = (int64_t)s.dev->ops->free_bytes(s.dev),
         };
+        rc = kk__beside_plan(&shell, out, ctx - 1, err);
         out->total_bytes = out->weight_bytes + out->scratch_bytes + out->logits_bytes +
-                           out->kv_staging_bytes + sessions * out->session_kv_bytes;
+                           out->kv_staging_bytes + out->restorer_bytes + out->drafter_bytes +
+                           sessions * (out->session_kv_bytes + out->session_draft_bytes);
     }
+    kk_model_close(shell.model);
     kk_free(rule);
     setup_release(&s);
     return rc;
@@ -287,6 +297,23 @@ static int64_t step_weight_bytes(const struct kk_engine *e)
     return i->n_active_params / kk_dtype_block(i->dtype) * kk_dtype_block_bytes(i->dtype);
 }
 
+/* On a GPU a step costs the bytes that it reads: widths are worth trying before they are measured.
+ */
+static void expect_costs(struct kk_engine *e)
+{
+    const struct kk_model_info *i = kk_model_info(e->model);
+    struct kk_reading r = {.step = (double)step_weight_bytes(e),
+                           .expert = (double)kk_model_expert_bytes(e->model),
+                           .experts = i->E,
+                           .active = i->A};
+    if (e->dev->n_threads) return;
+    if (e->dflash) /* and the verifier's head */
+        r.draft = (double)kk_dflash_weight_bytes(e->dflash) +
+                  (double)i->V * i->C / (double)kk_dtype_block(i->dtype) *
+                      (double)kk_dtype_block_bytes(i->dtype);
+    kk_costs_expect(&e->costs, &r);
+}
+
 int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, struct kk_err *err)
 {
     struct setup s;
@@ -313,6 +340,7 @@ int kk_engine_open(const struct kk_engine_options *o, struct kk_engine **out, st
     if (!rc) rc = kk_kv_pool_open(e->dev, &e->layout, &s.kv, &s.kv_limits, &e->pool, err);
     if (!rc) rc = alloc_step_arrays(e, err);
     if (!rc) rc = kk__draft_setup(e, err);
+    if (!rc) expect_costs(e);
     kk_model_file_close(s.mf);
     if (rc) {
         kk_engine_close(e);
@@ -373,6 +401,8 @@ void kk_engine_describe(const struct kk_engine *e, struct kk_engine_info *out)
         .weight_bytes = weights,
         .scratch_bytes = kk_model_scratch_bytes(e->model),
         .kv_staging_bytes = kk_kv_staging_bytes(e->pool),
+        .restorer_bytes = kk__restorer_bytes(e),
+        .drafter_bytes = kk__drafter_bytes(e),
         .active_experts = i->A,
         .expert_bytes = kk_model_expert_bytes(e->model),
         .step_weight_bytes = step_weight_bytes(e),

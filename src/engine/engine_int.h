@@ -125,6 +125,11 @@ int kk__is_eos(const struct kk_session *s, uint32_t id);
 /* draft.c: what the engine's options ask for (a drafter directory is loaded), and one drafter for a
  * session (NULL for "none"). */
 int kk__draft_setup(struct kk_engine *e, struct kk_err *err);
+/* What f_theta and a drafter of the engine's options will take, into the plan. e has options, dev,
+ * layout, kv_limits and ctx; model: a shell. */
+int kk__beside_plan(struct kk_engine *e, struct kk_plan *out, int64_t rows, struct kk_err *err);
+int64_t kk__restorer_bytes(const struct kk_engine *e);
+int64_t kk__drafter_bytes(const struct kk_engine *e);
 /* Loads f_theta if the policy rebuilds rows. */
 int kk__restore_setup(struct kk_engine *e, struct kk_err *err);
 void kk__draft_release(struct kk_engine *e);

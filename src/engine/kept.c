@@ -385,11 +385,12 @@ static int write_blocks(struct kk_kept *k, const struct kk_saved *s, int lasting
     if (!h.n) return 0;
     uint64_t at = sizeof h + h.n * sizeof(struct blocks_entry);
     struct kept_file *f = new_file(k, ++*k->number);
-    char *p = f ? kk_malloc(at + bytes) : NULL, *entry = p + sizeof h;
+    char *p = f ? kk_malloc(at + bytes) : NULL, *entry;
     if (!p) {
         if (f) remove_file(k, f);
         return kk_fail(err, KK_ENOMEM, "out of memory to write a session");
     }
+    entry = p + sizeof h;
     memcpy(p, &h, sizeof h);
     for (int i = 0; i < s->n_blocks; i++) {
         struct kept_block *b = s->block[i];

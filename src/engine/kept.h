@@ -24,8 +24,8 @@ struct kk_kept;
 struct kept_block;
 struct kept_file;
 
-/* next: numbers of blocks and names of files count up from it, and are not given twice. */
-int kk_kept_open(uint64_t *next, struct kk_kept **out, struct kk_err *err);
+/* number: blocks and files are numbered from it up, and are not given twice. */
+int kk_kept_open(uint64_t *number, struct kk_kept **out, struct kk_err *err);
 void kk_kept_close(struct kk_kept *k); /* NULL is fine; after all that was saved is released */
 int64_t kk_kept_host_bytes(const struct kk_kept *k); /* of shared blocks in host memory */
 
@@ -44,7 +44,7 @@ struct kk_saved {
     struct kk_kept *k; /* set by kk_kept_keeper */
 };
 struct kk_kv_keeper kk_kept_keeper(struct kk_kept *k, struct kk_saved *s); /* valid while s is */
-int kk_saved_expect(struct kk_saved *s, size_t n, struct kk_err *err); /* room for n more bytes */
+int kk_saved_expect(struct kk_saved *s, size_t more, struct kk_err *err);  /* room for more bytes */
 void kk_saved_fit(struct kk_saved *s);                        /* no more room than is used */
 struct kk_io kk_saved_sink(struct kk_saved *s);               /* its own bytes, appended */
 struct kk_io kk_saved_source(struct kk_saved *s);             /* the same from the start on */

@@ -3,18 +3,21 @@
  * An entry is a session at rest whose history is some prompt's beginning; a new session whose
  * prompt begins so becomes a fork of it. Two kinds of places are kept: the end of a long prompt,
  * and the place where a prompt parts from one read before (found by the hashes of its multiples of
- * STEP tokens): with agents that share a system prompt, the second one keeps it for all others. */
+ * STEP tokens): with agents that share a system prompt, the second one keeps it for all others.
+ *
+ * Entries that a session has begun with stay longer than those that nobody has asked for: every
+ * append leaves one, and a few appends would drive out what all share. */
 #include <string.h>
 
 #include "base/hash.h"
 #include "base/mem.h"
 #include "engine/runtime_int.h"
 
-enum { STEP = 64, LEAST = 128, MOST = 16, SEEN = 1 << 15 };
+enum { STEP = 64, LEAST = 128, MOST = 16, MOST_USED = 12, SEEN = 1 << 15 };
 
 struct prefixes {
-    struct kk_session *entry[MOST]; /* longest unused first */
-    int n;
+    struct kk_session *entry[MOST]; /* first those that nobody has asked for, oldest first; then */
+    int n, used;                    /* `used` others, by their latest use */
     uint64_t seen[SEEN]; /* hashes of beginnings that some session has read; a newer one wins */
 };
 
@@ -29,6 +32,25 @@ static void remove_entry(struct prefixes *p, int i)
     kk_session_close(p->entry[i]);
     p->n--;
     memmove(&p->entry[i], &p->entry[i + 1], (size_t)(p->n - i) * sizeof p->entry[0]);
+    if (p->used > p->n) p->used = p->n;
+}
+
+static void add_entry(struct prefixes *p, struct kk_session *s)
+{
+    const int at = p->n - p->used;
+    memmove(&p->entry[at + 1], &p->entry[at], (size_t)p->used * sizeof p->entry[0]);
+    p->entry[at] = s;
+    p->n++;
+}
+
+/* A session has begun with entry i. Too many of those: the longest unused is as good as new. */
+static void entry_is_used(struct prefixes *p, int i)
+{
+    struct kk_session *s = p->entry[i];
+    const int was_used = i >= p->n - p->used;
+    memmove(&p->entry[i], &p->entry[i + 1], (size_t)(p->n - 1 - i) * sizeof p->entry[0]);
+    p->entry[p->n - 1] = s;
+    if (!was_used && p->used < MOST_USED) p->used++;
 }
 
 int kk__prefix_drop_oldest(struct kk_runtime *rt)
@@ -86,11 +108,9 @@ struct kk_session *kk__prefix_begin(struct kk_runtime *rt, struct resident *n, c
     }
     const size_t taken = fork ? fork->n : 0;
     if (fork) {
-        struct kk_session *used = p->entry[i];
         rt->stats.prefix_hits++;
         rt->stats.prefix_hit_tokens += taken;
-        memmove(&p->entry[i], &p->entry[i + 1], (size_t)(p->n - 1 - i) * sizeof p->entry[0]);
-        p->entry[p->n - 1] = used;
+        entry_is_used(p, i);
     }
     n->checkpoint = known >= LEAST && known > taken && known < len ? (int64_t)known - 1 : 0;
     return fork;
@@ -119,6 +139,6 @@ void kk__prefix_keep(struct kk_runtime *rt, struct resident *n)
     if (p->n == MOST) remove_entry(p, 0);
     if (kk_session_fork(n->s, &fork, NULL)) return; /* no memory: nothing is kept */
     fork->n = len;
-    p->entry[p->n++] = fork;
+    add_entry(p, fork);
     kk__resident_count(rt, n);
 }

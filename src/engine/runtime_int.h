@@ -90,7 +90,6 @@ struct kk_runtime {
     pthread_cond_t more;
     struct kk_call *in_first, *in_last;
     int n_calls, refusing, stopping, poked;
-    uint64_t drain_until;
     struct kk_runtime_stats published;
     struct written *written;
     uint64_t n_refused;
@@ -102,6 +101,7 @@ struct kk_runtime {
     struct list active, idle;
     struct kk_call *out_first, *out_last;
     struct kk_turn *turn;
+    int unread;                /* rounds in a row without a place for those that wait to read */
     struct kk_row_costs costs; /* of every round, by rows */
     struct prefixes *prefixes;
     int64_t device_bytes, parked_bytes; /* parked: of sessions' own rows in host memory */

@@ -1,9 +1,11 @@
 /* Continuous batching: which sessions read and write in the next round.
  *
  * Writers come first: every one has a place, or they take turns where there are more than a round
- * holds. Reads fill the round up to a budget of rows that keeps it within three times the time of
- * the writes alone, so that a long prompt does not stall the others; the budget is shared by all
- * that read. With nobody writing a round reads as much as a step may hold. */
+ * holds; then a place is left to those that read in every READ_EVERY-th round, so that they are not
+ * kept out for as long as others write. Reads fill the round up to a budget of rows that keeps it
+ * within three times the time of the writes alone, so that a long prompt does not stall the others;
+ * the budget is shared by all that read. With nobody writing a round reads as much as a step may
+ * hold. */
 #include <string.h>
 #include <sys/random.h>
 
@@ -11,7 +13,7 @@
 #include "engine/runtime_int.h"
 #include "spec/spec.h"
 
-enum { LEAST_READ = 16, READ_QUANTUM = 64 };
+enum { LEAST_READ = 16, READ_QUANTUM = 64, READ_EVERY = 4 };
 
 /* ---- starting calls ----------------------------------------------------------------------- */
 
@@ -206,12 +208,17 @@ static int64_t read_budget(const struct kk_runtime *rt, int writes)
     } else if (most > LEAST_READ) {
         most = LEAST_READ;
     }
-    return most;
+    return most < 1 ? 1 : most; /* more writes than a step may have rows */
 }
 
-static int add_writes(struct kk_runtime *rt)
+static int wants_to_read(const struct resident *n)
 {
-    int n = 0, most = kk__round_most_writes(rt->e);
+    return n->head->started && n->s && behind(n) > 0;
+}
+
+static int add_writes(struct kk_runtime *rt, int most)
+{
+    int n = 0;
     for (struct resident *a = rt->active.first; a && n < most; a = a->next) {
         struct kk_call *c = a->head;
         int room = OUT_TOKENS - c->n_out;
@@ -230,7 +237,7 @@ static int add_reads(struct kk_runtime *rt, int n, int64_t budget)
     const int first = n;
     for (struct resident *a = rt->active.first; a && n < rt->e->kv_limits.max_seqs && budget > 0;
          a = a->next) {
-        if (!a->head->started || !a->s || behind(a) <= 0) continue;
+        if (!wants_to_read(a)) continue;
         int32_t rows = rows_to_read(a, budget < READ_QUANTUM ? budget : READ_QUANTUM);
         rt->turn[n++] = (struct kk_turn){.s = a->s, .read = rows, .arg = a};
         budget -= rows;
@@ -240,6 +247,19 @@ static int add_reads(struct kk_runtime *rt, int n, int64_t budget)
         budget -= rows - rt->turn[i].read;
         rt->turn[i].read = rows;
     }
+    return n;
+}
+
+/* Those of the next round. */
+static int choose_turns(struct kk_runtime *rt)
+{
+    const int left = rt->unread >= READ_EVERY - 1; /* a place, or the only one */
+    const int most = kk__round_most_writes(rt->e), places = rt->e->kv_limits.max_seqs;
+    int writes = add_writes(rt, left && most == places ? most - 1 : most);
+    int n = add_reads(rt, writes, read_budget(rt, writes || !left ? writes : 1)), waits = 0;
+    for (const struct resident *a = rt->active.first; n == writes && a && !waits; a = a->next)
+        waits = wants_to_read(a);
+    rt->unread = waits ? rt->unread + 1 : 0;
     return n;
 }
 
@@ -372,8 +392,7 @@ int kk__schedule(struct kk_runtime *rt)
         for (int goes_on = 1; goes_on && !a->head->started;)
             goes_on = start(rt, a) == 0 && a->is_active;
     }
-    int n = add_writes(rt);
-    n = add_reads(rt, n, read_budget(rt, n));
+    int n = choose_turns(rt);
     if (n) n = fit_bytes(rt, n);
     if (n) do_round(rt, n);
     int ended = 0;

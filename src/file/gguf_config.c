@@ -3,6 +3,7 @@
  * here, where the key at fault can be named. */
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -194,12 +195,28 @@ static void get_head_dim(struct build *b)
         contradiction(b, "rope.dimension_count", rotary, "attention.key_length is", b->D);
 }
 
+/* A file that has layers beyond block_count would run, and make nonsense. */
+static void check_layers(struct build *b)
+{
+    static const char *const prefix[] = {"model.layers.", "blk."}; /* renamed, unknown */
+    for (size_t i = 0; !b->rc && i < b->mf->n; i++)
+        for (int k = 0; k < 2; k++) {
+            const char *at = b->mf->tensor[i].name;
+            size_t n = strlen(prefix[k]);
+            if (strncmp(at, prefix[k], n) || at[n] < '0' || at[n] > '9') continue;
+            long long layer = strtoll(at + n, NULL, 10);
+            if (layer >= b->L)
+                contradiction(b, "block_count", b->L, "there is a tensor of layer", layer);
+        }
+}
+
 /* Sizes, in the order of struct build. */
 static void set_common(struct build *b)
 {
     int64_t F[MAX_LAYERS], H[MAX_LAYERS];
     b->C = get_int(b, "embedding_length", 1, MAX_DIM, -1);
     b->L = get_int(b, "block_count", 1, MAX_LAYERS, -1);
+    check_layers(b);
     get_layers(b, "attention.head_count", 1, 1024, -1, H);
     b->H = one_of_layers(b, "attention.head_count", H, NULL, 0);
     get_layers(b, "feed_forward_length", 1, MAX_DIM, -1, F);

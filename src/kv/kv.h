@@ -66,7 +66,7 @@ struct kk_kv_rule {
 };
 
 /* Fill rule[n_layers]. KK_EINVAL names the unknown policy (and lists the known), or a negative
- * sink/window count, or a window over the model's. */
+ * sink/window count, or a window over the model's, or a device cap below what must stay there. */
 int kk_kv_rules(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
                 struct kk_kv_rule *rule, struct kk_err *err);
 
@@ -74,6 +74,9 @@ int kk_kv_rules(const struct kk_kv_layout *layout, const struct kk_kv_options *o
  * the allocator (law 1). With a device cap it does not depend on rows. */
 size_t kk_kv_plan_bytes(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
                         const struct kk_kv_rule *rule, int64_t rows);
+/* Host bytes of it: the full blocks that a device cap pages out; 0 without one. */
+size_t kk_kv_plan_host_bytes(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
+                             const struct kk_kv_rule *rule, int64_t rows);
 
 struct kk_kv_pool; /* one per model: step scratch, tables */
 struct kk_kv;      /* one per session */

@@ -40,6 +40,26 @@ static int check_near(const struct kk_kv_layout *layout, const struct kk_kv_opti
     return 0;
 }
 
+/* Blocks of every paged layer that a device cap leaves on the device; 0: it is below *least. */
+static int32_t resident_blocks(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
+                               const struct kk_kv_rule *rule, int64_t *least)
+{
+    return kk__tier_resident(layout, rule,
+                             opt->latent_bytes * (size_t)kk__kv_latent_rows(layout, rule),
+                             opt->device_cap, least);
+}
+
+static int check_cap(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
+                     const struct kk_kv_rule *rule, struct kk_err *err)
+{
+    int64_t least;
+    if (!opt->device_cap || resident_blocks(layout, opt, rule, &least)) return 0;
+    return kk_fail(err, KK_EINVAL,
+                   "a device cap of %lld bytes is too small: the rings and one block of %d rows of "
+                   "every layer that keeps all rows take %lld",
+                   (long long)opt->device_cap, KK_KV_BLOCK_ROWS, (long long)least);
+}
+
 int kk_kv_rules(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
                 struct kk_kv_rule *rule, struct kk_err *err)
 {
@@ -72,19 +92,28 @@ int kk_kv_rules(const struct kk_kv_layout *layout, const struct kk_kv_options *o
         r->ring = r->keep == KK_KEEP_ALL ? 0 : r->keep == KK_KEEP_NEAR ? opt->window : y->window;
         r->row_bytes = (size_t)y->G * (y->value_only ? 1 : 2) * kk_dtype_size(layout->dtype, y->D);
     }
-    return 0;
+    return check_cap(layout, opt, rule, err);
 }
 
 size_t kk_kv_plan_bytes(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
                         const struct kk_kv_rule *rule, int64_t rows)
 {
     int64_t least, blocks = (rows + KK_KV_BLOCK_ROWS - 1) / KK_KV_BLOCK_ROWS;
-    if (opt->device_cap)
-        blocks = kk__tier_resident(layout, rule,
-                                   opt->latent_bytes * (size_t)kk__kv_latent_rows(layout, rule),
-                                   opt->device_cap, &least);
+    if (opt->device_cap) blocks = resident_blocks(layout, opt, rule, &least);
     size_t total = 0;
     for (int l = 0; l < layout->n_layers; l++)
         total += kk__kv_block_bytes(&rule[l]) * (rule[l].ring ? 1 : (size_t)blocks);
     return total + opt->latent_bytes * (size_t)kk__kv_latent_rows(layout, rule);
+}
+
+size_t kk_kv_plan_host_bytes(const struct kk_kv_layout *layout, const struct kk_kv_options *opt,
+                             const struct kk_kv_rule *rule, int64_t rows)
+{
+    int64_t least, paged = rows / KK_KV_BLOCK_ROWS;
+    size_t total = 0;
+    if (!opt->device_cap) return 0;
+    paged -= resident_blocks(layout, opt, rule, &least) - 1;
+    for (int l = 0; l < layout->n_layers && paged > 0; l++)
+        if (!rule[l].ring) total += kk__kv_block_bytes(&rule[l]) * (size_t)paged;
+    return total;
 }

@@ -76,14 +76,19 @@ int kk__ring_open(struct kk_kv *kv, struct ring_rows *r, const struct ring_shape
     return kk_dev_alloc(kv->pool->dev, &kv->device, whole_bytes(y), &r->base, err);
 }
 
-static void drop_pieces(struct kk_kv *kv, struct ring_rows *r, const struct ring_shape *y)
+static void drop_tables(struct ring_rows *r)
 {
-    for (int32_t i = 0; r->n_apart && i < n_pieces(y); i++)
-        if (is_apart(r, y, i)) kk__block_release(kv, r->piece[i], r->share[i], piece_bytes(y, i));
     kk_free(r->piece);
     kk_free(r->share);
     r->piece = NULL;
     r->share = NULL;
+}
+
+static void drop_pieces(struct kk_kv *kv, struct ring_rows *r, const struct ring_shape *y)
+{
+    for (int32_t i = 0; r->piece && i < n_pieces(y); i++)
+        if (is_apart(r, y, i)) kk__block_release(kv, r->piece[i], r->share[i], piece_bytes(y, i));
+    drop_tables(r);
     r->n_apart = 0;
 }
 
@@ -102,7 +107,7 @@ static int make_tables(struct ring_rows *r, const struct ring_shape *y, struct k
     r->piece = kk_array((size_t)n, sizeof *r->piece);
     r->share = kk_calloc((size_t)n, sizeof *r->share);
     if (!r->piece || !r->share) {
-        drop_pieces(NULL, r, y);
+        drop_tables(r);
         return kk_fail(err, KK_ENOMEM, "out of memory for a KV block table");
     }
     for (int32_t i = 0; i < n; i++) r->piece[i] = in_base(r, y, i);

@@ -113,12 +113,6 @@ int kk__tier_open(struct kk_kv_pool *p, int staging_blocks, struct kk_err *err)
     int64_t least;
     p->resident = kk__tier_resident(&p->layout, p->rule, p->latent_bytes * (size_t)p->latent_rows,
                                     p->device_cap, &least);
-    if (!p->resident)
-        return kk_fail(
-            err, KK_EINVAL,
-            "a device cap of %lld bytes is too small: the rings and one block of %d rows of every "
-            "layer that keeps all rows take %lld",
-            (long long)p->device_cap, KK_KV_BLOCK_ROWS, (long long)least);
     if (staging_blocks < 2)
         return kk_fail(err, KK_EINVAL, "a staging ring of %d blocks: it must have at least 2",
                        staging_blocks);

@@ -244,14 +244,19 @@ static size_t choice_bytes(const struct kk_dflash *d)
     return ((size_t)d->limits.max_logit_rows + 1) * sizeof(int32_t);
 }
 
+static struct kk_limits device_limits(const struct kk_dflash *d, const struct kk_model *shell)
+{
+    return (struct kk_limits){.max_rows = d->limits.max_rows,
+                              .max_model_width = d->C,
+                              .max_head_dim = d->D,
+                              .max_block_cols = shell->max_block_cols,
+                              .max_bf16_cols = shell->max_bf16_cols};
+}
+
 static int alloc_buffers(struct kk_dflash *d, const struct kk_model *shell, struct kk_err *err)
 {
     struct kk_buffer_spec s[N_BUFFERS];
-    const struct kk_limits lim = {.max_rows = d->limits.max_rows,
-                                  .max_model_width = d->C,
-                                  .max_head_dim = d->D,
-                                  .max_block_cols = shell->max_block_cols,
-                                  .max_bf16_cols = shell->max_bf16_cols};
+    const struct kk_limits lim = device_limits(d, shell);
     buffer_specs(d, s);
     int rc = d->dev->ops->reserve(d->dev, &lim, &d->dev->tables, err);
     if (!rc) rc = kk__buffers_alloc(d->dev, &d->scratch, s, N_BUFFERS, err);
@@ -261,8 +266,18 @@ static int alloc_buffers(struct kk_dflash *d, const struct kk_model *shell, stru
     return d->choice ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for a drafter");
 }
 
-int kk_dflash_open(const struct kk_model_file *mf, struct kk_model *verifier,
-                   const struct kk_model_limits *limits, struct kk_dflash **out, struct kk_err *err)
+/* What it wants the device to reserve beyond what the verifier does */
+static size_t more_reserved(const struct kk_dflash *d, const struct kk_model *shell)
+{
+    const struct kk_limits have = kk__device_limits(d->verifier), mine = device_limits(d, shell),
+                           both = kk_limits_widest(have, &mine);
+    return d->dev->ops->reserve_bytes(d->dev, &both) - d->dev->ops->reserve_bytes(d->dev, &have);
+}
+
+/* planned: weights are counted there, not loaded, and nothing is taken of the device. */
+static int make(const struct kk_model_file *mf, struct kk_model *verifier,
+                const struct kk_model_limits *limits, size_t *planned, struct kk_dflash **out,
+                struct kk_err *err)
 {
     struct kk_dflash *d = kk_calloc(1, sizeof *d);
     struct kk_model shell = {.dev = verifier->dev}; /* what the loader puts weights of */
@@ -272,17 +287,40 @@ int kk_dflash_open(const struct kk_model_file *mf, struct kk_model *verifier,
     d->limits = *limits;
     d->weights.name = "drafter weights";
     d->scratch.name = "drafter scratch";
-    struct kk_loader ld = {
-        .mf = mf, .m = &shell, .account = &d->weights, .bf16_in = d->dev->bf16_act};
+    struct kk_loader ld = {.mf = mf,
+                           .m = &shell,
+                           .account = &d->weights,
+                           .plan = planned != NULL,
+                           .bf16_in = d->dev->bf16_act};
     int rc = parse(d, mf, err);
     if (!rc) rc = bind(&ld, d, err);
-    if (!rc) rc = alloc_buffers(d, &shell, err);
+    if (!rc && !planned) rc = alloc_buffers(d, &shell, err);
     if (rc) {
         kk_wrap(err, rc, "drafter");
         kk_dflash_close(d);
         return rc;
     }
+    if (planned) *planned = ld.planned + more_reserved(d, &shell);
     *out = d;
+    return 0;
+}
+
+int kk_dflash_open(const struct kk_model_file *mf, struct kk_model *verifier,
+                   const struct kk_model_limits *limits, struct kk_dflash **out, struct kk_err *err)
+{
+    return make(mf, verifier, limits, NULL, out, err);
+}
+
+int kk_dflash_plan(const struct kk_model_file *mf, struct kk_model *verifier,
+                   const struct kk_model_limits *limits, struct kk_dflash **out, size_t *bytes,
+                   struct kk_err *err)
+{
+    struct kk_buffer_spec s[N_BUFFERS];
+    int rc = make(mf, verifier, limits, bytes, out, err);
+    if (rc) return rc;
+    buffer_specs(*out, s);
+    for (int k = 0; k < N_BUFFERS; k++) *bytes += s[k].bytes;
+    *bytes += kk__rope_bytes(&(*out)->rope, limits->positions);
     return 0;
 }
 
@@ -318,6 +356,12 @@ int64_t kk_dflash_weight_bytes(const struct kk_dflash *d)
 {
     return atomic_load(&d->weights.bytes);
 }
+
+int64_t kk_dflash_bytes(const struct kk_dflash *d)
+{
+    return atomic_load(&d->weights.bytes) + atomic_load(&d->scratch.bytes);
+}
+
 const void *kk_dflash_hidden(const struct kk_dflash *d)
 {
     return d->x;

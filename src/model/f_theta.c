@@ -25,6 +25,7 @@ struct kk_ftheta {
     struct kk_model *m;
     struct kk_account weights, scratch;
     int exact, rank, n_taps;
+    int pairs; /* latents and maps are bf16, and the device's act is not: products of pairs */
     int taps[MAX_TAPS];
     float eps;
     struct kk_weight latent; /* [rank, n_taps * C] */
@@ -34,8 +35,8 @@ struct kk_ftheta {
         GD; /* rows of a step; rows rebuilt at once; widest G*D of a sliding layer */
     enum kk_dtype kv_dtype;
     void *x;           /* act [max_rows, n_taps * C] */
-    float *z;          /* [max(max_rows, most), rank] */
-    void *zb;          /* bf16, same */
+    void *zb;          /* bf16 [max(max_rows, most), rank] */
+    float *z;          /* the same in f32; `pairs`: [max_rows, rank], for commit alone */
     float *k, *v;      /* [most, GD] */
     void *rows;        /* [most, row_bytes] */
     int32_t *position; /* [positions]: 0, 1, 2, .. */
@@ -127,6 +128,19 @@ static int bind(struct kk_loader *ld, struct kk_ftheta *f, struct kk_err *err)
     return 0;
 }
 
+/* The rebuild's input is bf16 as it is stored: where the maps are too, its product rounds nothing
+ * that it reads, and costs half of one in f32 (docs/adr/0015). */
+static void choose_product(struct kk_ftheta *f)
+{
+    const struct kk_model_config *c = &f->m->config;
+    f->pairs = f->m->dev->act == KK_F32 && f->rank % 2 == 0;
+    for (int l = 0; l < c->info.n_layers; l++)
+        if (c->layer[l].sliding)
+            f->pairs &= f->layer[l].k.dtype == KK_BF16 && f->layer[l].v.dtype == KK_BF16;
+    for (int l = 0; l < c->info.n_layers; l++)
+        f->layer[l].k.bf16_in = f->layer[l].v.bf16_in = f->pairs;
+}
+
 enum { N_BUFFERS = 7 };
 
 static void buffer_specs(struct kk_ftheta *f, struct kk_buffer_spec s[static N_BUFFERS])
@@ -136,7 +150,7 @@ static void buffer_specs(struct kk_ftheta *f, struct kk_buffer_spec s[static N_B
     const size_t GD = (size_t)f->GD;
     const struct kk_buffer_spec all[N_BUFFERS] = {
         {&f->x, T * (size_t)f->n_taps * C * kk_dtype_bytes(f->m->dev->act)},
-        {(void **)&f->z, Z * R * fl},
+        {(void **)&f->z, (f->pairs ? T : Z) * R * fl},
         {&f->zb, Z * R * 2},
         {(void **)&f->k, f->exact ? 0 : M * GD * fl},
         {(void **)&f->v, f->exact ? 0 : M * GD * fl},
@@ -181,8 +195,9 @@ int kk_ftheta_describe(const char *dir, size_t *latent_bytes, struct kk_err *err
     return rc ? kk_wrap(err, rc, "f_theta") : 0;
 }
 
-int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, int max_rows,
-                   int64_t positions, struct kk_ftheta **out, struct kk_err *err)
+/* plan: weights are counted (*planned), not loaded, and nothing is taken of the device. */
+static int make(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, int max_rows,
+                int64_t positions, size_t *planned, struct kk_ftheta **out, struct kk_err *err)
 {
     struct kk_ftheta *f = kk_calloc(1, sizeof *f);
     struct kk_model shell = {.dev = m->dev};
@@ -201,24 +216,44 @@ int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, 
         int GD = m->config.layer[l].G * m->config.layer[l].D;
         if (m->config.layer[l].sliding && GD > f->GD) f->GD = GD;
     }
-    struct kk_loader ld = {.m = &shell, .account = &f->weights};
+    struct kk_loader ld = {.m = &shell, .account = &f->weights, .plan = planned != NULL};
     int rc = f->layer ? 0 : kk_fail(err, KK_ENOMEM, "out of memory for f_theta");
     if (!rc && !f->exact) {
         rc = open_file(dir, &mf, err);
         if (!rc) rc = parse(f, kk_model_file_config(mf), err);
         ld.mf = mf;
         if (!rc) rc = bind(&ld, f, err);
+        if (!rc) choose_product(f);
         if (!rc) f->fingerprint = kk_model_file_fingerprint(mf);
         kk_model_file_close(mf);
     }
-    if (!rc) rc = alloc_buffers(f, err);
+    if (!rc && !planned) rc = alloc_buffers(f, err);
     if (rc) {
         kk_wrap(err, rc, "f_theta");
         kk_ftheta_close(f);
         return rc;
     }
-    m->restorer = f;
+    if (planned) *planned = ld.planned;
     *out = f;
+    return 0;
+}
+
+int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, int max_rows,
+                   int64_t positions, struct kk_ftheta **out, struct kk_err *err)
+{
+    int rc = make(dir, m, kv_dtype, max_rows, positions, NULL, out, err);
+    if (!rc) m->restorer = *out;
+    return rc;
+}
+
+int kk_ftheta_plan(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, int max_rows,
+                   int64_t positions, struct kk_ftheta **out, size_t *bytes, struct kk_err *err)
+{
+    struct kk_buffer_spec s[N_BUFFERS];
+    int rc = make(dir, m, kv_dtype, max_rows, positions, bytes, out, err);
+    if (rc) return rc;
+    buffer_specs(*out, s);
+    for (int k = 0; k < N_BUFFERS; k++) *bytes += s[k].bytes;
     return 0;
 }
 
@@ -248,9 +283,9 @@ size_t kk_ftheta_latent_bytes(const struct kk_ftheta *f)
 {
     return f->exact ? 0 : (size_t)f->rank * 2;
 }
-int64_t kk_ftheta_weight_bytes(const struct kk_ftheta *f)
+int64_t kk_ftheta_bytes(const struct kk_ftheta *f)
 {
-    return atomic_load(&f->weights.bytes);
+    return atomic_load(&f->weights.bytes) + atomic_load(&f->scratch.bytes);
 }
 uint64_t kk_ftheta_fingerprint(const struct kk_ftheta *f)
 {
@@ -293,15 +328,15 @@ int kk_ftheta_commit(struct kk_ftheta *f, struct kk_kv *kv, const float *taps, i
     return d->ops->step_pass(d, err);
 }
 
-/* Latents [first, first + n) of a session into zb, and z where the device's products read f32,
- * unless they are there. */
+/* Latents [first, first + n) of a session into zb, and z where the product reads f32, unless they
+ * are there. */
 static void load_latents(struct kk_ftheta *f, const struct kk_kv *kv, int32_t first, int32_t n)
 {
     struct kk_dev *d = f->m->dev;
     const int64_t rows = kk_kv_latents(kv);
     if (f->z_of == kv && f->z_first == first && f->z_n == n && f->z_rows == rows) return;
     kk_kv_copy_latents(kv, first, n, f->zb);
-    if (d->act == KK_F32)
+    if (d->act == KK_F32 && !f->pairs)
         d->ops->convert(d, &(struct kk_convert_args){.n = (int64_t)n * f->rank,
                                                      .from = KK_BF16,
                                                      .to = KK_F32,
@@ -324,10 +359,12 @@ const void *kk__ftheta_rebuild(struct kk_ftheta *f, const struct kk_kv_pool *poo
         return f->rows;
     }
     load_latents(f, kk_kv_step_session(pool, b), first, n);
+    const void *z = d->act == KK_F32 && !f->pairs ? (void *)f->z : f->zb;
     d->ops->linear(d, &(struct kk_linear_args){.T = n,
                                                .n = 2,
                                                .settled = 1,
-                                               .x = d->act == KK_F32 ? (void *)f->z : f->zb,
+                                               .bf16 = f->pairs,
+                                               .x = z,
                                                .w = {&f->layer[l].k, &f->layer[l].v},
                                                .y = {f->k, f->v},
                                                .bias = {f->layer[l].k_bias, f->layer[l].v_bias}});

@@ -51,7 +51,7 @@ static void buffer_specs(struct kk_model *m, struct kk_buffer_spec s[static N_BU
     memcpy(s, all, sizeof all);
 }
 
-static struct kk_limits device_limits(const struct kk_model *m)
+struct kk_limits kk__device_limits(const struct kk_model *m)
 {
     const struct kk_model_info *i = &m->config.info;
     const struct kk_model_limits *l = &m->limits;
@@ -75,7 +75,7 @@ static size_t choice_bytes(const struct kk_model *m)
 static size_t plan_buffers(struct kk_model *m)
 {
     struct kk_buffer_spec s[N_BUFFERS];
-    struct kk_limits d = device_limits(m);
+    struct kk_limits d = kk__device_limits(m);
     size_t total = m->dev->ops->reserve_bytes(m->dev, &d);
     buffer_specs(m, s);
     for (int k = 0; k < N_BUFFERS; k++) total += s[k].bytes;
@@ -93,7 +93,7 @@ static int logits_room(struct kk_model *m, struct kk_err *err)
 static int alloc_buffers(struct kk_model *m, struct kk_err *err)
 {
     struct kk_buffer_spec s[N_BUFFERS];
-    struct kk_limits d = device_limits(m);
+    struct kk_limits d = kk__device_limits(m);
     buffer_specs(m, s);
     int rc = m->dev->ops->reserve(m->dev, &d, &m->dev->tables, err);
     if (!rc) rc = kk__buffers_alloc(m->dev, &m->scratch, s, N_BUFFERS, err);
@@ -189,7 +189,7 @@ static int plan_scratch(struct kk_model *m, size_t *out, struct kk_err *err)
 
 int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
                   const struct kk_model_limits *limits, struct kk_model_plan *out,
-                  struct kk_err *err)
+                  struct kk_model **shell, struct kk_err *err)
 {
     struct kk_model *m = NULL;
     size_t scratch;
@@ -200,7 +200,10 @@ int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
     if (!rc) rc = plan_scratch(m, &scratch, err);
     if (!rc)
         *out = (struct kk_model_plan){ld.planned, scratch, dev->ops->winner ? logits_bytes(m) : 0};
-    kk_model_close(m);
+    if (!rc && shell)
+        *shell = m;
+    else
+        kk_model_close(m);
     return rc;
 }
 

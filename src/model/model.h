@@ -52,10 +52,11 @@ struct kk_model_plan {
     size_t logits_bytes; /* taken when logits are first asked for; 0: they are in scratch_bytes */
 };
 
-/* Check config and every tensor's shape, and add up bytes; loads nothing. */
+/* Check config and every tensor's shape, and add up bytes; loads nothing. *shell (may be NULL): a
+ * model that has neither weights nor room, to plan what goes beside it; the caller closes it. */
 int kk_model_plan(const struct kk_model_file *mf, struct kk_dev *dev,
                   const struct kk_model_limits *limits, struct kk_model_plan *out,
-                  struct kk_err *err);
+                  struct kk_model **shell, struct kk_err *err);
 
 /* Read the config alone. */
 int kk_model_describe(const struct kk_model_file *mf, struct kk_model_info *out,
@@ -123,7 +124,13 @@ struct kk_dflash;
 int kk_dflash_open(const struct kk_model_file *mf, struct kk_model *verifier,
                    const struct kk_model_limits *limits, struct kk_dflash **out,
                    struct kk_err *err);
-void kk_dflash_close(struct kk_dflash *d); /* NULL is fine */
+/* Device bytes that it would take, before any are; of *out, which the caller closes, only taps and
+ * layout may be asked. verifier: kk_model_plan's shell is enough. */
+int kk_dflash_plan(const struct kk_model_file *mf, struct kk_model *verifier,
+                   const struct kk_model_limits *limits, struct kk_dflash **out, size_t *bytes,
+                   struct kk_err *err);
+void kk_dflash_close(struct kk_dflash *d);          /* NULL is fine */
+int64_t kk_dflash_bytes(const struct kk_dflash *d); /* of the device, from the allocator */
 int64_t kk_dflash_weight_bytes(const struct kk_dflash *d);
 int kk_dflash_block(const struct kk_dflash *d); /* rows of the block it was trained with */
 
@@ -160,11 +167,14 @@ const void *kk_dflash_hidden(const struct kk_dflash *d);
 struct kk_ftheta;
 int kk_ftheta_open(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, int max_rows,
                    int64_t positions, struct kk_ftheta **out, struct kk_err *err);
+/* As kk_dflash_plan. */
+int kk_ftheta_plan(const char *dir, struct kk_model *m, enum kk_dtype kv_dtype, int max_rows,
+                   int64_t positions, struct kk_ftheta **out, size_t *bytes, struct kk_err *err);
 /* Bytes of a latent, from the directory's config alone (0 for "exact"): for plan. */
 int kk_ftheta_describe(const char *dir, size_t *latent_bytes, struct kk_err *err);
 void kk_ftheta_close(struct kk_ftheta *f);                /* NULL is fine */
 size_t kk_ftheta_latent_bytes(const struct kk_ftheta *f); /* of a token; 0 for "exact" */
-int64_t kk_ftheta_weight_bytes(const struct kk_ftheta *f);
+int64_t kk_ftheta_bytes(const struct kk_ftheta *f);       /* of the device, from the allocator */
 int64_t kk_ftheta_rebuilt(const struct kk_ftheta *f); /* rows rebuilt so far: proof that it ran */
 uint64_t kk_ftheta_fingerprint(const struct kk_ftheta *f); /* of its files; 0 for "exact" */
 int kk_ftheta_taps(const struct kk_ftheta *f, const int **layers);

@@ -14,9 +14,15 @@ struct dflash {
     struct kk_account account; /* of held */
 };
 
-static size_t held_bytes(const struct dflash *d)
+/* A GPU projects sixteen rows for little more than the read of the weights. */
+static int most_held(const struct kk_dflash *model)
 {
-    return (size_t)d->most * kk_dflash_tap_floats(d->model) * sizeof(float);
+    return kk_dflash_dev(model)->n_threads ? KK_TAPS_HELD : KK_MAX_WIDTH;
+}
+
+size_t kk_draft_dflash_held_bytes(const struct kk_dflash *model)
+{
+    return (size_t)most_held(model) * kk_dflash_tap_floats(model) * sizeof(float);
 }
 
 /* Project what is held. */
@@ -132,7 +138,8 @@ static int load(struct kk_drafter *fresh, const struct kk_io *source,
 static void close_dflash(struct kk_drafter *base)
 {
     struct dflash *d = (struct dflash *)base;
-    kk_dev_free(kk_dflash_dev(d->model), &d->account, d->held, held_bytes(d));
+    kk_dev_free(kk_dflash_dev(d->model), &d->account, d->held,
+                kk_draft_dflash_held_bytes(d->model));
     kk_kv_close(d->kv);
     kk_free(d);
 }
@@ -161,10 +168,10 @@ static int open_with(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk
     d->model = model;
     d->pool = pool;
     d->kv = kv;
-    /* a GPU projects sixteen rows for little more than the read of the weights */
-    d->most = kk_dflash_dev(model)->n_threads ? KK_TAPS_HELD : KK_MAX_WIDTH;
+    d->most = most_held(model);
     d->account.name = "drafter taps of a session";
-    int rc = kk_dev_alloc(kk_dflash_dev(model), &d->account, held_bytes(d), (void **)&d->held, err);
+    int rc = kk_dev_alloc(kk_dflash_dev(model), &d->account, kk_draft_dflash_held_bytes(model),
+                          (void **)&d->held, err);
     if (rc) {
         close_dflash(&d->base);
         return rc;

@@ -71,6 +71,8 @@ int kk_ngram_open(struct kk_drafter **out, struct kk_err *err);
 #define KK_TAPS_HELD 128
 int kk_draft_dflash_open(struct kk_dflash *model, struct kk_kv_pool *pool, struct kk_drafter **out,
                          struct kk_err *err);
+/* Device bytes of the taps that a session puts off */
+size_t kk_draft_dflash_held_bytes(const struct kk_dflash *model);
 
 /* Proposes tokens that are almost always wrong: what "never slower than plain" is tested with. */
 int kk_wrong_open(uint32_t vocabulary, struct kk_drafter **out, struct kk_err *err);
@@ -105,17 +107,26 @@ double kk_expected_tokens(double p, int width);
 /* What is known of costs and drafts, shared by all sessions of an engine. The unit of cost is one
  * plain step, as they have been of late. */
 struct kk_step_costs {
-    double plain;                   /* seconds of a step of width 1 */
-    double ratio[KK_MAX_WIDTH + 1]; /* of width w > 1: seconds over plain, drafting included */
-    int seen[KK_MAX_WIDTH + 1];     /* steps measured */
-    double first;                   /* what a draft of one token costs while none was measured */
-    double row;                     /* seconds a row that a drafter takes in late, or in chunks */
-    double right, tried;            /* drafts accepted and tried, old ones fading */
-    double purse;                   /* plain steps that drafting may still lose (width.c) */
-    double earned;                  /* what plain steps have paid into it */
+    double plain;                      /* seconds of a step of width 1 */
+    double ratio[KK_MAX_WIDTH + 1];    /* of width w > 1: seconds over plain, drafting included */
+    int seen[KK_MAX_WIDTH + 1];        /* steps measured */
+    double first;                      /* what a draft of one token costs while none was measured */
+    double expected[KK_MAX_WIDTH + 1]; /* of kk_costs_expect; expected[1] 0: none */
+    double row;          /* seconds a row that a drafter takes in late, or in chunks */
+    double right, tried; /* drafts accepted and tried, old ones fading */
+    double purse;        /* plain steps that drafting may still lose (width.c) */
+    double earned;       /* what plain steps have paid into it */
 };
 /* by_reading: steps take as long as reading the weights does, whatever their rows. */
 void kk_costs_init(struct kk_step_costs *c, int by_reading);
+/* Bytes that are read by a plain step, by a draft of any length, and by one expert more. */
+struct kk_reading {
+    double step, draft, expert;
+    int experts, active; /* of a layer, and of a row; 0: none */
+};
+/* Where bytes are what a step costs: what widths are taken to cost while they were not measured.
+ * After kk_costs_init. */
+void kk_costs_expect(struct kk_step_costs *c, const struct kk_reading *r);
 /* A step of one session is done; it committed `tokens`. */
 void kk_cost_note(struct kk_step_costs *c, int width, double seconds, int tokens);
 /* A drafter took in `rows` that it had put off, or a chunk of a prompt. late: after a rest, because

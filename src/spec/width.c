@@ -4,7 +4,7 @@
  * With chance p that a draft is accepted (given those before it), a step of width w commits
  * 1 + p + .. + p^(w-1) tokens. It costs ratio[w] plain steps, measured, so the same code finds that
  * a step bound by weight reads takes 16 rows for little more than one, and that a step bound by
- * arithmetic does not.
+ * arithmetic does not. On a GPU the bytes that a step reads say it before any is measured.
  *
  * The unit of everything is one plain step. A draft that commits m tokens gains m - ratio[w]. All
  * sessions share one purse of gains, empty at first: every plain step pays in EARLY until START is
@@ -22,6 +22,8 @@ enum { FIRST_REST = 16, LONGEST_REST = 512, TRIALS = 4 };
 static const double EARLY = 0.04, START = 2, ALLOWANCE = 0.01, MOST = 6; /* of the purse */
 static const double FIRST_GUESS = 0.6;            /* acceptance of a drafter not yet seen */
 static const double FADE = 0.93, FADE_ALL = 0.98; /* memory of trials: a session's, the engine's */
+static const double COMMON = 0.2;                 /* of a session's trial the engine's are worth */
+static const double ROW = 0.03; /* of a plain step: a row more beside the bytes it reads */
 
 /* ---- costs -------------------------------------------------------------------------------- */
 
@@ -44,6 +46,24 @@ static void average(double *mean, double x, int n)
 void kk_costs_init(struct kk_step_costs *c, int by_reading)
 {
     *c = (struct kk_step_costs){.first = by_reading ? 1.75 : 3};
+}
+
+/* Experts of E that rows with A each go to, were every choice independent: they are fewer, for rows
+ * of one text are alike. */
+static double distinct(const struct kk_reading *r, int rows)
+{
+    const double miss = 1 - (double)r->active / r->experts;
+    return r->experts * (1 - pow(miss, rows));
+}
+
+void kk_costs_expect(struct kk_step_costs *c, const struct kk_reading *r)
+{
+    for (int w = 2; w <= KK_MAX_WIDTH; w++) {
+        double bytes = r->step + r->draft;
+        if (r->experts > 0) bytes += r->expert * (distinct(r, w) - r->active);
+        c->expected[w] = bytes / r->step + ROW * (w - 1);
+    }
+    c->expected[1] = 1;
 }
 
 /* 1 if the cost of a width is known: one measurement of a wide step may have been a stall, which
@@ -102,6 +122,9 @@ double kk_cost_of(const struct kk_step_costs *c, int width)
     double low = a > 1 ? c->ratio[a] : 1;
     if (a < 1) a = 1;
     if (b) return low + (c->ratio[b] - low) * (width - a) / (b - a);
+    const double *e = c->expected;
+    if (e[1] > 0) /* as expected, but for what was expected too much */
+        return low + (e[width] - e[a]) * (a > 1 ? fmin(1, (low - 1) / (e[a] - 1)) : 1);
     if (a == 1) return 1 + (c->first - 1) * (width - 1);
     /* Beyond the widest known: half the slope of the last two, for some of it was the draft's fixed
      * cost; or none. What it is will be seen when it is tried. */
@@ -130,7 +153,8 @@ void kk_width_init(struct kk_width *w, int pinned)
 double kk_width_accept(const struct kk_width *w, const struct kk_step_costs *c)
 {
     const double all = (c->right + FIRST_GUESS) / (c->tried + 1);
-    return (all * TRIALS + w->right) / (TRIALS + w->tried);
+    const double weight = TRIALS + COMMON * c->tried;
+    return (all * weight + w->right) / (weight + w->tried);
 }
 
 static int best_width(const struct kk_width *w, const struct kk_step_costs *c, int most)
@@ -160,12 +184,12 @@ static int least(int a, int b)
     return a < b ? a : b;
 }
 
-/* The widest that may be tried: borne, or earned by drafts accepted before, and no more than twice
- * as wide as what was measured. */
+/* The widest that may be tried: borne, or earned by drafts accepted before; and no more than twice
+ * as wide as what was measured, where nothing was expected. */
 static int open_to(const struct kk_width *w, const struct kk_step_costs *c, double purse)
 {
     const int safe = borne(c, purse), open = safe > w->limit ? safe : w->limit;
-    return least(open, 2 * known_below(c, KK_MAX_WIDTH));
+    return c->expected[1] > 0 ? open : least(open, 2 * known_below(c, KK_MAX_WIDTH));
 }
 
 int kk_width_choose(struct kk_width *w, const struct kk_step_costs *c, int most, int behind)

@@ -162,6 +162,7 @@ int kk_chat_init(struct kk_chat *c, const struct kk_tok *t, const char *family, 
     int rc = choose(t, family, &c->form, err);
     if (rc) return rc;
     c->family = c->form->name;
+    c->by_markers = !named(family) && !t->chat_template;
     for (int i = 0; i < KK_CHAT_MARKS; i++)
         c->mark[i] = c->form->mark[i] ? find_added(t, c->form->mark[i]) : KK_TOK_NONE;
     add_stop(c, c->mark[END]);

@@ -5,8 +5,9 @@
  *     rc = kk_chat_turn(&c, history, n, system, text, len, &ids, &err);    append these, generate,
  *     kk_chat_ends(&c, id)                                                   until this is true
  *
- * A template is chosen by the one that the model's file carries (GGUF), known by how it opens an
- * answer and ends a turn, else by the control tokens ("markers") that the tokenizer has:
+ * A template is chosen by the one that comes with the model (in its GGUF, its directory), known by
+ * how it opens an answer and ends a turn, else by the control tokens ("markers") that the tokenizer
+ * has:
  *
  *     family   markers, all of them needed              a conversation of two turns
  *     gemma    <bos> <start_of_turn> <end_of_turn>      <bos>[user\nHi][model\nYo][user\n..
@@ -42,6 +43,7 @@ struct kk_chat {
     uint32_t mark[KK_CHAT_MARKS]; /* ids of form's markers */
     uint32_t stop[KK_CHAT_STOPS]; /* ids that end an answer; the end of a turn is the first */
     int n_stop;
+    int by_markers; /* "auto", and the model brings no template: say so */
 };
 
 /* family: "auto", or a name of the table above. KK_EUNSUPPORTED, saying what was looked for: the

@@ -32,6 +32,10 @@ void kk_ids_release(struct kk_ids *v);
  * refused by name: KK_EUNSUPPORTED. A malformed file is KK_EFORMAT, one line that names what is
  * wrong. */
 int kk_tok_open(const char *path, struct kk_tok **out, struct kk_err *err);
+/* tokenizer.json of a snapshot directory, and the chat template beside it, for tok/chat.h:
+ * chat_template.jinja (at most 1 MiB), else tokenizer_config.json's "chat_template". Errors as
+ * above, and those of these files. */
+int kk_tok_open_dir(const char *dir, struct kk_tok **out, struct kk_err *err);
 /* From a GGUF's tables (docs/formats/gguf.md): model "llama" (sentencepiece's pieces and scores),
  * "gpt2" with a known pre-tokenizer, "gemma4". Equal to sentencepiece and to the Hugging Face
  * library. v may be released afterwards. KK_EUNSUPPORTED names what is not known; KK_EFORMAT. */

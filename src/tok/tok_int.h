@@ -154,7 +154,7 @@ struct kk_tok {
     int dec_fused;          /* the decoder holds a Fuse (load only) */
     char dec_strip_char[8]; /* the decoder's last Strip: this character, */
     int dec_strip;          /* at most so many times, from the start of the text */
-    char *chat_template;    /* as the file carries it, owned; or NULL */
+    char *chat_template;    /* as the model brings it, owned; or NULL */
 };
 
 /* ---- vocab.c ------------------------------------------------------------------------------ */

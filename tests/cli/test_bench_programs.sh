@@ -15,6 +15,7 @@ r = json.load(open(sys.argv[1]))
 assert r["machine"] and r["commit"] and "--quick" in r["command"], r
 assert {f["threads"] for f in r["floors"]} == {1, 2}
 assert all(f["read_gb_s"] > 0.1 and f["fma_gflop_s"] > 0.1 for f in r["floors"])
+assert all((f["fork_us"] > 0) == (f["threads"] > 1) for f in r["floors"])
 assert {x["threads"] for x in r["runs"]} == {1, 2}
 assert all(x["us"] > 0 and x["share_of_floor"] > 0 for x in r["runs"])
 P
@@ -35,6 +36,13 @@ r = json.load(open(sys.argv[1]))
 p = r[\"pairs\"][0]
 assert abs(r[\"overhead_median\"] - (p[\"direct_tok_s\"] / p[\"served_tok_s\"] - 1)) < 1e-9
 assert r[\"commit\"] and r[\"machine\"] and r[\"device\"]" "$2"' sh "$KK_BIN" "$KK_TMP/overhead.json"
+check "bench/policies: every policy, ratios of a round" sh -c \
+    'bench/policies --rounds 1 --reps 1 --ctx 64,300 --kakeya "$1" --json "$2" >/dev/null && python3 -c "import json, sys
+r = json.load(open(sys.argv[1]))
+t = r[\"rounds\"]
+assert abs(r[\"s5_of_native\"][\"300\"] - t[\"native\"][\"300\"][0] / t[\"s5\"][\"300\"][0]) < 1e-9
+assert r[\"kv_device_bytes\"][\"tier\"][\"64\"] == r[\"kv_device_bytes\"][\"tier\"][\"300\"] <= 1 << 20
+assert r[\"rebuild\"][\"rows\"] == 192 and r[\"restored_of_sum\"][\"f32\"] > 0 and r[\"commit\"]" "$2"' sh "$KK_BIN" "$KK_TMP/policies.json"
 sed 's/"enable_moe_block": true/"enable_moe_block": false/' tests/data/mini.json >"$KK_TMP/dense.json"
 check "a random model is made" python3 tools/random_model.py "$KK_TMP/dense.json" "$KK_TMP/random"
 check "bench/load builds" make -s build/release/bench/load

@@ -167,8 +167,15 @@ echo hello | "$KK_BIN" chat -m "$KK_TMP/both" --template gemma -n 12 --json >"$K
 check "and one of them chosen" [ "$rc$(line 1 ids)" = "0$(line 1 ids "$KK_TMP/two")" ]
 model chatml '<start_of_turn>' '<|im_start|>' '<end_of_turn>' '<|im_end|>'
 rc=0
-echo hello | "$KK_BIN" chat -m "$KK_TMP/chatml" -n 12 --json >"$KK_TMP/out" || rc=$?
+echo hello | "$KK_BIN" chat -m "$KK_TMP/chatml" -n 12 --json >"$KK_TMP/out" 2>"$KK_TMP/err" || rc=$?
 check "ChatML" sh -c '[ "$1" -eq 0 ] && [ "$2" -gt 0 ]' sh "$rc" "$(line 1 tokens)"
+check "markers alone chose: told" grep -q "warning: the model brings no chat template: taking chatml turns" "$KK_TMP/err"
+printf '%s\n' "{# mine #}" "{{ '[INST]' }}" >"$KK_TMP/chatml/chat_template.jinja"
+refuses "a template of no known family, in the directory" 1 \
+    "the model's chat template is none of gemma (<start_of_turn>), gemma4 (<|turn>), chatml (<|im_start|>), llama3 (<|start_header_id|>); it begins '{# mine #}'" \
+    chat -m "$KK_TMP/chatml"
+printf hello | "$KK_BIN" chat -m "$KK_TMP/chatml" --template chatml -n 2 >"$KK_TMP/out" 2>"$KK_TMP/err"
+check "and overridden, with nothing to warn of" [ -s "$KK_TMP/out" -a ! -s "$KK_TMP/err" ]
 refuses "an unknown template" 2 "--template: 'alpaca' is not one of auto, gemma, gemma4, chatml, llama3" \
     chat -m "$TINY" --template alpaca
 refuses "a synth model" 1 "has no tokenizer" chat -m synth:tests/data/mini.json

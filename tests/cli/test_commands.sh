@@ -84,6 +84,9 @@ check "plan adds up" python3 -c 'import json, sys
 p = json.load(open(sys.argv[1]))
 assert p["ctx"] == 4096 and p["sessions"] == 10
 assert p["total_bytes"] == p["weight_bytes"] + p["scratch_bytes"] + p["logits_bytes"] + p["kv_staging_bytes"] + 10 * p["session_kv_bytes"]' "$KK_TMP/out"
+check "plan: nothing of it in host memory" [ "$(json session_kv_host_bytes "$KK_TMP/out")" = 0 ]
+run plan -m "$TINY" --ctx 8192 --sessions 4 --kv-device 1MiB
+check "plan: what a cap pages out" grep -Eq "^KV of all sessions +[0-9]+ " <(sed '1,/^host memory/d' "$KK_TMP/out")
 run inspect "$TINY" --json
 check "inspect --json" is_json "$KK_TMP/out"
 check "inspect: 176 tensors" [ "$(json tensor_count "$KK_TMP/out")" = 176 ]

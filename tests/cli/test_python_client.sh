@@ -1,6 +1,6 @@
 #!/bin/bash
 # The Python client against a live server; its messages are those of the .proto. Sessions that nobody
-# closes. kk-test: soak
+# closes. Many that each know their own document. kk-test: soak
 . tests/cli_lib.sh
 python=
 for p in /usr/bin/python3 python3; do
@@ -45,6 +45,16 @@ with_client clients/python/tests/abandon.py "$(json address "$KK_TMP/ready")" \
 cat "$KK_TMP/abandon"
 kill -TERM "$pid"
 check "the server is in order after it" wait "$pid"
+
+# less than half of them fit on the device
+most=64
+[ "${KK_CONFIG:-release}" = release ] || most=6 # sanitizers are slow
+start --kv-total $((most * 600))KiB
+with_client clients/python/tests/needles.py "$(json address "$KK_TMP/ready")" "$KK_BIN" $most >"$KK_TMP/needles" 2>&1 ||
+    KK_FAILED=1
+cat "$KK_TMP/needles"
+kill -TERM "$pid"
+check "the server is in order after them" wait "$pid"
 
 mkdir "$KK_TMP/state"
 durable() { with_client clients/python/tests/durable.py "$(json address "$KK_TMP/ready")" "$KK_TMP/durable"; }

@@ -127,6 +127,18 @@ r = json.load(open(sys.argv[1]))
 assert all(x["server_rss_mb"] > 10 and x["generate_ok"] == x["level"] for x in r["results"])
 assert r["summary"]["server_peak_rss_mb"] >= r["results"][-1]["server_rss_mb"]
 assert r["summary"]["kv_staging_bytes"] > 0 and r["config"]["fd_limit"]["after"] >= 262
+# the names that scripts made for the reference's load test read
+assert r["kind"] == "grpc_agent_capacity_loadtest" and r["schema_version"] == 1
+c = r["config"]
+assert (c["capacity"], c["sink"], c["window"], c["levels"]) == (6, 4, 64, [2, 6]), c
+assert (c["gen_tokens"], c["prompt_len"], c["context_len"], c["prefill_len"]) == (4, 40, 40, 40), c
+assert c["verifier_id"] == "models/tiny" and {"backend", "single_tenant_note"} <= set(c)
+assert {"requested", "before", "after"} == set(c["fd_limit"])
+for x in r["results"]:
+    assert all(x[k]["p50"] <= x[k]["p95"] for k in ("create_latency_s", "generate_latency_s"))
+    assert {"agents", "created_ok", "errors", "per_session_kv_bytes", "wall_s"} <= set(x)
+assert {"max_concurrent_agents_clean", "per_session_kv_bytes", "per_session_kv_mb", "node_kv_upper_bound_mb",
+        "node_kv_upper_bound_note", "server_peak_rss_mb"} <= set(r["summary"])
 PY
 check "the picture" python3 -c 'import sys, xml.dom.minidom; xml.dom.minidom.parse(sys.argv[1])' "$KK_TMP/svg"
 check "the table" grep -Eq '^ +6 +0 ' "$KK_TMP/out"

@@ -16,6 +16,11 @@ for d in ngram "$DRAFT"; do
 done
 run run -m "$TINY" -p "$P" -n 60 --draft "$DRAFT" --draft-width 16 --kv-device 1MiB
 check "run drafted and capped: the same text" cmp -s "$KK_TMP/out" "$KK_TMP/plain"
+seq -f 'Note %g: the river has been quiet since the bridge was opened.' 60 >"$KK_TMP/long"
+run run -m "$TINY" -f "$KK_TMP/long" -n 60
+cp "$KK_TMP/out" "$KK_TMP/plain-long"
+run run -m "$TINY" -f "$KK_TMP/long" -n 60 --draft "$DRAFT" --draft-width 16 --kv-device 1MiB --draft-device 512KiB
+check "run with pages of verifier and drafter: the same text" cmp -s "$KK_TMP/out" "$KK_TMP/plain-long"
 run run -m "$TINY" -p "$P" -n 60 --kv-type q8_0
 cp "$KK_TMP/out" "$KK_TMP/plain8"
 run run -m "$TINY" -p "$P" -n 60 --kv-type q8_0 --draft "$DRAFT" --draft-width 16 --kv-device 1MiB
@@ -82,6 +87,7 @@ refuses() { # exit status, words, arguments
         sh "$KK_TMP" "$rc" "$want" "$words"
 }
 refuses 1 "too small" run -m "$TINY" -p x --kv-device 1000
+refuses 1 "too small" plan -m "$TINY" --kv-device 1000
 refuses 1 "needs f_theta" run -m "$TINY" -p x --kv restored
 refuses 1 "over the model's own window" run -m "$TINY" -p x --kv s5 --kv-window 9999
 refuses 1 "do not belong together" bench decode -m synth:tests/data/mini.json --draft "$DRAFT" --ctx 0

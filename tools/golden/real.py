@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 """Logits of a real GGUF model: kakeya against transformers over the same dequantised weights, in float32.
 
-    tools/golden/real.py MODEL.gguf [--tokens 256] [--kakeya build/kakeya] [--dir DIR] [--json FILE]
+    tools/golden/real.py MODEL.gguf [--tokens 256] [--kakeya build/kakeya] [--dir DIR] [--json FILE] [--write FILE]
 
 transformers reads the GGUF, takes its blocks apart and writes a Hugging Face directory in float32 (kept with --dir).
 kakeya runs that directory, and the GGUF itself with activations in float32 and in 8 bits. Every arm is compared with
 the class at every position: the largest difference relative to the row's largest logit, and the argmax. The text is
 English prose of this repository. Fails (exit 1) if one of the float32 arms differs by more than 1e-4 or in one argmax,
-or in one bit from the other. Needs the package accelerate (transformers reads no GGUF without it).
+or in one bit from the other.
+
+Then both go on with tests/golden/real/prompt.txt greedily, by 64 tokens, which must be the same; --write keeps those of
+transformers as a golden of tests/cli/test_real.sh. Needs the packages accelerate and gguf (transformers reads no GGUF
+without them).
 """
 import argparse
 import json
@@ -23,7 +27,9 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PROMPT = os.path.join(ROOT, "tests/golden/real/prompt.txt")
 LIMIT = 1e-4
+GREEDY = 64
 ARMS = (("directory", []), ("gguf_f32", ["--act", "f32"]), ("gguf_q8", ["--act", "q8"]))
 
 
@@ -31,6 +37,26 @@ def text_ids(folder, name, n):
     text = "".join(open(os.path.join(ROOT, f), encoding="utf-8").read() for f in ("CONTRIBUTING.md", "docs/ARCHITECTURE.md"))
     ids = AutoTokenizer.from_pretrained(folder, gguf_file=name)(text)["input_ids"]
     return ids[:n]
+
+
+def greedy(model, ids):
+    """Ids of GREEDY tokens, and how near the second choice ever came, relative to the row's largest logit."""
+    made, margin, past, fed = [], float("inf"), None, ids
+    with torch.no_grad():
+        for _ in range(GREEDY):
+            out = model(input_ids=torch.tensor([fed]), past_key_values=past, use_cache=True)
+            row, past = out.logits[0, -1].float(), out.past_key_values
+            best = torch.topk(row, 2).values
+            margin = min(margin, float((best[0] - best[1]) / row.abs().max()))
+            fed = [int(row.argmax())]
+            made += fed
+    return made, margin
+
+
+def kakeya_greedy(program, model):
+    command = [program, "run", "-m", model, "-f", PROMPT, "-n", str(GREEDY), "--ignore-eos", "--act", "f32", "--kv-type", "f32",
+               "--ids"]
+    return [int(i) for i in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()]
 
 
 def kakeya(program, model, ids_file, out, *options):
@@ -67,6 +93,7 @@ def main():
     p.add_argument("--kakeya", default=os.path.join(ROOT, "build/kakeya"))
     p.add_argument("--dir")
     p.add_argument("--json")
+    p.add_argument("--write")
     a = p.parse_args()
     folder, name = os.path.split(os.path.abspath(a.gguf))
     with tempfile.TemporaryDirectory() as tmp:
@@ -76,6 +103,8 @@ def main():
                                                      attn_implementation="eager").eval()
         with torch.no_grad():
             want = model(input_ids=torch.tensor([ids])).logits[0].float().numpy()
+        prompt = AutoTokenizer.from_pretrained(folder, gguf_file=name)(open(PROMPT, encoding="utf-8").read())["input_ids"]
+        made, margin = greedy(model, prompt)
         save(model, directory)
         report = {"model": name, "class": type(model).__name__, "tokens": len(ids), "torch": torch.__version__,
                   "transformers": transformers.__version__}
@@ -96,6 +125,13 @@ def main():
                 report[arm]["bits_of_directory"] = bool(np.array_equal(got.view(np.uint32), exact.view(np.uint32)))
                 bad |= not report[arm]["bits_of_directory"]
             exact = got
+        same = kakeya_greedy(a.kakeya, a.gguf) == made
+        report["greedy"] = {"tokens": GREEDY, "smallest_margin": margin, "same": same}
+        bad |= not same
+    if a.write:
+        golden = {"model": name, "prompt_tokens": len(prompt), "smallest_margin": margin, "ids": made,
+                  "torch": torch.__version__, "transformers": transformers.__version__}
+        open(a.write, "w").write(json.dumps(golden) + "\n")
     text = json.dumps(report, indent=1)
     print(text)
     if a.json:

@@ -27,6 +27,9 @@ def run(setup):
     put(model, "model.safetensors", v, {"format": "pt"})
     write(os.path.join(model, "config.json"), setup.v)
     shutil.copyfile(os.path.join(source, "tokenizer.json"), os.path.join(model, "tokenizer.json"))
+    tiny = os.path.join(setup.o.root, "models/tiny")
+    if not os.path.samefile(tiny, model):
+        shutil.copyfile(os.path.join(tiny, "chat_template.jinja"), os.path.join(model, "chat_template.jinja"))
     put(os.path.join(model, "drafter"), "model.safetensors", d, {"format": "pt"})
     write(os.path.join(model, "drafter/config.json"), setup.d)
     put(os.path.join(model, "f_theta"), "f_theta.safetensors", f, {"format": "kakeya-f-theta-1"})

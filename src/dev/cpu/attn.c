@@ -14,7 +14,10 @@
 
 #include "dev/cpu/cpu_int.h"
 
-enum { S = KK_CPU_SPLIT };
+enum {
+    S = KK_CPU_SPLIT,
+    DERIVED = 32 /* keys derived at once: they stay in L1 until they are scored */
+};
 
 struct attn_job {
     struct kk_cpu *c;
@@ -23,6 +26,7 @@ struct attn_job {
     int heads;      /* KV heads of a group (the last of a tile may have fewer) */
     int per_tile;   /* groups of a tile */
     int n_groups;   /* tiles x per_tile */
+    int rows;       /* of a tile, at most */
     int max_nq;     /* queries of a group */
     int row_bytes;  /* of a stored row */
     int64_t stride; /* floats of a query in a partial sum */
@@ -43,9 +47,9 @@ struct group {
 /* A thread's scratch */
 struct work {
     float *q, *p, *part, *keys;
-    const void **rows, **key_rows;
-    const float **cs;
-    void *slot; /* of the staging ring, for a split in host memory */
+    const void **rows, **next, **key_rows; /* addresses: of a split's rows, of those that come after
+                                              it, of derived keys */
+    void *slot;                            /* of the staging ring, for a split in host memory */
 };
 
 struct span {
@@ -162,20 +166,20 @@ static void mask_scores(const struct attn_job *job, const struct group *g, int32
 
 /* Addresses of the stored or rebuilt rows [lo, hi) for the one row at position t. */
 static void mixed_pointers(const struct attn_job *job, const struct group *g, struct span s,
-                           size_t off, const void **out)
+                           const void **out)
 {
     const struct kk_attn_args *a = job->a;
     const size_t rb = (size_t)job->row_bytes;
     const int32_t from = max32(a->mask.exact_sinks, s.lo);
     const int32_t to = min32(g->pos - a->mask.exact_near + 1, s.hi);
     if (from >= to) {
-        row_pointers(g->seq, s.lo, s.hi - s.lo, rb, off, out);
+        row_pointers(g->seq, s.lo, s.hi - s.lo, rb, 0, out);
         return;
     }
-    row_pointers(g->seq, s.lo, from - s.lo, rb, off, out);
+    row_pointers(g->seq, s.lo, from - s.lo, rb, 0, out);
     for (int32_t j = from; j < to; j++)
-        out[j - s.lo] = (const char *)a->rebuilt + (size_t)(j - a->rebuilt_first) * rb + off;
-    row_pointers(g->seq, to, s.hi - to, rb, off, out + (to - s.lo));
+        out[j - s.lo] = (const char *)a->rebuilt + (size_t)(j - a->rebuilt_first) * rb;
+    row_pointers(g->seq, to, s.hi - to, rb, 0, out + (to - s.lo));
 }
 
 /* What a group reads of a host block's rows, into this thread's slot of the staging ring. A split
@@ -206,63 +210,106 @@ static int in_host_memory(const struct kk_kv_seq *s, int32_t j)
 struct split {
     int32_t base; /* the position of its first row */
     struct span span[2];
-    int staged;
-    struct kk_kv_seq seq; /* where its rows are; from row 0 on where it is staged */
-    int64_t ahead;        /* bytes from a row to the same row of the split that comes next, or 0 */
+    int n, n_next;           /* addresses in work.rows, and in work.next */
+    const void *const *next; /* for n rows: work.next, or work.rows where nothing is read ahead */
 };
 
-/* A hint: right where splits are within blocks, worth nothing where rows come through staging */
-static int64_t ahead_of(const struct attn_job *job, const struct group *g, int32_t now,
-                        int32_t next)
+/* A group's split that a thread reads next; g.nq 0: none known */
+struct place {
+    struct group g;
+    int32_t index;
+};
+
+static void spans_of(const struct attn_job *job, const struct group *g, int32_t index,
+                     struct span *out)
 {
-    const struct kk_kv_seq *seq = g->seq;
+    visible(&job->a->mask, g->seq, g->pos, g->pos + g->rows - 1, &out[0], &out[1]);
+    out[0] = clip(out[0], index * S, index * S + S);
+    out[1] = clip(out[1], index * S, index * S + S);
+}
+
+/* Where the rows of the next split are, up to the heads of g: a hint. Splits in host memory come
+ * through staging, and rebuilt rows were written just now. */
+static void look_ahead(const struct attn_job *job, const struct group *g, const struct place *next,
+                       struct split *s, struct work *w)
+{
+    const struct group *to = &next->g;
     const size_t rb = (size_t)job->row_bytes;
-    if (next < 0 || next * S >= seq->committed) return 0;
-    if (in_host_memory(seq, now * S) || in_host_memory(seq, next * S)) return 0;
-    return (char *)kk_kv_slot(seq, next * S, rb) - (char *)kk_kv_slot(seq, now * S, rb);
+    struct span span[2];
+    s->n_next = 0;
+    s->next = w->rows;
+    if (!to->nq || job->a->mask.exact_near || in_host_memory(to->seq, next->index * S)) return;
+    spans_of(job, to, next->index, span);
+    const size_t off = (size_t)(to->g0 - g->g0) * kk_dtype_size(job->a->kv_dtype, job->a->D);
+    for (int i = 0; i < 2; i++) {
+        const int32_t len = span[i].hi - span[i].lo;
+        row_pointers(to->seq, span[i].lo, len, rb, off, w->next + s->n_next);
+        s->n_next += len;
+    }
+    if (!s->n_next) return;
+    s->next = w->next;
+    for (int j = s->n_next; j < s->n; j++) w->next[j] = w->next[s->n_next - 1];
 }
 
 static struct split split_of(const struct attn_job *job, const struct group *g, int32_t index,
-                             int32_t next, struct work *w)
+                             const struct place *next, struct work *w)
 {
-    struct split s = {.base = index * S, .ahead = ahead_of(job, g, index, next)};
-    visible(&job->a->mask, g->seq, g->pos, g->pos + g->rows - 1, &s.span[0], &s.span[1]);
-    s.span[0] = clip(s.span[0], s.base, s.base + S);
-    s.span[1] = clip(s.span[1], s.base, s.base + S);
-    s.staged = in_host_memory(g->seq, s.base);
-    s.seq = s.staged ? stage_split(job, g, s.base, w) : *g->seq;
+    const size_t rb = (size_t)job->row_bytes;
+    const int staged = in_host_memory(g->seq, index * S);
+    struct split s = {.base = index * S};
+    struct kk_kv_seq seq = *g->seq; /* where its rows are; from row 0 on where it is staged */
+    if (staged) seq = stage_split(job, g, s.base, w);
+    spans_of(job, g, index, s.span);
+    for (int i = 0; i < 2; i++) {
+        const int32_t len = s.span[i].hi - s.span[i].lo;
+        if (job->a->mask.exact_near)
+            mixed_pointers(job, g, s.span[i], w->rows + s.n);
+        else
+            row_pointers(&seq, s.span[i].lo - (staged ? s.base : 0), len, rb, 0, w->rows + s.n);
+        s.n += len;
+    }
+    look_ahead(job, g, next, &s, w);
     return s;
 }
 
-/* Rows of the split for KV head h: addresses of values in w->rows, of keys in w->key_rows; returns
- * the type of the keys. */
-static enum kk_dtype load_keys(const struct attn_job *job, const struct group *g,
-                               const struct split *s, int h, struct work *w)
+/* Rows of the next split beyond those that were asked for beside a row of this one */
+static void fetch_rest(const struct attn_job *job, const struct split *s, size_t off,
+                       const struct work *w)
+{
+    const size_t head = kk_dtype_size(job->a->kv_dtype, job->a->D);
+    for (int j = s->n; j < s->n_next; j++)
+        for (size_t at = 0; at < head; at += 64)
+            __builtin_prefetch((const char *)w->next[j] + off + at, 0, 2);
+}
+
+/* Scores of the keys of a span of the split, of KV head h; key base + i to element i of a row of
+ * w->p. Derived keys that are kept are made a few at a time. */
+static void score(const struct attn_job *job, const struct split *s, int nq, int h, int span,
+                  const float *q, struct work *w)
 {
     const struct kk_attn_args *a = job->a;
-    const size_t head = (size_t)h * kk_dtype_size(a->kv_dtype, a->D);
-    const size_t half = (size_t)a->G * kk_dtype_size(a->kv_dtype, a->D);
-    int n = 0;
-    for (int i = 0; i < 2; i++) {
-        const int32_t len = s->span[i].hi - s->span[i].lo;
-        const int32_t lo = s->span[i].lo - (s->staged ? s->base : 0);
-        if (a->mask.exact_near)
-            mixed_pointers(job, g, s->span[i], head, w->key_rows + n);
-        else
-            row_pointers(&s->seq, lo, len, (size_t)job->row_bytes, head, w->key_rows + n);
-        for (int32_t j = 0; a->value_only && j < len; j++)
-            w->cs[n + j] = a->rope + (int64_t)(s->span[i].lo + j) * a->R * 2;
-        n += len;
-    }
+    const struct kk_cpu_kern *k = job->c->kern;
+    const int D = a->D, type = kk_row_type(a->kv_dtype);
+    const size_t off = (size_t)h * kk_dtype_size(a->kv_dtype, D);
+    const int from = span ? s->span[0].hi - s->span[0].lo : 0;
+    const int n = s->span[span].hi - s->span[span].lo;
+    float *p = w->p + (s->span[span].lo - s->base);
+    if (!n) return;
     if (!a->value_only) {
-        for (int j = 0; j < n; j++) w->rows[j] = (const char *)w->key_rows[j] + half;
-        return a->kv_dtype;
+        k->scores[type](nq, n, D, q, D, w->rows + from, s->next + from, off, a->scale, p, S);
+        return;
     }
-    memcpy(w->rows, w->key_rows, (size_t)n * sizeof *w->rows);
-    job->c->kern->derive[kk_row_type(a->kv_dtype)](n, a->D, a->R, w->rows, a->k_norm, w->cs,
-                                                   w->keys);
-    for (int j = 0; j < n; j++) w->key_rows[j] = w->keys + (int64_t)j * a->D;
-    return KK_F32;
+    const float *cs = a->rope + (int64_t)s->span[span].lo * a->R * 2;
+    if (nq <= k->derived_most && a->R % 16 == 0 && D % 32 == 0 && a->R <= KK_DERIVED_R &&
+        D <= KK_DERIVED_D) {
+        k->derived[type](nq, n, D, a->R, q, D, w->rows + from, off, a->k_norm, cs, a->scale, p, S);
+        return;
+    }
+    for (int i = 0; i < n; i += DERIVED, cs += DERIVED * a->R * 2) {
+        const int m = min32(n - i, DERIVED);
+        k->derive[type](m, D, a->R, w->rows + from + i, off, a->k_norm, cs, w->keys);
+        k->scores[KK_F32](nq, m, D, q, D, w->key_rows, w->key_rows, 0, a->scale, p + i, S);
+    }
 }
 
 /* Partial sums of one split for the nq queries of KV head h at q: o, m, l into part[i * stride].
@@ -273,31 +320,31 @@ static void do_head(const struct attn_job *job, const struct group *g, const str
 {
     const struct kk_attn_args *a = job->a;
     const struct kk_cpu_kern *k = job->c->kern;
-    const int nq = g->nq, D = a->D;
+    const int nq = g->nq, D = a->D, type = kk_row_type(a->kv_dtype);
     const int n0 = s->span[0].hi - s->span[0].lo, n1 = s->span[1].hi - s->span[1].lo;
     const int at0 = s->span[0].lo - s->base, at1 = s->span[1].lo - s->base;
     const int lo = (n0 ? at0 : at1) & ~15, hi = ((n1 ? at1 + n1 : at0 + n0) + 15) & ~15;
+    const size_t head = kk_dtype_size(a->kv_dtype, D), key = (size_t)h * head;
+    const size_t value = a->value_only ? key : key + (size_t)a->G * head;
 
-    const int rows_t = kk_row_type(a->kv_dtype), keys_t = kk_row_type(load_keys(job, g, s, h, w));
-    const int64_t ahead_k = a->value_only ? 0 : s->ahead; /* derived keys are at hand */
-    if (n0) k->scores[keys_t](nq, n0, D, q, D, w->key_rows, a->scale, w->p + at0, S, ahead_k);
-    if (n1) k->scores[keys_t](nq, n1, D, q, D, w->key_rows + n0, a->scale, w->p + at1, S, ahead_k);
+    for (int span = 0; span < 2; span++) score(job, s, nq, h, span, q, w);
+    if (!a->value_only) fetch_rest(job, s, key, w);
     mask_scores(job, g, s->base, lo, hi, w->p);
     for (int i = 0; i < nq; i++) {
         float *p = w->p + i * S, *end = part + i * job->stride + D;
         k->softmax(hi - lo, p + lo, &end[0], &end[1]);
         if (n0 && n1) memmove(p + at0 + n0, p + at1, (size_t)n1 * sizeof *p);
     }
-    k->pv[rows_t](nq, n0 + n1, D, w->p + (n0 ? at0 : at1), S, w->rows, part, job->stride, s->ahead);
+    k->pv[type](nq, s->n, D, w->p + (n0 ? at0 : at1), S, w->rows, s->next, value, part,
+                job->stride);
+    fetch_rest(job, s, value, w);
 }
 
-/* Partial sums of the group's split i for all its queries, head by head. Split i + 1 < end is
- * next. */
-static void do_split(const struct attn_job *job, const struct group *g, int i, int end,
-                     const float *q, struct work *w, float *part)
+/* Partial sums of a split for all queries of its group, head by head. */
+static void do_split(const struct attn_job *job, const struct group *g, int32_t index,
+                     const struct place *next, const float *q, struct work *w, float *part)
 {
-    const int32_t next = i + 1 < end ? split_at(g, i + 1) : -1;
-    const struct split s = split_of(job, g, split_at(g, i), next, w);
+    const struct split s = split_of(job, g, index, next, w);
     for (int h = 0; h < g->heads; h++)
         do_head(job, g, &s, g->g0 + h, q + (int64_t)h * g->nq * job->a->D, w,
                 part + (int64_t)h * g->nq * job->stride);
@@ -318,16 +365,13 @@ static void merge(const struct attn_job *job, const struct group *g, const float
 {
     const int D = job->a->D, nq = g->heads * g->nq;
     for (int i = 0; i < nq; i++, part += job->stride) {
-        float *st = state_of(job, g, i), m0 = st[D], m1 = part[D];
-        if (m1 == -INFINITY) continue; /* this row sees no key of the split */
-        if (m0 == -INFINITY) {
+        float *st = state_of(job, g, i);
+        if (part[D] == -INFINITY) continue; /* this row sees no key of the split */
+        if (st[D] == -INFINITY) {
             memcpy(st, part, ((size_t)D + 2) * sizeof *st);
             continue;
         }
-        float m = m0 > m1 ? m0 : m1, old = kk_exp(m0 - m), new = kk_exp(m1 - m);
-        job->c->kern->merge(D, st, old, part, new);
-        st[D] = m;
-        st[D + 1] = fmaf(part[D + 1], new, st[D + 1] * old);
+        job->c->kern->merge(D, st, part);
     }
 }
 
@@ -368,12 +412,13 @@ static struct work work_of(const struct attn_job *job, int worker)
     size_t nq = (size_t)job->max_nq, D = (size_t)job->a->D, f = sizeof(float);
     struct work w;
     w.rows = take(&at, S * sizeof(void *));
-    w.key_rows = take(&at, S * sizeof(void *));
-    w.cs = take(&at, S * sizeof(void *));
+    w.next = take(&at, S * sizeof(void *));
+    w.key_rows = take(&at, DERIVED * sizeof(void *));
     w.q = take(&at, nq * D * f);
     w.p = take(&at, nq * S * f);
     w.part = take(&at, nq * (size_t)job->stride * f);
-    w.keys = job->a->value_only ? take(&at, S * D * f) : NULL;
+    w.keys = job->a->value_only ? take(&at, DERIVED * D * f) : NULL;
+    for (int j = 0; w.keys && j < DERIVED; j++) w.key_rows[j] = w.keys + (size_t)j * D;
     w.slot = job->a->staging ? (char *)job->a->staging + (size_t)worker * S * (size_t)job->row_bytes
                              : NULL;
     KK_BUG_ON(at > (char *)kk__cpu_scratch(job->c, worker) + job->c->s.thread_bytes);
@@ -394,16 +439,36 @@ static const float *queries(const struct attn_job *job, const struct group *g, s
     return w->q;
 }
 
-/* Item: a group, the last first, as they see most keys */
-static void group_item(void *arg, int item, int worker)
+/* Split i of a group in the order of split_at, or none from `end` on */
+static struct place place_at(const struct group *g, int i, int end)
+{
+    struct place p = {.index = 0};
+    if (i < end) p = (struct place){.g = *g, .index = split_at(g, i)};
+    return p;
+}
+
+/* Item: a group, the last first, as they see most keys; in order where each thread has one, as rows
+ * are dealt to threads (kk__cpu_for_near) */
+static struct group group_of_item(const struct attn_job *job, int item)
+{
+    return group_at(job, job->n_groups <= job->c->dev.n_threads ? item : job->n_groups - 1 - item);
+}
+
+static void group_item(void *arg, int item, int then, int worker)
 {
     const struct attn_job *job = arg;
-    struct group g = group_at(job, job->n_groups - 1 - item);
+    struct group g = group_of_item(job, item);
     struct work w = work_of(job, worker);
     const float *q = queries(job, &g, &w);
+    const int n = n_splits(&g);
     start(job, &g);
-    for (int i = 0; i < n_splits(&g); i++) {
-        do_split(job, &g, i, n_splits(&g), q, &w, w.part);
+    for (int i = 0; i < n; i++) {
+        struct place next = place_at(&g, i + 1, n);
+        if (i + 1 == n && then >= 0) {
+            const struct group to = group_of_item(job, then);
+            next = place_at(&to, 0, n_splits(&to));
+        }
+        do_split(job, &g, split_at(&g, i), &next, q, &w, w.part);
         merge(job, &g, w.part);
     }
     finish(job, &g);
@@ -416,19 +481,40 @@ static float *part_at(const struct attn_job *job, const struct group *g, int i)
 }
 
 /* Item: a chunk of the splits of a group */
-static void chunk_item(void *arg, int item, int worker)
+struct chunk {
+    struct group g;
+    int lo, hi, end; /* its splits; the end of the wave's */
+};
+
+static struct chunk chunk_at(const struct attn_job *job, int item)
+{
+    struct chunk c = {.g = group_at(job, item / job->n_chunks)};
+    c.end = (int)kk__min64(n_splits(&c.g), job->wave + job->wave_len);
+    c.lo = job->wave + item % job->n_chunks * job->chunk;
+    c.hi = min32(c.lo + job->chunk, c.end);
+    return c;
+}
+
+static void chunk_item(void *arg, int item, int then, int worker)
 {
     const struct attn_job *job = arg;
-    struct group g = group_at(job, item / job->n_chunks);
-    const int end = (int)kk__min64(n_splits(&g), job->wave + job->wave_len);
-    const int lo = job->wave + item % job->n_chunks * job->chunk, hi = min32(lo + job->chunk, end);
+    const struct chunk c = chunk_at(job, item);
+    const struct group *g = &c.g;
     struct work w = work_of(job, worker);
-    const float *q = queries(job, &g, &w);
-    for (int i = lo; i < hi; i++) do_split(job, &g, i, hi, q, &w, part_at(job, &g, i));
-    if (atomic_fetch_sub_explicit(&job->c->s.pending[g.index], 1, memory_order_acq_rel) > 1) return;
-    if (job->wave == 0) start(job, &g);
-    for (int i = job->wave; i < end; i++) merge(job, &g, part_at(job, &g, i));
-    if (job->last_wave) finish(job, &g);
+    const float *q = queries(job, g, &w);
+    for (int i = c.lo; i < c.hi; i++) {
+        struct place next = place_at(g, i + 1, c.hi);
+        if (i + 1 == c.hi && then >= 0) {
+            const struct chunk to = chunk_at(job, then);
+            next = place_at(&to.g, to.lo, to.hi);
+        }
+        do_split(job, g, split_at(g, i), &next, q, &w, part_at(job, g, i));
+    }
+    if (atomic_fetch_sub_explicit(&job->c->s.pending[g->index], 1, memory_order_acq_rel) > 1)
+        return;
+    if (job->wave == 0) start(job, g);
+    for (int i = job->wave; i < c.end; i++) merge(job, g, part_at(job, g, i));
+    if (job->last_wave) finish(job, g);
 }
 
 static void by_chunks(struct attn_job *job, int most_splits, int64_t ns)
@@ -443,18 +529,17 @@ static void by_chunks(struct attn_job *job, int most_splits, int64_t ns)
         job->n_chunks = (int)kk__ceil_div(job->wave_len, job->chunk);
         for (int i = 0; i < job->n_groups; i++)
             atomic_store_explicit(&c->s.pending[i], job->n_chunks, memory_order_relaxed);
-        kk__cpu_for(c, job->n_groups * job->n_chunks, ns, chunk_item, job);
+        kk__cpu_for_ahead(c, job->n_groups * job->n_chunks, ns, chunk_item, job);
     }
 }
 
-/* Tiles of consecutive rows of one sequence: their first rows, and T, into scratch; and how many
- * KV heads go together. */
-static void cut_tiles(struct attn_job *job)
+/* Tiles of at most `most` consecutive rows of one sequence: their first rows, and T, into scratch;
+ * and how many KV heads go together, at most `heads`. */
+static void cut_tiles(struct attn_job *job, int most, int heads)
 {
     const struct kk_attn_args *a = job->a;
     int32_t *tile = job->c->s.tiles;
-    int n = 0, most = KK_CPU_QUERIES / job->per_kv, rows = 0;
-    if (a->mask.exact_near) most = 1; /* which rows are rebuilt depends on the query's position */
+    int n = 0, rows = 1;
     for (int t = 0; t < a->T; t++) {
         int next = t > 0 && a->seq[t] == a->seq[t - 1] && a->pos[t] == a->pos[t - 1] + 1;
         if (next && t - tile[n - 1] < most) continue;
@@ -462,18 +547,32 @@ static void cut_tiles(struct attn_job *job)
     }
     tile[n] = a->T;
     for (int i = 0; i < n; i++) rows = max32(rows, tile[i + 1] - tile[i]);
-    job->heads = min32(a->G, KK_CPU_QUERIES / (rows * job->per_kv));
+    job->heads = min32(heads, KK_CPU_QUERIES / (rows * job->per_kv));
     job->per_tile = (int)kk__ceil_div(a->G, job->heads);
     job->n_groups = n * job->per_tile;
     job->max_nq = job->heads * rows * job->per_kv;
+    job->rows = rows;
+}
+
+/* The splits of the group with most; an estimate of the time of all in *ns */
+static int size_up(const struct attn_job *job, int64_t *ns)
+{
+    int most = 0;
+    *ns = 0;
+    for (int i = 0; i < job->n_groups; i++) {
+        struct group g = group_at(job, i);
+        most = max32(most, n_splits(&g));
+        *ns += (int64_t)n_splits(&g) * S * job->a->D * g.heads * (4 + g.nq) / 32;
+    }
+    return most;
 }
 
 void kk__cpu_attn(struct kk_dev *dev, const struct kk_attn_args *a)
 {
     struct kk_cpu *c = kk__cpu(dev);
     struct attn_job job = {.c = c, .a = a, .per_kv = a->H / a->G};
-    int64_t ns = 0;
-    int most_splits = 0;
+    const int threads = dev->n_threads;
+    int64_t ns;
     KK_BUG_ON(a->H % a->G || a->D % 2 || !c->s.base || a->T > c->s.limits.max_rows ||
               a->D > c->s.limits.max_head_dim);
     if (job.per_kv > KK_CPU_QUERIES) {
@@ -484,14 +583,18 @@ void kk__cpu_attn(struct kk_dev *dev, const struct kk_attn_args *a)
     if (a->T == 0) return;
     job.stride = ((a->D + 15) & ~15) + 16;
     job.row_bytes = a->G * (int)kk_dtype_size(a->kv_dtype, a->D) * (a->value_only ? 1 : 2);
-    cut_tiles(&job);
-    for (int i = 0; i < job.n_groups; i++) {
-        struct group g = group_at(&job, i);
-        most_splits = max32(most_splits, n_splits(&g));
-        ns += (int64_t)n_splits(&g) * S * a->D * g.heads * (4 + g.nq) / 32;
+    /* which rows are rebuilt depends on the query's position */
+    cut_tiles(&job, a->mask.exact_near ? 1 : KK_CPU_QUERIES / job.per_kv, a->G);
+    int most_splits = size_up(&job, &ns), whole = job.n_groups >= 4 * threads || most_splits <= 1;
+    if (job.n_groups < threads * job.per_tile && most_splits <= 2 * threads && job.rows > 1) {
+        /* a short history: a part of the rows for each thread */
+        cut_tiles(&job, (job.rows + threads - 1) / threads, a->G);
+        whole = 1;
+    } else if (job.n_groups < threads && most_splits == 1) {
+        cut_tiles(&job, job.rows, (a->G + threads - 1) / threads);
     }
-    if (dev->n_threads > 1 && job.n_groups < 4 * dev->n_threads && most_splits > 1)
-        by_chunks(&job, most_splits, ns);
+    if (whole || threads == 1)
+        kk__cpu_for_ahead(c, job.n_groups, ns, group_item, &job);
     else
-        kk__cpu_for(c, job.n_groups, ns, group_item, &job);
+        by_chunks(&job, most_splits, ns);
 }

@@ -17,6 +17,11 @@ enum {
     KK_CPU_EXPERTS = 1024      /* assumed where limits name active experts but no max_experts */
 };
 
+/* A counter with a cache line of its own */
+struct kk_cpu_taken {
+    _Alignas(64) _Atomic int n;
+};
+
 /* Scratch: one block of memory, made by reserve, cut into these. */
 struct kk_cpu_scratch {
     struct kk_limits limits;
@@ -28,9 +33,10 @@ struct kk_cpu_scratch {
     size_t panel_at; /* in a thread's part: a panel of a block type as f32 (KK_ACT_F32) */
     float *parts;    /* attention: [split][query][part_stride]; winner: [thread][row] */
     size_t n_parts;
-    _Atomic int *pending; /* attention: chunks of a group that are not done */
-    int32_t *tiles;       /* attention: first row of each tile, [max_rows + 1] */
-    float *pairs;         /* route: logits [T, E]; moe: activations [T*A, F] */
+    _Atomic int *pending;       /* attention: chunks of a group that are not done */
+    struct kk_cpu_taken *taken; /* [n_threads]: items that threads have taken */
+    int32_t *tiles;             /* attention: first row of each tile, [max_rows + 1] */
+    float *pairs;               /* route: logits [T, E]; moe: activations [T*A, F] */
     size_t n_pairs;
     int32_t *order;   /* moe: [T*A] pair indices (row * A + slot), by expert, then row */
     int32_t *starts;  /* moe: [E + 1] where an expert's pairs begin in order */
@@ -51,6 +57,7 @@ struct kk_cpu {
     struct kk_cpu_chunk *chunks; /* of small weights (weight.c) */
     struct kk_cpu_slab *slabs;   /* of blocks of rows (slab.c) */
     int loading;                 /* what is allocated is a weight */
+    const void *by_columns;      /* what glu wrote last: each thread columns of all rows */
     struct kk_err latched;       /* the first error of the step */
 };
 
@@ -90,6 +97,17 @@ void kk__cpu_latch(struct kk_cpu *c, int code, const char *fmt, ...)
 void kk__cpu_for(struct kk_cpu *c, int n_items, int64_t ns,
                  void (*fn)(void *arg, int item, int worker), void *arg);
 
+/* The same, each item told which its thread does next (-1: none): what that reads can be asked for
+ * ahead. */
+void kk__cpu_for_ahead(struct kk_cpu *c, int n_items, int64_t ns,
+                       void (*fn)(void *arg, int item, int then, int worker), void *arg);
+
+/* kk__cpu_for where items next to each other go to one thread, and the same ones in every such loop
+ * over the same rows: what a thread wrote there it finds in its cache. A thread that is done helps
+ * the others. */
+void kk__cpu_for_near(struct kk_cpu *c, int n_items, int64_t ns,
+                      void (*fn)(void *arg, int item, int worker), void *arg);
+
 /* For ops that go row by row: rows [lo, hi) are done by one call. */
 struct kk_rows_job {
     struct kk_cpu *c;
@@ -102,16 +120,17 @@ void kk__cpu_rows(struct kk_cpu *c, int64_t n, int64_t ns_each,
                   void (*fn)(struct kk_cpu *c, const void *a, int64_t lo, int64_t hi, int worker),
                   const void *a);
 
-/* A product of T rows with n_panels panels of K inputs, cut into items of rows x panels that fit
- * the caches and are worth a fork. Bits do not depend on it. Item i: row block i % row_blocks,
- * panels from i / row_blocks * chunk. */
+/* A product of T rows with n_panels panels of K inputs, of the type of w: items of rows x panels
+ * that fit the caches and are worth a fork. Bits do not depend on it. Item i: row block i %
+ * row_blocks, panels from i / row_blocks * chunk. */
 struct kk_grid {
     int rows, row_blocks; /* rows of a block */
     int64_t chunk, n_chunks, n_panels;
     int T;
     int64_t ns; /* estimate for all */
 };
-struct kk_grid kk__cpu_grid(const struct kk_cpu *c, int T, int64_t n_panels, int64_t K);
+struct kk_grid kk__cpu_grid(const struct kk_cpu *c, const struct kk_weight *w, int T,
+                            int64_t n_panels, int64_t K);
 
 struct kk_cell {
     int row, rows;
@@ -142,7 +161,7 @@ static inline const void *kk__panel(const struct kk_weight *w, int m, int64_t p)
 
 /* Rows of the input of a product: f32, and in 8 bits or in pairs of bf16 where a weight asks. */
 struct kk_cpu_x {
-    const float *f;
+    const float *f; /* NULL: the input is bf16 (kk_linear_args.bf16) */
     int64_t ld;
     const char *q; /* NULL: nobody asks */
     size_t stride;
@@ -152,7 +171,7 @@ struct kk_cpu_x {
 
 static inline struct kk_cpu_x kk__x_row(const struct kk_cpu_x *x, int64_t row)
 {
-    return (struct kk_cpu_x){.f = x->f + row * x->ld,
+    return (struct kk_cpu_x){.f = x->f ? x->f + row * x->ld : NULL,
                              .ld = x->ld,
                              .q = x->q ? x->q + (size_t)row * x->stride : NULL,
                              .stride = x->stride,
@@ -164,9 +183,11 @@ static inline struct kk_cpu_x kk__x_row(const struct kk_cpu_x *x, int64_t row)
 struct kk_cpu_x kk__cpu_x(struct kk_cpu *c, int64_t T, int64_t K, const float *x, int n,
                           const struct kk_weight *const *w);
 
-/* y[r*ldy + n] = rows r < M of x times outputs n < N of the panels of w from `panel` on */
+/* y[r*ldy + n] = rows r < M of x times outputs n < N of the panels of w from `panel` on. What this
+ * thread reads soon is at next: a hint, or NULL. */
 void kk__cpu_gemm(struct kk_cpu *c, int worker, const struct kk_weight *w, int M, int64_t N,
-                  const struct kk_cpu_x *x, const void *panel, float *y, int64_t ldy);
+                  const struct kk_cpu_x *x, const void *panel, const void *next, float *y,
+                  int64_t ldy);
 
 /* scratch.c */
 int kk__cpu_reserve(struct kk_dev *, const struct kk_limits *, struct kk_account *,

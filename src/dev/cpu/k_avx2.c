@@ -260,6 +260,7 @@ static const int gemm_panels[GEMM_ROWS + 1] = {0, 4, 2, 1, 1, 1};
 
 /* scores tiles: queries x keys = DOTS */
 #define SCORE_TILES(X) X(2, 2) X(1, 4)
+#define DERIVED_MOST   2
 /* pv tiles: queries x vectors of D */
 #define PV_TILES(X) X(4, 1) X(2, 2) X(2, 1) X(1, 4) X(1, 2) X(1, 1)
 static const int pv_vecs[5] = {0, 4, 2, 0, 1};

@@ -214,6 +214,7 @@ static const int gemm_panels[GEMM_ROWS + 1] = {0, 4, 4, 4, 4, 4, 4};
 
 /* scores tiles: queries x keys <= DOTS */
 #define SCORE_TILES(X) X(4, 4) X(3, 5) X(2, 8) X(1, 16)
+#define DERIVED_MOST   8
 /* pv tiles: queries x vectors of D */
 #define PV_TILES(X)                                                                                \
     X(4, 4)                                                                                        \

@@ -28,20 +28,23 @@ static void gemm(enum kk_dtype t, int M, int64_t N, int64_t K, const float *x, i
 }
 
 static void gemm_f32(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                     float *y, int64_t ldy)
+                     const void *next, float *y, int64_t ldy)
 {
+    (void)next;
     gemm(KK_F32, M, N, K, x, ldx, w, y, ldy);
 }
 
 static void gemm_bf16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                      float *y, int64_t ldy)
+                      const void *next, float *y, int64_t ldy)
 {
+    (void)next;
     gemm(KK_BF16, M, N, K, x, ldx, w, y, ldy);
 }
 
 static void gemm_f16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                     float *y, int64_t ldy)
+                     const void *next, float *y, int64_t ldy)
 {
+    (void)next;
     gemm(KK_F16, M, N, K, x, ldx, w, y, ldy);
 }
 
@@ -69,8 +72,9 @@ static float bf16_half(uint32_t pair, int high)
 }
 
 static void gemm_pairs(int M, int64_t N, int64_t K, const uint32_t *x, int64_t ldx, const void *w,
-                       float *y, int64_t ldy)
+                       const void *next, float *y, int64_t ldy)
 {
+    (void)next;
     const size_t bytes = kk_panel_bytes(KK_BF16, K);
     for (int64_t n = 0; n < N; n++)
         for (int r = 0; r < M; r++) {
@@ -108,26 +112,31 @@ static float row_at(enum kk_dtype t, const void *row, int64_t i)
 
 /* ---- attention ---- */
 
+static const void *row_of(const void *const *rows, int j, size_t off)
+{
+    return (const char *)rows[j] + off;
+}
+
 static void scores(enum kk_dtype t, int nq, int nk, int D, const float *q, int64_t ldq,
-                   const void *const *rows, float scale, float *s, int64_t lds)
+                   const void *const *rows, size_t off, float scale, float *s, int64_t lds)
 {
     for (int i = 0; i < nq; i++)
         for (int j = 0; j < nk; j++) {
             float lane[KK_LANES] = {0};
             for (int d = 0; d < D; d++)
                 lane[d % KK_LANES] =
-                    fmaf(q[i * ldq + d], row_at(t, rows[j], d), lane[d % KK_LANES]);
+                    fmaf(q[i * ldq + d], row_at(t, row_of(rows, j, off), d), lane[d % KK_LANES]);
             s[i * lds + j] = scale * fold(lane);
         }
 }
 
 #define SCORES(name, t)                                                                            \
     static void scores_##name(int nq, int nk, int D, const float *q, int64_t ldq,                  \
-                              const void *const *rows, float scale, float *s, int64_t lds,         \
-                              int64_t ahead)                                                       \
+                              const void *const *rows, const void *const *next, size_t off,        \
+                              float scale, float *s, int64_t lds)                                  \
     {                                                                                              \
-        (void)ahead;                                                                               \
-        scores(t, nq, nk, D, q, ldq, rows, scale, s, lds);                                         \
+        (void)next;                                                                                \
+        scores(t, nq, nk, D, q, ldq, rows, off, scale, s, lds);                                    \
     }
 SCORES(f32, KK_F32)
 SCORES(bf16, KK_BF16)
@@ -142,24 +151,47 @@ static void rope(int D, int R, const float *cs, float *q)
     }
 }
 
-static void derive(enum kk_dtype t, int nk, int D, int R, const void *const *rows,
-                   const float *k_norm, const float *const *cs, float *k)
+static void derive(enum kk_dtype t, int nk, int D, int R, const void *const *rows, size_t off,
+                   const float *k_norm, const float *cs, float *k)
 {
     for (int j = 0; j < nk; j++) {
-        for (int d = 0; d < D; d++) k[j * D + d] = row_at(t, rows[j], d) * k_norm[d];
-        rope(D, R, cs[j], k + j * D);
+        for (int d = 0; d < D; d++) k[j * D + d] = row_at(t, row_of(rows, j, off), d) * k_norm[d];
+        rope(D, R, cs + (int64_t)j * 2 * R, k + j * D);
     }
 }
 
 #define DERIVE(name, t)                                                                            \
-    static void derive_##name(int nk, int D, int R, const void *const *rows, const float *k_norm,  \
-                              const float *const *cs, float *k)                                    \
+    static void derive_##name(int nk, int D, int R, const void *const *rows, size_t off,           \
+                              const float *k_norm, const float *cs, float *k)                      \
     {                                                                                              \
-        derive(t, nk, D, R, rows, k_norm, cs, k);                                                  \
+        derive(t, nk, D, R, rows, off, k_norm, cs, k);                                             \
     }
 DERIVE(f32, KK_F32)
 DERIVE(bf16, KK_BF16)
 DERIVE(q8, KK_Q8_0)
+
+static void derived(enum kk_dtype t, int nq, int nk, int D, int R, const float *q, int64_t ldq,
+                    const void *const *rows, size_t off, const float *k_norm, const float *cs,
+                    float scale, float *s, int64_t lds)
+{
+    for (int j = 0; j < nk; j++) {
+        float k[KK_DERIVED_D];
+        const void *key = k;
+        derive(t, 1, D, R, rows + j, off, k_norm, cs + (int64_t)j * 2 * R, k);
+        scores(KK_F32, nq, 1, D, q, ldq, &key, 0, scale, s + j, lds);
+    }
+}
+
+#define DERIVED(name, t)                                                                           \
+    static void derived_##name(int nq, int nk, int D, int R, const float *q, int64_t ldq,          \
+                               const void *const *rows, size_t off, const float *k_norm,           \
+                               const float *cs, float scale, float *s, int64_t lds)                \
+    {                                                                                              \
+        derived(t, nq, nk, D, R, q, ldq, rows, off, k_norm, cs, scale, s, lds);                    \
+    }
+DERIVED(f32, KK_F32)
+DERIVED(bf16, KK_BF16)
+DERIVED(q8, KK_Q8_0)
 
 static void softmax(int n, float *s, float *m, float *l)
 {
@@ -175,30 +207,35 @@ static void softmax(int n, float *s, float *m, float *l)
 }
 
 static void pv(enum kk_dtype t, int nq, int nk, int D, const float *p, int64_t ldp,
-               const void *const *rows, float *o, int64_t ldo)
+               const void *const *rows, size_t off, float *o, int64_t ldo)
 {
     for (int i = 0; i < nq; i++)
         for (int d = 0; d < D; d++) {
             float acc = 0;
-            for (int j = 0; j < nk; j++) acc = fmaf(p[i * ldp + j], row_at(t, rows[j], d), acc);
+            for (int j = 0; j < nk; j++)
+                acc = fmaf(p[i * ldp + j], row_at(t, row_of(rows, j, off), d), acc);
             o[i * ldo + d] = acc;
         }
 }
 
 #define PV(name, t)                                                                                \
     static void pv_##name(int nq, int nk, int D, const float *p, int64_t ldp,                      \
-                          const void *const *rows, float *o, int64_t ldo, int64_t ahead)           \
+                          const void *const *rows, const void *const *next, size_t off, float *o,  \
+                          int64_t ldo)                                                             \
     {                                                                                              \
-        (void)ahead;                                                                               \
-        pv(t, nq, nk, D, p, ldp, rows, o, ldo);                                                    \
+        (void)next;                                                                                \
+        pv(t, nq, nk, D, p, ldp, rows, off, o, ldo);                                               \
     }
 PV(f32, KK_F32)
 PV(bf16, KK_BF16)
 PV(q8, KK_Q8_0)
 
-static void merge(int D, float *o, float a, const float *n, float b)
+static void merge(int D, float *s, const float *n)
 {
-    for (int d = 0; d < D; d++) o[d] = fmaf(n[d], b, o[d] * a);
+    float old, new;
+    s[D] = kk_merge_weights(s[D], n[D], &old, &new);
+    for (int d = 0; d < D + 2; d++)
+        if (d != D) s[d] = fmaf(n[d], new, s[d] * old);
 }
 
 /* ---- elementwise ---- */
@@ -265,6 +302,7 @@ const struct kk_cpu_kern kk__kern_scalar = {
     .gemm_pairs = gemm_pairs,
     .scores = {scores_f32, scores_bf16, scores_q8},
     .derive = {derive_f32, derive_bf16, derive_q8},
+    .derived = {derived_f32, derived_bf16, derived_q8},
     .softmax = softmax,
     .pv = {pv_f32, pv_bf16, pv_q8},
     .merge = merge,

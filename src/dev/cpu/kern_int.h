@@ -37,7 +37,7 @@ static inline size_t kk_panel_bytes(enum kk_dtype t, int64_t K)
 
 /* ---- stored rows of keys and values ---- */
 
-enum { KK_ROW_TYPES = 3, KK_Q8_BLOCK = 34 };
+enum { KK_ROW_TYPES = 3, KK_Q8_BLOCK = 34, KK_DERIVED_R = 128, KK_DERIVED_D = 1024 };
 
 static inline int kk_row_type(enum kk_dtype t)
 {
@@ -61,9 +61,10 @@ struct kk_cpu_kern {
     const char *isa;
 
     /* y[r*ldy + n] = chain over k of x[r*ldx + k] * w[n][k], r < M, n < N (only n < N are written;
-     * w holds whole panels). By dtype of w. */
+     * w holds whole panels). By dtype of w. The panels at next will be read soon: a hint; NULL for
+     * none. */
     void (*gemm[3])(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                    float *y, int64_t ldy);
+                    const void *next, float *y, int64_t ldy);
 
     /* The same with x and w in bf16. x: pairs of inputs as words, the first in the low half, odd K
      * padded with 0; ldx in words. y = chain over pairs ascending, in a pair the second input
@@ -71,21 +72,28 @@ struct kk_cpu_kern {
      * does a result that is below it when rounded to 24 bits. That is what vdpbf16ps does, and an
      * fma under FTZ and DAZ (docs/adr/0015). */
     void (*gemm_pairs)(int M, int64_t N, int64_t K, const uint32_t *x, int64_t ldx, const void *w,
-                       float *y, int64_t ldy);
+                       const void *next, float *y, int64_t ldy);
 
     /* Tables by kk_row_type: rows are of type F32, BF16 or Q8_0 (D is then whole blocks).
      * s[i*lds + j] = scale * lanes(q_i . row_j) over D, i < nq, j < nk. q_i at q + i*ldq; row_j at
-     * rows[j]. D is even; missing lanes of the last group count as zero. What is `ahead` bytes
-     * after each row will be read soon: a hint, 0 for none. */
+     * rows[j] + off. D is even; missing lanes of the last group count as zero. What is at next[j] +
+     * off will be read soon: a hint; `rows` for none. */
     void (*scores[KK_ROW_TYPES])(int nq, int nk, int D, const float *q, int64_t ldq,
-                                 const void *const *rows, float scale, float *s, int64_t lds,
-                                 int64_t ahead);
+                                 const void *const *rows, const void *const *next, size_t off,
+                                 float scale, float *s, int64_t lds);
 
     /* k[j*D ..] = rope(row_j * k_norm): pair r < R: a = row[r]*k_norm[r], b =
      * row[r+D/2]*k_norm[r+D/2]; k[r] = fma(-b, sin, a*cos), k[r+D/2] = fma(a, sin, b*cos); others
-     * row*k_norm. cs[j] points at {cos, sin} x R of row j. */
-    void (*derive[KK_ROW_TYPES])(int nk, int D, int R, const void *const *rows, const float *k_norm,
-                                 const float *const *cs, float *k);
+     * row*k_norm. cs: {cos, sin} x R of each row, one after another. */
+    void (*derive[KK_ROW_TYPES])(int nk, int D, int R, const void *const *rows, size_t off,
+                                 const float *k_norm, const float *cs, float *k);
+
+    /* scores of derive's keys, which nobody else wants. R and D/2 are multiples of 16, at most
+     * KK_DERIVED_R and KK_DERIVED_D / 2. */
+    void (*derived[KK_ROW_TYPES])(int nq, int nk, int D, int R, const float *q, int64_t ldq,
+                                  const void *const *rows, size_t off, const float *k_norm,
+                                  const float *cs, float scale, float *s, int64_t lds);
+    int derived_most; /* queries for which that is faster than derive and scores */
 
     /* In place over n (a multiple of 16) scores, -inf = not visible: *m = max; s[j] = kk_exp(s[j] -
      * m) (0 for -inf); *l = lanes sum. If all are -inf: *m = -inf, *l = 0, s = 0. */
@@ -93,10 +101,12 @@ struct kk_cpu_kern {
 
     /* o[i*ldo + d] = chain over j of p[i*ldp + j] * row_j[d], d < D, i < nq. Overwrites o. */
     void (*pv[KK_ROW_TYPES])(int nq, int nk, int D, const float *p, int64_t ldp,
-                             const void *const *rows, float *o, int64_t ldo, int64_t ahead);
+                             const void *const *rows, const void *const *next, size_t off, float *o,
+                             int64_t ldo);
 
-    /* o[d] = fma(n[d], b, o[d] * a) */
-    void (*merge)(int D, float *o, float a, const float *n, float b);
+    /* A query's sums s = {o[D], m, l} of its splits so far, and those n of the split that follows:
+     * kk_merge_weights below; o[d] = fma(n_o[d], new, s_o[d] * old), l alike. */
+    void (*merge)(int D, float *s, const float *n);
 
     /* r = 1.0f / sqrtf(lanes(x*x) / n + eps); y[i] = (x[i] * r) * w[i]; w NULL: x[i] * r. y may be
      * x. */
@@ -164,6 +174,16 @@ static inline float kk_exp(float x)
     memcpy(&fa, &ua, 4);
     memcpy(&fb, &ub, 4);
     return p * fa * fb;
+}
+
+/* Weights of the sums so far, whose largest score was m0, and of a split with m1, neither -inf;
+ * returns the larger. */
+static inline float kk_merge_weights(float m0, float m1, float *old, float *new)
+{
+    const float m = m0 > m1 ? m0 : m1;
+    *old = m0 == m ? 1 : kk_exp(m0 - m); /* kk_exp(0) is 1 */
+    *new = m1 == m ? 1 : kk_exp(m1 - m);
+    return m;
 }
 
 /* sign(x) * (1 - e) / (1 + e), e = exp(-2|x|) */

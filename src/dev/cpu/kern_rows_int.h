@@ -1,5 +1,5 @@
-/* Stored rows of keys and values over a vector of 16 floats: scores, weighted sums, derived keys. A
- * part of kern_vec_int.h. Types of rows: F32, BF16, Q8_0. */
+/* Stored rows of keys and values over a vector of 16 floats: scores and weighted sums. A part of
+ * kern_vec_int.h. Types of rows: F32, BF16, Q8_0. */
 #ifndef KK_DEV_CPU_KERN_ROWS_INT_H
 #define KK_DEV_CPU_KERN_ROWS_INT_H
 
@@ -26,23 +26,42 @@ V int64_t row_step(const enum kk_dtype t)
     return t == KK_F32 ? 64 : t == KK_BF16 ? 32 : KK_Q8_BLOCK / 2;
 }
 
-/* What lies `ahead` bytes after numbers [i, i + 16) of a row comes nearer, most cache lines once.
- * Where it is 0, as in all but the first of several passes, the line is here already. */
-V void fetch(const enum kk_dtype t, const void *row, int64_t i, int64_t ahead)
+/* Numbers [i, i + 16) of a row that is read soon come nearer, most cache lines once. */
+V void fetch(const enum kk_dtype t, const void *row, int64_t i)
 {
     if (t == KK_F32 || i % (t == KK_BF16 ? 32 : 64) == 0)
-        _mm_prefetch((const char *)row + ahead + i / 16 * row_step(t), _MM_HINT_T1);
+        _mm_prefetch((const char *)row + i / 16 * row_step(t), _MM_HINT_T1);
+}
+
+V const void *row_of(const void *const *rows, int j, size_t off)
+{
+    return (const char *)rows[j] + off;
+}
+
+/* Of queries x keys sums in lanes, those of the first nk keys */
+V void store_scores(const int nq, const int keys, int nk, const v16 *acc, float scale, float *s,
+                    int64_t lds)
+{
+    float out[16];
+    v_st(out, v_mul(v_dots(acc), v_set(scale)));
+    for (int i = 0; i < nq; i++) {
+        if (nk >= keys)
+            memcpy(s + i * lds, out + i * keys, (size_t)keys * 4);
+        else
+            memcpy(s + i * lds, out + i * keys, (size_t)nk * 4);
+    }
 }
 
 /* queries x keys <= DOTS; the keys from nk on repeat the last and are not stored */
 V void score_tile(const enum kk_dtype t, const int nq, const int keys, int nk, int D,
-                  const float *q, int64_t ldq, const void *const *rows, float scale, float *s,
-                  int64_t lds, int64_t ahead)
+                  const float *q, int64_t ldq, const void *const *rows, const void *const *next,
+                  size_t off, float scale, float *s, int64_t lds)
 {
     v16 acc[DOTS];
-    const void *row[16];
+    const void *row[16], *soon[16];
     UNROLL for (int i = 0; i < DOTS; i++) acc[i] = v_zero();
-    UNROLL for (int j = 0; j < keys; j++) row[j] = rows[j < nk ? j : nk - 1];
+    UNROLL for (int j = 0; j < keys; j++) row[j] = row_of(rows, j < nk ? j : nk - 1, off);
+    UNROLL for (int j = 0; j < keys; j++) soon[j] = row_of(next, j < nk ? j : nk - 1, off);
     int d = 0;
     for (; d + 16 <= D; d += 16) {
         v16 a[4];
@@ -50,7 +69,7 @@ V void score_tile(const enum kk_dtype t, const int nq, const int keys, int nk, i
         UNROLL for (int j = 0; j < keys; j++)
         {
             v16 k = ld_row(t, row[j], d);
-            fetch(t, row[j], d, ahead);
+            fetch(t, soon[j], d);
             UNROLL for (int i = 0; i < nq; i++)
             {
                 acc[i * keys + j] = v_fma(a[i], k, acc[i * keys + j]);
@@ -68,24 +87,17 @@ V void score_tile(const enum kk_dtype t, const int nq, const int keys, int nk, i
             }
         }
     }
-    float out[16];
-    v_st(out, v_mul(v_dots(acc), v_set(scale)));
-    for (int i = 0; i < nq; i++) {
-        if (nk >= keys)
-            memcpy(s + i * lds, out + i * keys, (size_t)keys * 4);
-        else
-            memcpy(s + i * lds, out + i * keys, (size_t)nk * 4);
-    }
+    store_scores(nq, keys, nk, acc, scale, s, lds);
 }
 
 typedef void score_fn(int nk, int D, const float *q, int64_t ldq, const void *const *rows,
-                      float scale, float *s, int64_t lds, int64_t ahead);
+                      const void *const *next, size_t off, float scale, float *s, int64_t lds);
 #define SCORE_FN(T, n, k)                                                                          \
     static void score_##T##_##n(int nk, int D, const float *q, int64_t ldq,                        \
-                                const void *const *rows, float scale, float *s, int64_t lds,       \
-                                int64_t ahead)                                                     \
+                                const void *const *rows, const void *const *next, size_t off,      \
+                                float scale, float *s, int64_t lds)                                \
     {                                                                                              \
-        score_tile(KK_##T, n, k, nk, D, q, ldq, rows, scale, s, lds, ahead);                       \
+        score_tile(KK_##T, n, k, nk, D, q, ldq, rows, next, off, scale, s, lds);                   \
     }
 #define SCORE_F32(n, k)       SCORE_FN(F32, n, k)
 #define SCORE_BF16(n, k)      SCORE_FN(BF16, n, k)
@@ -110,37 +122,39 @@ V int tile_queries(int left, const int *tiles)
 }
 
 V void scores_any(const enum kk_dtype t, int nq, int nk, int D, const float *q, int64_t ldq,
-                  const void *const *rows, float scale, float *s, int64_t lds, int64_t ahead)
+                  const void *const *rows, const void *const *next, size_t off, float scale,
+                  float *s, int64_t lds)
 {
     for (int i = 0, m; i < nq; i += m) {
         m = tile_queries(nq - i, score_keys);
         for (int j = 0; j < nk; j += score_keys[m])
-            score_tiles[kk_row_type(t)][m](nk - j, D, q + i * ldq, ldq, rows + j, scale,
-                                           s + i * lds + j, lds, i ? 0 : ahead);
+            score_tiles[kk_row_type(t)][m](nk - j, D, q + i * ldq, ldq, rows + j,
+                                           (i ? rows : next) + j, off, scale, s + i * lds + j, lds);
     }
 }
 
 static void scores_f32(int nq, int nk, int D, const float *q, int64_t ldq, const void *const *rows,
-                       float scale, float *s, int64_t lds, int64_t ahead)
+                       const void *const *next, size_t off, float scale, float *s, int64_t lds)
 {
-    scores_any(KK_F32, nq, nk, D, q, ldq, rows, scale, s, lds, ahead);
+    scores_any(KK_F32, nq, nk, D, q, ldq, rows, next, off, scale, s, lds);
 }
 
 static void scores_bf16(int nq, int nk, int D, const float *q, int64_t ldq, const void *const *rows,
-                        float scale, float *s, int64_t lds, int64_t ahead)
+                        const void *const *next, size_t off, float scale, float *s, int64_t lds)
 {
-    scores_any(KK_BF16, nq, nk, D, q, ldq, rows, scale, s, lds, ahead);
+    scores_any(KK_BF16, nq, nk, D, q, ldq, rows, next, off, scale, s, lds);
 }
 
 static void scores_q8(int nq, int nk, int D, const float *q, int64_t ldq, const void *const *rows,
-                      float scale, float *s, int64_t lds, int64_t ahead)
+                      const void *const *next, size_t off, float scale, float *s, int64_t lds)
 {
-    scores_any(KK_Q8_0, nq, nk, D, q, ldq, rows, scale, s, lds, ahead);
+    scores_any(KK_Q8_0, nq, nk, D, q, ldq, rows, next, off, scale, s, lds);
 }
 
 /* nq queries x vecs vectors of D from d on; n < 16 only when vecs is 1 */
 V void pv_tile(const enum kk_dtype t, const int nq, const int vecs, int nk, int n, const float *p,
-               int64_t ldp, const void *const *rows, int d, float *o, int64_t ldo, int64_t ahead)
+               int64_t ldp, const void *const *rows, const void *const *next, size_t off, int d,
+               float *o, int64_t ldo)
 {
     v16 acc[4][4];
     UNROLL for (int i = 0; i < nq; i++)
@@ -148,12 +162,13 @@ V void pv_tile(const enum kk_dtype t, const int nq, const int vecs, int nk, int 
         UNROLL for (int v = 0; v < vecs; v++) acc[i][v] = v_zero();
     }
     for (int j = 0; j < nk; j++) {
+        const void *row = row_of(rows, j, off), *soon = row_of(next, j, off);
         v16 w[4];
         UNROLL for (int i = 0; i < nq; i++) w[i] = v_set(p[i * ldp + j]);
         UNROLL for (int v = 0; v < vecs; v++)
         {
-            v16 r = n < 16 ? ld_row_n(t, rows[j], d, n) : ld_row(t, rows[j], d + v * 16);
-            fetch(t, rows[j], d + v * 16, ahead);
+            v16 r = n < 16 ? ld_row_n(t, row, d, n) : ld_row(t, row, d + v * 16);
+            fetch(t, soon, d + v * 16);
             UNROLL for (int i = 0; i < nq; i++) acc[i][v] = v_fma(w[i], r, acc[i][v]);
         }
     }
@@ -164,14 +179,14 @@ V void pv_tile(const enum kk_dtype t, const int nq, const int vecs, int nk, int 
     }
 }
 
-typedef void pv_fn(int nk, int n, const float *p, int64_t ldp, const void *const *rows, int d,
-                   float *o, int64_t ldo, int64_t ahead);
+typedef void pv_fn(int nk, int n, const float *p, int64_t ldp, const void *const *rows,
+                   const void *const *next, size_t off, int d, float *o, int64_t ldo);
 #define PV_FN(T, q, v)                                                                             \
     static void pv_##T##_##q##x##v(int nk, int n, const float *p, int64_t ldp,                     \
-                                   const void *const *rows, int d, float *o, int64_t ldo,          \
-                                   int64_t ahead)                                                  \
+                                   const void *const *rows, const void *const *next, size_t off,   \
+                                   int d, float *o, int64_t ldo)                                   \
     {                                                                                              \
-        pv_tile(KK_##T, q, v, nk, n, p, ldp, rows, d, o, ldo, ahead);                              \
+        pv_tile(KK_##T, q, v, nk, n, p, ldp, rows, next, off, d, o, ldo);                          \
     }
 #define PV_F32(q, v)       PV_FN(F32, q, v)
 #define PV_BF16(q, v)      PV_FN(BF16, q, v)
@@ -186,7 +201,7 @@ static pv_fn *const pv_tiles[KK_ROW_TYPES][5][5] = {
     {PV_TILES(PV_F32_SLOT)}, {PV_TILES(PV_BF16_SLOT)}, {PV_TILES(PV_Q8_SLOT)}};
 
 V void pv_any(const enum kk_dtype t, int nq, int nk, int D, const float *p, int64_t ldp,
-              const void *const *rows, float *o, int64_t ldo, int64_t ahead)
+              const void *const *rows, const void *const *next, size_t off, float *o, int64_t ldo)
 {
     for (int i = 0, m; i < nq; i += m) {
         m = tile_queries(nq - i, pv_vecs);
@@ -194,92 +209,28 @@ V void pv_any(const enum kk_dtype t, int nq, int nk, int D, const float *p, int6
             v = pv_vecs[m];
             while (v > 1 && d + v * 16 > D) v /= 2;
             n = D - d < v * 16 ? D - d : v * 16;
-            pv_tiles[kk_row_type(t)][m][v](nk, n, p + i * ldp, ldp, rows, d, o + i * ldo, ldo,
-                                           i ? 0 : ahead);
+            pv_tiles[kk_row_type(t)][m][v](nk, n, p + i * ldp, ldp, rows, i ? rows : next, off, d,
+                                           o + i * ldo, ldo);
         }
     }
 }
 
 static void pv_f32(int nq, int nk, int D, const float *p, int64_t ldp, const void *const *rows,
-                   float *o, int64_t ldo, int64_t ahead)
+                   const void *const *next, size_t off, float *o, int64_t ldo)
 {
-    pv_any(KK_F32, nq, nk, D, p, ldp, rows, o, ldo, ahead);
+    pv_any(KK_F32, nq, nk, D, p, ldp, rows, next, off, o, ldo);
 }
 
 static void pv_bf16(int nq, int nk, int D, const float *p, int64_t ldp, const void *const *rows,
-                    float *o, int64_t ldo, int64_t ahead)
+                    const void *const *next, size_t off, float *o, int64_t ldo)
 {
-    pv_any(KK_BF16, nq, nk, D, p, ldp, rows, o, ldo, ahead);
+    pv_any(KK_BF16, nq, nk, D, p, ldp, rows, next, off, o, ldo);
 }
 
 static void pv_q8(int nq, int nk, int D, const float *p, int64_t ldp, const void *const *rows,
-                  float *o, int64_t ldo, int64_t ahead)
+                  const void *const *next, size_t off, float *o, int64_t ldo)
 {
-    pv_any(KK_Q8_0, nq, nk, D, p, ldp, rows, o, ldo, ahead);
-}
-
-/* Elements from i on, n <= 16 of them, of a row times its weight */
-V v16 derive_16(const enum kk_dtype t, int i, int n, const void *row, const float *w)
-{
-    return v_mul(ld_row_n(t, row, i, n), v_ld_n(w + i, n));
-}
-
-/* n <= 16 pairs {a, b} turned by {cos, sin} */
-V void rope_16(int n, v16 a, v16 b, const float *cs, float *lo, float *hi)
-{
-    v16 c, s;
-    v_ld_pairs_n(cs, n, &c, &s);
-    v_st_n(lo, n, v_fnma(b, s, v_mul(a, c)));
-    v_st_n(hi, n, v_fma(a, s, v_mul(b, c)));
-}
-
-V void derive_scale(const enum kk_dtype t, int i, int to, const void *row, const float *w, float *k)
-{
-    for (; i + 16 <= to; i += 16) v_st(k + i, derive_16(t, i, 16, row, w));
-    if (i < to) v_st_n(k + i, to - i, derive_16(t, i, to - i, row, w));
-}
-
-V void derive_pairs(const enum kk_dtype t, int r, int n, int h, const void *row, const float *w,
-                    const float *cs, float *k)
-{
-    v16 a = derive_16(t, r, n, row, w), b = derive_16(t, h + r, n, row, w);
-    rope_16(n, a, b, cs + 2 * r, k + r, k + h + r);
-}
-
-V void derive_any(const enum kk_dtype t, int nk, int D, int R, const void *const *rows,
-                  const float *w, const float *const *cs, float *k)
-{
-    const int h = D / 2;
-    for (int j = 0; j < nk; j++, k += D) {
-        int r = 0;
-        for (; r + 16 <= R; r += 16) derive_pairs(t, r, 16, h, rows[j], w, cs[j], k);
-        if (r < R) derive_pairs(t, r, R - r, h, rows[j], w, cs[j], k);
-        derive_scale(t, R, h, rows[j], w, k);
-        derive_scale(t, h + R, D, rows[j], w, k);
-    }
-}
-
-static void derive_f32(int nk, int D, int R, const void *const *rows, const float *w,
-                       const float *const *cs, float *k)
-{
-    derive_any(KK_F32, nk, D, R, rows, w, cs, k);
-}
-
-static void derive_bf16(int nk, int D, int R, const void *const *rows, const float *w,
-                        const float *const *cs, float *k)
-{
-    derive_any(KK_BF16, nk, D, R, rows, w, cs, k);
-}
-
-/* Rows of blocks first become floats, where k is to be */
-static void derive_q8(int nk, int D, int R, const void *const *rows, const float *w,
-                      const float *const *cs, float *k)
-{
-    for (int j = 0; j < nk; j++, k += D) {
-        const void *row = k;
-        for (int i = 0; i < D; i += 16) v_st(k + i, ld_row(KK_Q8_0, rows[j], i));
-        derive_f32(1, D, R, &row, w, cs + j, k);
-    }
+    pv_any(KK_Q8_0, nq, nk, D, p, ldp, rows, next, off, o, ldo);
 }
 
 #endif

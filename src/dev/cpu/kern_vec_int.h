@@ -8,11 +8,18 @@
 
 /* ---- gemm ---- */
 
-enum { GEMM_PAIRS = 3 }; /* beside the types of weights: bf16, and x in pairs of bf16 as floats */
+/* Beside the types of weights: bf16, and x in bf16 too. Where there is an instruction for that, a
+ * word of x is a pair; else x has been widened to f32. */
+enum { GEMM_PAIRS = 3 };
+#ifdef __AVX512BF16__
+enum { GEMM_PAIR_WORDS = 1 };
+#else
+enum { GEMM_PAIR_WORDS = 2 };
+#endif
 
 struct gemm_block {
     int64_t k0, k1; /* inputs of this call: k0 is even; acc starts from y unless k0 is 0 */
-    const float *x;
+    const float *x; /* from input k0 on */
     int64_t ldx;
     const char *w;
     size_t panel;     /* bytes of a panel */
@@ -29,17 +36,6 @@ V v16 w_half(enum kk_dtype t, const char *pair, const int h)
     return v_ld((const float *)pair + 16 * h);
 }
 
-V float x_half(enum kk_dtype t, const float *x, const int h)
-{
-    uint32_t u;
-    float f;
-    if ((int)t != GEMM_PAIRS) return *x;
-    memcpy(&u, x, 4);
-    u = h ? u & 0xffff0000 : u << 16;
-    memcpy(&f, &u, 4);
-    return f;
-}
-
 /* acc[r][p] += x[r][0] * w[p], in one of two orders. With few registers, a panel at a time: the
  * address is hidden from the compiler, which would keep the pair loaded from one half to the next
  * and spill accumulators. */
@@ -52,7 +48,7 @@ V void gemm_half(const enum kk_dtype t, const int rows, const int panels, const 
         {
             v16 wp = w_half(t, w + p * panel, h);
             UNROLL for (int r = 0; r < rows; r++) acc[r][p] =
-                v_fma(v_set(x_half(t, x + r * ldx, h)), wp, acc[r][p]);
+                v_fma(v_set(x[r * ldx]), wp, acc[r][p]);
         }
         return;
     }
@@ -60,7 +56,7 @@ V void gemm_half(const enum kk_dtype t, const int rows, const int panels, const 
     UNROLL for (int p = 0; p < panels; p++) wp[p] = w_half(t, w + p * panel, h);
     UNROLL for (int r = 0; r < rows; r++)
     {
-        v16 a = v_set(x_half(t, x + r * ldx, h));
+        v16 a = v_set(x[r * ldx]);
         UNROLL for (int p = 0; p < panels; p++) acc[r][p] = v_fma(a, wp[p], acc[r][p]);
     }
 }
@@ -84,7 +80,7 @@ V void gemm_pair(const enum kk_dtype t, const int rows, const int panels, const 
             _mm512_dpbf16_ps(acc[r][p], (__m512bh)wp[p], (__m512bh)a);
     }
 #else
-    gemm_half(t, rows, panels, 1, x, ldx, w, panel, acc);
+    gemm_half(t, rows, panels, 1, x + 1, ldx, w, panel, acc);
     gemm_half(t, rows, panels, 0, x, ldx, w, panel, acc);
 #endif
 }
@@ -92,11 +88,12 @@ V void gemm_pair(const enum kk_dtype t, const int rows, const int panels, const 
 V void gemm_tile(const enum kk_dtype t, const int rows, const int panels,
                  const struct gemm_block *b)
 {
-    const int64_t step = t == KK_F32 ? 128 : 64, ldx = b->ldx, words = (int)t == GEMM_PAIRS ? 1 : 2;
-    const int64_t pairs = (b->k1 - b->k0 + (words == 1)) / 2; /* of bf16: the last may be half */
+    const int whole = (int)t == GEMM_PAIRS; /* a last half pair has been filled up with 0 */
+    const int64_t step = t == KK_F32 ? 128 : 64, ldx = b->ldx, words = whole ? GEMM_PAIR_WORDS : 2;
+    const int64_t pairs = (b->k1 - b->k0 + whole) / 2;
     const size_t panel = b->panel;
     const char *w = b->w + b->k0 / 2 * step, *next = b->next + b->k0 / 2 * step;
-    const float *x = b->x + b->k0 / 2 * words;
+    const float *x = b->x;
     v16 acc[6][4];
     UNROLL for (int r = 0; r < rows; r++)
     {
@@ -111,7 +108,7 @@ V void gemm_tile(const enum kk_dtype t, const int rows, const int panels,
         }
         gemm_pair(t, rows, panels, x, ldx, w, panel, acc);
     }
-    if (words == 2 && (b->k1 & 1)) gemm_half(t, rows, panels, 0, x, ldx, w, panel, acc);
+    if (!whole && (b->k1 & 1)) gemm_half(t, rows, panels, 0, x, ldx, w, panel, acc);
     UNROLL for (int r = 0; r < rows; r++)
     {
         UNROLL for (int p = 0; p < panels; p++)
@@ -159,60 +156,80 @@ static gemm_fn *const gemm_tiles[4][GEMM_ROWS + 1][5] = {
 
 #define GEMM_KB 512 /* inputs of a pass over many rows: a block of weights stays in L2 */
 
+/* The input of a tile: rows of floats, or of pairs of bf16 as words */
+V void gemm_input(int t, struct gemm_block *b, int rows, const float *x, int64_t ldx, float *wide)
+{
+    if (t != GEMM_PAIRS || GEMM_PAIR_WORDS == 1) {
+        b->x = x + (t == GEMM_PAIRS ? b->k0 / 2 : b->k0);
+        b->ldx = ldx;
+        return;
+    }
+    const int64_t n = (b->k1 - b->k0 + 1) / 2 * 2;
+    for (int r = 0; r < rows; r++)
+        for (int64_t k = 0; k < n; k += 16)
+            v_st_n(wide + r * GEMM_KB + k, n - k,
+                   v_ld_bf16_n((const uint16_t *)(const void *)(x + r * ldx) + b->k0 + k, n - k));
+    b->x = wide;
+    b->ldx = GEMM_KB;
+}
+
 static void gemm_any(int t, int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                     float *y, int64_t ldy)
+                     const void *next, float *y, int64_t ldy)
 {
     const int tiles = (M + GEMM_ROWS - 1) / GEMM_ROWS, most = (M + tiles - 1) / tiles;
-    const int64_t kb = tiles > 2 ? GEMM_KB : K, n_panels = (N + 15) / 16;
-    struct gemm_block b = {.ldx = ldx,
-                           .panel = kk_panel_bytes(t == GEMM_PAIRS ? KK_BF16 : (enum kk_dtype)t, K),
+    const int widen = t == GEMM_PAIRS && GEMM_PAIR_WORDS == 2;
+    const int64_t kb = tiles > 2 || widen ? GEMM_KB : K, n_panels = (N + 15) / 16;
+    const int64_t group = widen ? 4 : gemm_panels[most]; /* panels that a widened input is for */
+    float wide[GEMM_ROWS * GEMM_KB];
+    struct gemm_block b = {.panel = kk_panel_bytes(t == GEMM_PAIRS ? KK_BF16 : (enum kk_dtype)t, K),
                            .ldy = ldy};
     for (b.k0 = 0; b.k0 < K || b.k0 == 0; b.k0 = b.k1) {
         b.k1 = K - b.k0 < kb ? K : b.k0 + kb;
-        for (int64_t p = 0, step; p < n_panels; p += step) {
-            step = gemm_panels[most];
-            while (step > n_panels - p) step /= 2;
-            b.w = (const char *)w + (size_t)p * b.panel;
-            b.next = b.w + (size_t)step * b.panel;
-            b.n = N - p * 16;
+        for (int64_t p = 0; p < n_panels; p += group)
             for (int i = 0, r = 0, m; i < tiles; i++, r += m) {
                 m = (M - r + tiles - i - 1) / (tiles - i);
-                b.x = x + r * ldx;
-                b.y = y + r * ldy + p * 16;
-                gemm_tiles[t][m][step](&b);
+                gemm_input(t, &b, m, x + r * ldx, ldx, wide);
+                for (int64_t q = p, step; q < p + group && q < n_panels; q += step) {
+                    step = gemm_panels[most];
+                    while (step > n_panels - q) step /= 2;
+                    b.w = (const char *)w + (size_t)q * b.panel;
+                    b.next = q + step < n_panels ? b.w + (size_t)step * b.panel : next ? next : b.w;
+                    b.y = y + r * ldy + q * 16;
+                    b.n = N - q * 16;
+                    gemm_tiles[t][m][step](&b);
+                }
             }
-        }
         if (K == 0) break;
     }
 }
 
 static void gemm_f32(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                     float *y, int64_t ldy)
+                     const void *next, float *y, int64_t ldy)
 {
-    gemm_any(KK_F32, M, N, K, x, ldx, w, y, ldy);
+    gemm_any(KK_F32, M, N, K, x, ldx, w, next, y, ldy);
 }
 
 static void gemm_bf16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                      float *y, int64_t ldy)
+                      const void *next, float *y, int64_t ldy)
 {
-    gemm_any(KK_BF16, M, N, K, x, ldx, w, y, ldy);
+    gemm_any(KK_BF16, M, N, K, x, ldx, w, next, y, ldy);
 }
 
 static void gemm_f16(int M, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
-                     float *y, int64_t ldy)
+                     const void *next, float *y, int64_t ldy)
 {
-    gemm_any(KK_F16, M, N, K, x, ldx, w, y, ldy);
+    gemm_any(KK_F16, M, N, K, x, ldx, w, next, y, ldy);
 }
 
 static void gemm_pairs(int M, int64_t N, int64_t K, const uint32_t *x, int64_t ldx, const void *w,
-                       float *y, int64_t ldy)
+                       const void *next, float *y, int64_t ldy)
 {
 #ifdef __AVX512BF16__
-    gemm_any(GEMM_PAIRS, M, N, K, (const float *)(const void *)x, ldx, w, y, ldy);
+    gemm_any(GEMM_PAIRS, M, N, K, (const float *)(const void *)x, ldx, w, next, y, ldy);
 #else
     const unsigned was = _mm_getcsr();
     _mm_setcsr(was | 0x8040); /* FTZ, DAZ */
-    gemm_any(GEMM_PAIRS, M, N, K, (const float *)(const void *)x, ldx, w, y, ldy);
+    gemm_any(GEMM_PAIRS, M, N, K, (const float *)(const void *)x, ldx, w, next, y, ldy);
     _mm_setcsr(was);
 #endif
 }
@@ -220,6 +237,8 @@ static void gemm_pairs(int M, int64_t N, int64_t K, const uint32_t *x, int64_t l
 /* ---- attention ---- */
 
 #include "dev/cpu/kern_rows_int.h"
+
+#include "dev/cpu/kern_derive_int.h"
 
 /* ---- elementwise: kk_exp and its users, 16 at once ---- */
 
@@ -270,11 +289,14 @@ static void softmax(int n, float *s, float *m, float *l)
     *l = v_sum(sum);
 }
 
-static void merge(int D, float *o, float a, const float *n, float b)
+static void merge(int D, float *s, const float *n)
 {
+    float old, new;
+    s[D] = kk_merge_weights(s[D], n[D], &old, &new);
+    s[D + 1] = fmaf(n[D + 1], new, s[D + 1] * old);
     for (int i = 0; i < D; i += 16) {
-        v16 old = v_mul(v_ld_n(o + i, D - i), v_set(a));
-        v_st_n(o + i, D - i, v_fma(v_ld_n(n + i, D - i), v_set(b), old));
+        v16 o = v_mul(v_ld_n(s + i, D - i), v_set(old));
+        v_st_n(s + i, D - i, v_fma(v_ld_n(n + i, D - i), v_set(new), o));
     }
 }
 
@@ -381,10 +403,11 @@ static int64_t argmax(int64_t n, const float *x)
     {                                                                                              \
         .isa = name, .gemm = {gemm_f32, gemm_bf16, gemm_f16}, .gemm_pairs = gemm_pairs,            \
         .scores = {scores_f32, scores_bf16, scores_q8},                                            \
-        .derive = {derive_f32, derive_bf16, derive_q8}, .softmax = softmax,                        \
-        .pv = {pv_f32, pv_bf16, pv_q8}, .merge = merge, .norm = norm, .rope = rope, .glu = glu,    \
-        .softcap = softcap, .add_scale = add_scale, .add = add, .axpy = axpy,                      \
-        .store = {store_f32, store_bf16, store_q8}, .argmax = argmax                               \
+        .derive = {derive_f32, derive_bf16, derive_q8},                                            \
+        .derived = {derived_f32, derived_bf16, derived_q8}, .derived_most = DERIVED_MOST,          \
+        .softmax = softmax, .pv = {pv_f32, pv_bf16, pv_q8}, .merge = merge, .norm = norm,          \
+        .rope = rope, .glu = glu, .softcap = softcap, .add_scale = add_scale, .add = add,          \
+        .axpy = axpy, .store = {store_f32, store_bf16, store_q8}, .argmax = argmax                 \
     }
 
 #endif

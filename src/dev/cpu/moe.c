@@ -22,7 +22,7 @@ static void route_product(void *arg, int item, int worker)
     struct kk_cell e = kk__grid_cell(&j->grid, item);
     int64_t N = kk__min64(w->rows - e.panel * KK_LANES, e.panels * KK_LANES);
     const struct kk_cpu_x x = kk__x_row(&j->x, e.row);
-    kk__cpu_gemm(j->c, worker, w, e.rows, N, &x, kk__panel(w, 0, e.panel),
+    kk__cpu_gemm(j->c, worker, w, e.rows, N, &x, kk__panel(w, 0, e.panel), NULL,
                  j->logits + (int64_t)e.row * j->ld + e.panel * KK_LANES, j->ld);
 }
 
@@ -54,7 +54,7 @@ void kk__cpu_route(struct kk_dev *dev, const struct kk_route_args *a)
     KK_BUG_ON(a->w->rows != a->E || a->A > a->E || (size_t)a->T * (size_t)j.ld > c->s.n_pairs);
     if (a->T == 0) return;
     j.x = kk__cpu_x(c, a->T, a->w->cols, a->x, 1, &a->w);
-    j.grid = kk__cpu_grid(c, a->T, kk__panels(a->E), a->w->cols);
+    j.grid = kk__cpu_grid(c, a->w, a->T, kk__panels(a->E), a->w->cols);
     kk__cpu_for(c, kk__grid_items(&j.grid), j.grid.ns, route_product, &j);
     kk__cpu_rows(c, a->T, (int64_t)a->E * (a->A + 16) / 8, route_rows, &j);
 }
@@ -125,27 +125,35 @@ static struct kk_cpu_x gather(const struct moe_job *j, int p, int n, float *buf)
 
 /* Activations of outputs [n0, n0 + N) of F for pairs [p, p + rows), whose inputs are x. The up
  * matrix begins at output F, which need not begin a panel: `skip` outputs before it are computed
- * and not used. */
+ * and not used. The panels at next are read after these. */
 static void gate_up(const struct moe_job *j, int e, int p, int rows, int64_t n0, int64_t N,
-                    const struct kk_cpu_x *x, float *up, int worker)
+                    const struct kk_cpu_x *x, const void *next, float *up, int worker)
 {
     struct kk_cpu *c = j->c;
     const struct kk_weight *w = j->a->gate_up;
     const int64_t F = j->F, skip = (F + n0) % KK_LANES, ld = N + skip;
+    const void *other = kk__panel(w, e, (F + n0) / KK_LANES);
     float *y = j->c->s.pairs + p * F + n0;
-    kk__cpu_gemm(c, worker, w, rows, N, x, kk__panel(w, e, n0 / KK_LANES), y, F);
-    kk__cpu_gemm(c, worker, w, rows, ld, x, kk__panel(w, e, (F + n0) / KK_LANES), up, ld);
+    kk__cpu_gemm(c, worker, w, rows, N, x, kk__panel(w, e, n0 / KK_LANES), other, y, F);
+    kk__cpu_gemm(c, worker, w, rows, ld, x, other, next, up, ld);
     for (int r = 0; r < rows; r++)
         c->kern->glu((int)N, j->a->act, y + r * F, up + skip + r * ld, y + r * F);
 }
 
+static const void *gate_of_item(const struct moe_job *j, int item)
+{
+    return kk__panel(j->a->gate_up, j->c->s.experts[item / j->n_parts],
+                     item % j->n_parts * j->chunk);
+}
+
 /* Item: some panels of F of one expert, all its rows */
-static void moe_up_item(void *arg, int item, int worker)
+static void moe_up_item(void *arg, int item, int then, int worker)
 {
     const struct moe_job *j = arg;
     const struct kk_cpu_scratch *s = &j->c->s;
     const int e = s->experts[item / j->n_parts], end = s->starts[e + 1];
     const int64_t lo = item % j->n_parts * j->chunk * KK_LANES;
+    const void *next = then < 0 ? NULL : gate_of_item(j, then);
     const int64_t hi = kk__min64(lo + j->chunk * KK_LANES, j->F);
     float *up = kk__cpu_scratch(j->c, worker), *buf = up + KK_CPU_TILE;
     for (int p = s->starts[e], rows; p < end; p += rows) {
@@ -153,7 +161,7 @@ static void moe_up_item(void *arg, int item, int worker)
         const struct kk_cpu_x x = gather(j, p, rows, buf);
         const int64_t most = (KK_CPU_TILE / rows - KK_LANES) / KK_LANES * KK_LANES;
         for (int64_t n0 = lo; n0 < hi; n0 += most)
-            gate_up(j, e, p, rows, n0, kk__min64(most, hi - n0), &x, up, worker);
+            gate_up(j, e, p, rows, n0, kk__min64(most, hi - n0), &x, next, up, worker);
     }
 }
 
@@ -168,11 +176,13 @@ static void moe_down(const struct moe_job *j, int64_t n0, int64_t N, float *tile
     for (int t = 0; t < a->T; t++)
         memset(a->y + (int64_t)t * j->C + n0, 0, (size_t)N * sizeof(float));
     for (int i = 0; i < j->n_experts; i++) {
-        const int e = s->experts[i], end = s->starts[e + 1];
+        const int e = s->experts[i], end = s->starts[e + 1], last = i + 1 == j->n_experts;
+        const void *next = last ? NULL : kk__panel(w, s->experts[i + 1], n0 / KK_LANES);
         for (int p = s->starts[e], rows; p < end; p += rows) {
             rows = end - p < most ? end - p : most;
             const struct kk_cpu_x x = kk__x_row(&j->x, p);
-            kk__cpu_gemm(j->c, worker, w, rows, N, &x, kk__panel(w, e, n0 / KK_LANES), tile, N);
+            kk__cpu_gemm(j->c, worker, w, rows, N, &x, kk__panel(w, e, n0 / KK_LANES), next, tile,
+                         N);
             for (int r = 0; r < rows; r++) {
                 const int pair = s->order[p + r];
                 k->axpy((int)N, a->weight[pair], tile + r * N,
@@ -214,8 +224,8 @@ void kk__cpu_moe(struct kk_dev *dev, const struct kk_moe_args *a)
     const int64_t ns = weights * (6 * j.n_experts + pairs) / 64;
     const int64_t items = threads == 1 ? 1 : kk__min64(4 * threads, ns / 2000);
     j.x = kk__cpu_x(c, a->T, j.C, a->x, 1, &a->gate_up);
-    cut(&j, kk__panels(j.F), items / j.n_experts);
-    kk__cpu_for(c, j.n_experts * (int)j.n_parts, 2 * ns, moe_up_item, &j);
+    cut(&j, kk__panels(j.F), kk__ceil_div(items, j.n_experts));
+    kk__cpu_for_ahead(c, j.n_experts * (int)j.n_parts, 2 * ns, moe_up_item, &j);
     j.x = kk__cpu_x(c, pairs, j.F, c->s.pairs, 1, &a->down);
     cut(&j, kk__panels(j.C), items);
     kk__cpu_for(c, (int)j.n_parts, ns, moe_down_item, &j);

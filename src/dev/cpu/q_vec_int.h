@@ -225,9 +225,9 @@ static void weights(enum kk_dtype t, const void *panel, int64_t K, int64_t g, fl
     q_open[t](panel, K, g, w);
 }
 
-static void quantise(int64_t K, const float *x, void *row)
+static void quantise(int64_t K, int64_t g0, int64_t g1, const float *x, void *row)
 {
-    kk_q8_quantise(K, x, row);
+    kk_q8_quantise(K, g0, g1, x, row);
 }
 
 #endif

@@ -105,11 +105,11 @@ static inline void kk_q8_one(const float *x, int8_t *q, struct kk_q8_group *g)
     g->sum = g->scale * (float)-g->minus[0];
 }
 
-static inline void kk_q8_quantise(int64_t K, const float *x, void *row)
+static inline void kk_q8_quantise(int64_t K, int64_t g0, int64_t g1, const float *x, void *row)
 {
     int8_t *q = row;
     struct kk_q8_group *g = (struct kk_q8_group *)(q + K);
-    for (int64_t i = 0; i < K / KK_GROUP; i++) kk_q8_one(x + i * KK_GROUP, q + i * KK_GROUP, g + i);
+    for (int64_t i = g0; i < g1; i++) kk_q8_one(x + i * KK_GROUP, q + i * KK_GROUP, g + i);
 }
 
 /* ---- the tables ---- */
@@ -117,8 +117,8 @@ static inline void kk_q8_quantise(int64_t K, const float *x, void *row)
 struct kk_cpu_q8 {
     const char *isa;
 
-    /* x[K] to a row */
-    void (*quantise)(int64_t K, const float *x, void *row);
+    /* Groups [g0, g1) of x[K] to a row */
+    void (*quantise)(int64_t K, int64_t g0, int64_t g1, const float *x, void *row);
 
     /* The 32 x 16 weights of group g of a panel, the bits of kk_dequant: w[k * 16 + l] */
     void (*weights)(enum kk_dtype t, const void *panel, int64_t K, int64_t g, float *w);

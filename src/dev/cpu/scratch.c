@@ -69,6 +69,7 @@ static size_t layout(struct kk_cpu_scratch *s, const struct kk_dev *dev, const s
     s->threads = cut(base, &at, n * s->thread_bytes);
     s->parts = cut(base, &at, s->n_parts * sizeof *s->parts);
     s->pending = cut(base, &at, 4 * n * sizeof *s->pending);
+    s->taken = cut(base, &at, n * sizeof *s->taken);
     s->tiles = cut(base, &at, (T + 1) * sizeof *s->tiles);
     s->pairs = cut(base, &at, s->n_pairs * sizeof *s->pairs);
     s->order = cut(base, &at, pairs * sizeof *s->order);
@@ -115,6 +116,63 @@ void kk__cpu_for(struct kk_cpu *c, int n_items, int64_t ns,
     for (int i = 0; i < n_items; i++) fn(arg, i, 0);
 }
 
+struct ahead_job {
+    _Atomic int *taken;
+    int n_items;
+    void (*fn)(void *arg, int item, int then, int worker);
+    void *arg;
+};
+
+/* A thread takes an item when it begins the one before; the first ones are dealt out. */
+static void take_items(void *arg, int first, int worker)
+{
+    const struct ahead_job *j = arg;
+    int now = first;
+    while (now < j->n_items) {
+        const int then = atomic_fetch_add_explicit(j->taken, 1, memory_order_relaxed);
+        j->fn(j->arg, now, then < j->n_items ? then : -1, worker);
+        now = then;
+    }
+}
+
+void kk__cpu_for_ahead(struct kk_cpu *c, int n_items, int64_t ns,
+                       void (*fn)(void *arg, int item, int then, int worker), void *arg)
+{
+    struct ahead_job j = {&c->s.taken->n, n_items, fn, arg};
+    const int dealt = (int)kk__min64(n_items, c->dev.n_threads);
+    atomic_store_explicit(&c->s.taken->n, dealt, memory_order_relaxed);
+    kk__cpu_for(c, dealt, ns, take_items, &j);
+}
+
+struct near_job {
+    struct kk_cpu_taken *taken;
+    int n_threads, n_items;
+    void (*fn)(void *arg, int item, int worker);
+    void *arg;
+};
+
+static void near_items(void *arg, int item, int worker)
+{
+    const struct near_job *j = arg;
+    (void)item;
+    for (int k = 0; k < j->n_threads; k++) {
+        const int of = (worker + k) % j->n_threads;
+        int64_t lo, hi, i;
+        kk_range(j->n_items, of, j->n_threads, &lo, &hi);
+        while ((i = lo + atomic_fetch_add_explicit(&j->taken[of].n, 1, memory_order_relaxed)) < hi)
+            j->fn(j->arg, (int)i, worker);
+    }
+}
+
+void kk__cpu_for_near(struct kk_cpu *c, int n_items, int64_t ns,
+                      void (*fn)(void *arg, int item, int worker), void *arg)
+{
+    struct near_job j = {c->s.taken, c->dev.n_threads, n_items, fn, arg};
+    for (int i = 0; i < j.n_threads; i++)
+        atomic_store_explicit(&c->s.taken[i].n, 0, memory_order_relaxed);
+    kk__cpu_for(c, j.n_threads, ns, near_items, &j);
+}
+
 static void rows_item(void *arg, int item, int worker)
 {
     const struct kk_rows_job *j = arg;
@@ -134,23 +192,34 @@ void kk__cpu_rows(struct kk_cpu *c, int64_t n, int64_t ns_each,
     }
     parts = kk__min64(kk__min64(parts, n), 4 * c->dev.n_threads);
     struct kk_rows_job j = {c, a, fn, n, parts < 2 ? 2 : (int)parts};
-    kk_pool_for(c->pool, j.parts, rows_item, &j);
+    kk__cpu_for_near(c, j.parts, ns, rows_item, &j);
 }
 
-#define GRID_ROWS 192 /* rows of x that share an L2 with a block of weights */
+#define GRID_NS    20000
+#define GRID_SMALL 8192 /* panels x inputs of a product that is cut by rows alone */
+#define GRID_LEAST 24   /* with so many rows in a block */
+#define GRID_ROWS  192  /* rows of x that share an L2 with a block of weights */
 
-struct kk_grid kk__cpu_grid(const struct kk_cpu *c, int T, int64_t n_panels, int64_t K)
+struct kk_grid kk__cpu_grid(const struct kk_cpu *c, const struct kk_weight *w, int T,
+                            int64_t n_panels, int64_t K)
 {
     struct kk_grid g = {.T = T, .n_panels = n_panels};
     int64_t threads = c->dev.n_threads;
     g.row_blocks = (int)kk__ceil_div(T, GRID_ROWS);
+    if (threads > 1 && n_panels * K <= GRID_SMALL) {
+        const int blocks = (int)kk__min64(4 * threads, T / GRID_LEAST);
+        if (blocks > g.row_blocks) g.row_blocks = blocks;
+    }
     g.rows = (int)kk__ceil_div(T, g.row_blocks);
     g.row_blocks = (int)kk__ceil_div(T, g.rows);
     /* 16 outputs of one input: 1.5 ns to read, 0.25 ns a row to multiply */
     g.ns = n_panels * K * (6 + T) / 4;
-    int64_t items = threads == 1 ? g.row_blocks : kk__min64(g.ns / ITEM_NS, 8 * threads);
+    int64_t each = kk__min64(g.ns / (threads * GRID_NS), 8); /* items of a thread */
+    int64_t items = threads == 1 ? g.row_blocks : threads * (each < 1 ? 1 : each);
     if (g.ns < FORK_NS || items < 1) items = 1;
-    g.chunk = kk__ceil_div(kk__ceil_div(n_panels, kk__ceil_div(items, g.row_blocks)), 4) * 4;
+    /* panels that a kernel takes at once */
+    const int64_t unit = kk_dtype_is_block(w->dtype) ? 1 : 4;
+    g.chunk = kk__ceil_div(n_panels, kk__ceil_div(items, g.row_blocks) * unit) * unit;
     g.n_chunks = kk__ceil_div(n_panels, g.chunk);
     return g;
 }

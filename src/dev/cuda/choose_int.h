@@ -13,14 +13,17 @@ __device__ static inline uint32_t kk__ordered(float v)
     return k ? k : 1;
 }
 
+/* The n-th of a row's experts, in lane n, and its weight. */
+struct kk_choice {
+    int at;
+    float weight;
+};
+
 /* Row t: the A largest of E logits and their weights, by a warp. N: logits of a lane. */
-template <int N> __device__ static void kk__choose(const struct kk_router &r, int t)
+template <int N> __device__ static kk_choice kk__chosen(const struct kk_router &r, int t)
 {
     const float *logits = r.logits + (size_t)t * (size_t)r.E;
-    const int E = r.E, A = r.A;
-    int32_t *idx = r.idx + (size_t)t * (size_t)A;
-    float *weight = r.weight + (size_t)t * (size_t)A;
-    const int lane = (int)threadIdx.x % 32;
+    const int E = r.E, A = r.A, lane = (int)threadIdx.x % 32;
     float mine = 0, sum = 0;
     uint32_t key[N];
     int at = 0;
@@ -46,10 +49,20 @@ template <int N> __device__ static void kk__choose(const struct kk_router &r, in
         const float e = __shfl_sync(~0u, mine, n);
         sum = n ? sum + e : e;
     }
-    if (lane < A) {
-        idx[lane] = at;
-        weight[lane] = mine / sum * r.scale[at];
-    }
+    return {at, lane < A ? mine / sum * r.scale[at] : 0};
+}
+
+__device__ static inline void kk__put_choice(const struct kk_router &r, int t, const kk_choice &c)
+{
+    const int lane = (int)threadIdx.x % 32;
+    if (lane >= r.A) return;
+    r.idx[(size_t)t * (size_t)r.A + (size_t)lane] = c.at;
+    r.weight[(size_t)t * (size_t)r.A + (size_t)lane] = c.weight;
+}
+
+template <int N> __device__ static void kk__choose(const struct kk_router &r, int t)
+{
+    kk__put_choice(r, t, kk__chosen<N>(r, t));
 }
 #endif
 

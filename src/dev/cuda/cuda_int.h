@@ -72,7 +72,8 @@ struct kk_router {
 };
 enum { /* the next product does it on the side for so many rows, experts */
        KK_CHOSEN_ROWS = 128,
-       KK_CHOSEN_EARLY = 128
+       KK_CHOSEN_EARLY = 128,
+       KK_HELD_ROWS = 16 /* so few rows' products wait for what they go together with */
 };
 
 /* ---- the device --------------------------------------------------------------------------- */
@@ -91,6 +92,10 @@ struct kk_cuda {
     uint64_t products,
         routed;              /* of few rows so far (stream_int.h); when experts were chosen last */
     struct kk_router errand; /* of the last route, not yet done; T 0: none */
+    /* Products not yet launched: the router's, which goes with glu, then its errand; and one after
+     * it, which goes with the experts. T 0: none */
+    struct kk_linear_args router, beside;
+    struct kk_router to_choose;
     struct kk_fault *fault, *fault_dev; /* one word, as the host and as kernels see it */
     struct kk_upload *upload;           /* pinned ring for what travels (memory.cu) */
     struct kk_slab *slabs;              /* of host_alloc (memory.cu) */
@@ -111,6 +116,12 @@ static inline struct kk_cuda *kk__cuda(struct kk_dev *dev)
 
 /* Choose now: what comes next does not on the side. */
 void kk__cuda_choose(struct kk_cuda *c);
+/* Launch what was held back: what comes next does not go with it. */
+void kk__cuda_release(struct kk_cuda *c);
+static inline bool kk__cuda_holds(const struct kk_cuda *c)
+{
+    return c->router.T || c->beside.T || c->errand.T;
+}
 
 /* The calling thread's CUDA calls are for this device from here on. */
 void kk__cuda_use(struct kk_cuda *c);
@@ -143,7 +154,7 @@ static inline void kk__launch(struct kk_cuda *c, const char *op, void (*kernel)(
 {
     cudaLaunchConfig_t cfg = {};
     cudaLaunchAttribute at[1];
-    if (c->errand.T) kk__cuda_choose(c);
+    if (kk__cuda_holds(c)) kk__cuda_release(c);
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
     at[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     at[0].val.programmaticStreamSerializationAllowed = 1;

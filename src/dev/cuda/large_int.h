@@ -62,11 +62,6 @@ __device__ static inline void kk__copy16(uint32_t dst, const void *src, int byte
                  : "memory");
 }
 
-__device__ static inline void kk__bar_arrive(uint64_t *bar)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(kk__shared(bar)) : "memory");
-}
-
 /* Steps of a product: its chains, each cut into KK_LARGE_STEP tiles. Same for all warps. */
 struct kk_ring {
     char *base;

@@ -7,7 +7,7 @@ namespace
 
 /* act(gate x) * (up x): slots 2 i and 2 i + 1 are a stripe of gate and one of up */
 template <int ROWS> struct glu_job {
-    static constexpr bool eager = false;
+    static constexpr bool eager = false, late = false, carries = false;
     const char *gate, *up;
     const bf16 *x;
     bf16 *y;
@@ -25,7 +25,6 @@ template <int ROWS> struct glu_job {
     }
     __device__ bool early() const { return true; }
     __device__ void begin(char *) {}
-    __device__ void finish() {}
     __device__ int groups() const { return (mine() + most - 1) / most; }
     __device__ int slots(int q) const { return min(most, mine() - q * most); }
     __device__ const char *stripe(int q, int s) const
@@ -38,10 +37,10 @@ template <int ROWS> struct glu_job {
         r += (int)blockIdx.y * ROWS;
         return r < T ? x + (size_t)r * (size_t)K : NULL;
     }
-    __device__ void sum(const float *part, int q) const
+    __device__ void sum(const float *part, int q, int i, int many) const
     {
         const int rows = kk__slice_rows<ROWS>(T), n = slots(q) / 2;
-        for (int j = (int)threadIdx.x; j < n * rows * 8; j += kk__workers()) {
+        for (int j = i; j < n * rows * 8; j += many) {
             const int s = j / (rows * 8) * 2, e = j % (rows * 8);
             const int t = e / 8 + (int)blockIdx.y * ROWS, f = index(q, s) * 8 + e % 8;
             const float *p = part + s * chains * rows * 8 + e;
@@ -210,6 +209,26 @@ template <int ROWS> void glu_rows(struct kk_cuda *c, const struct kk_glu_args *a
     kk__stream_launch<ROWS>(c, "glu", g, j, j.stripes);
 }
 
+/* The router's product goes first: 0 if they do not go together. */
+template <int ROWS> int glu_routed(struct kk_cuda *c, const struct kk_glu_args *a)
+{
+    const struct kk_linear_args route = c->router;
+    kk_linear_job<ROWS> r = kk__linear_job<ROWS>(&route);
+    glu_job<ROWS> j = make_glu<ROWS>(a);
+    const kk_stream h = kk__stream_plan(a->T, j.K, ROWS, 2 * kk__block_share(c, j.stripes), 2, 0);
+    const kk_stream g = kk__stream_beside(h, r.K, ROWS, kk__block_share(c, r.stripes), 1);
+    if (!g.slots) return 0;
+    j.most = h.slots;
+    j.chains = h.chains;
+    r.most = g.slots;
+    r.chains = g.chains;
+    c->router.T = 0;
+    kk__stream_launch_two<ROWS>(c, "glu", g, r, h, j,
+                                j.stripes > r.stripes ? j.stripes : r.stripes);
+    c->errand = c->to_choose;
+    return 1;
+}
+
 } // namespace
 
 size_t kk__cuda_linear_scratch(const struct kk_cuda *, const struct kk_limits *)
@@ -219,22 +238,28 @@ size_t kk__cuda_linear_scratch(const struct kk_cuda *, const struct kk_limits *)
 
 void kk__cuda_linear(struct kk_dev *dev, const struct kk_linear_args *a)
 {
+    struct kk_cuda *c = kk__cuda(dev);
     if (a->T < 1) return;
-    if (a->T > 16 && kk__large_fits(a->w[0]->cols))
-        linear_many(kk__cuda(dev), a);
+    if (c->errand.T && c->errand.T <= KK_HELD_ROWS && a->T == c->errand.T && !c->router.T &&
+        !c->beside.T)
+        c->beside = *a; /* the experts' first product may go with it */
+    else if (a->T > 16 && kk__large_fits(a->w[0]->cols))
+        linear_many(c, a);
     else if (a->T <= 8)
-        linear_rows<8>(kk__cuda(dev), a);
+        linear_rows<8>(c, a);
     else
-        linear_rows<16>(kk__cuda(dev), a);
+        linear_rows<16>(c, a);
 }
 
 void kk__cuda_glu(struct kk_dev *dev, const struct kk_glu_args *a)
 {
+    struct kk_cuda *c = kk__cuda(dev);
     if (a->T < 1) return;
+    if (c->router.T == a->T && (a->T <= 8 ? glu_routed<8>(c, a) : glu_routed<16>(c, a))) return;
     if (a->T > 16 && kk__large_fits(a->gate->cols))
-        glu_many(kk__cuda(dev), a);
+        glu_many(c, a);
     else if (a->T <= 8)
-        glu_rows<8>(kk__cuda(dev), a);
+        glu_rows<8>(c, a);
     else
-        glu_rows<16>(kk__cuda(dev), a);
+        glu_rows<16>(c, a);
 }

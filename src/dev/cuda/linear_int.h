@@ -19,7 +19,7 @@ struct kk_matrix {
 };
 
 template <int ROWS> struct kk_linear_job {
-    static constexpr bool eager = false;
+    static constexpr bool eager = false, carries = false;
     kk_matrix m0, m1, m2;
     const bf16 *x;
     float softcap;
@@ -44,7 +44,6 @@ template <int ROWS> struct kk_linear_job {
     }
     __device__ bool early() const { return true; }
     __device__ void begin(char *) {}
-    __device__ void finish() {}
     __device__ int groups() const { return (mine() + most - 1) / most; }
     __device__ int slots(int q) const { return min(most, mine() - q * most); }
     __device__ const char *stripe(int q, int s) const
@@ -60,10 +59,10 @@ template <int ROWS> struct kk_linear_job {
         r += (int)blockIdx.y * ROWS;
         return r < T ? x + (size_t)r * (size_t)K : NULL;
     }
-    __device__ void sum(const float *part, int q) const
+    __device__ void sum(const float *part, int q, int i, int many) const
     {
         const int rows = kk__slice_rows<ROWS>(T), n = slots(q);
-        for (int j = (int)threadIdx.x; j < n * rows * 8; j += kk__workers()) {
+        for (int j = i; j < n * rows * 8; j += many) {
             const int s = j / (rows * 8), e = j - s * rows * 8;
             put(index(q, s), e % 8, e / 8 + (int)blockIdx.y * ROWS,
                 kk__chains(part + s * chains * rows * 8 + e, chains, rows * 8));

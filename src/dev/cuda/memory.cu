@@ -206,7 +206,7 @@ void kk__cuda_upload(struct kk_dev *dev, void *dst, const void *src, size_t byte
 void kk__cuda_download(struct kk_dev *dev, void *dst, const void *src, size_t bytes)
 {
     struct kk_cuda *c = kk__cuda(dev);
-    if (c->errand.T) kk__cuda_choose(c);
+    if (kk__cuda_holds(c)) kk__cuda_release(c);
     const char *before = NULL;
     size_t at = 0, n_before = 0;
     int part_before = 0;
@@ -233,7 +233,7 @@ void kk__cuda_download(struct kk_dev *dev, void *dst, const void *src, size_t by
 void kk__cuda_copy(struct kk_dev *dev, void *dst, const void *src, size_t bytes)
 {
     struct kk_cuda *c = kk__cuda(dev);
-    if (c->errand.T) kk__cuda_choose(c);
+    if (kk__cuda_holds(c)) kk__cuda_release(c);
     kk__cuda_use(c);
     if (bytes)
         kk__cuda_latch(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, c->stream), "copy");

@@ -30,49 +30,85 @@ template <int ROWS> struct route_job : kk_linear_job<ROWS> {
 
 /* ---- the experts of a slice of rows ------------------------------------------------------- */
 
-/* Which experts a slice's rows go to, in shared memory of each block. */
+/* Which experts a slice's rows go to, in shared memory of each block: from idx, or, of up to 16
+ * rows, chosen by every block for itself from logits that are there. */
 struct picks {
     static constexpr int none = 255;
     const int32_t *idx;
+    const float *weight;
     int T, E, A;
     int *list, *count; /* experts with rows, ascending; how many */
+    float *times;      /* [16][A]: the weights of a row's choices */
     uint8_t *slot;     /* [E][16]: which of a row's choices an expert is */
+    kk_router chooses; /* T 0: idx and weight have them */
+    int tells;         /* block 0 writes idx and weight */
 
-    static size_t bytes(int E) { return (size_t)E * (16 + sizeof(int)) + 16; }
+    static size_t bytes(int E, int A) { return (size_t)E * (16 + 4) + 16 + (size_t)A * 16 * 4; }
 
+    __device__ void place(char *at)
+    {
+        slot = (uint8_t *)at;
+        times = (float *)(slot + E * 16);
+        count = (int *)(times + 16 * A);
+        list = count + 4;
+    }
     template <int ROWS> __device__ void begin(char *at)
     {
-        const int n = (int)blockDim.x, t0 = (int)blockIdx.y * ROWS, rows = min(ROWS, T - t0);
-        slot = (uint8_t *)at;
-        count = (int *)(slot + E * 16);
-        list = count + 4;
-        for (int i = (int)threadIdx.x; i < E * 4; i += n) ((uint32_t *)slot)[i] = ~0u;
-        __syncthreads();
-        for (int i = (int)threadIdx.x; i < rows * A; i += n) {
-            const int e = idx[t0 * A + i];
-            if (e >= 0 && e < E) slot[e * 16 + i / A] = (uint8_t)(i % A);
-        }
-        __syncthreads();
-        if (threadIdx.x < 32) {
-            int have = 0;
-            for (int e0 = 0; e0 < E; e0 += 32) {
-                const int e = e0 + (int)threadIdx.x;
-                uint4 v = e < E ? ((const uint4 *)slot)[e] : make_uint4(~0u, ~0u, ~0u, ~0u);
-                const uint32_t any = __ballot_sync(~0u, (v.x & v.y & v.z & v.w) != ~0u);
-                if (any >> threadIdx.x & 1)
-                    list[have + __popc(any & ((1u << threadIdx.x) - 1))] = e;
-                have += __popc(any);
+        const int t0 = (int)blockIdx.y * ROWS, rows = min(ROWS, T - t0);
+        place(at);
+        if (!chooses.T) {
+            clear((int)blockDim.x);
+            __syncthreads();
+            for (int i = (int)threadIdx.x; i < rows * A; i += (int)blockDim.x) {
+                const int e = idx[t0 * A + i];
+                if (e >= 0 && e < E) slot[e * 16 + i / A] = (uint8_t)(i % A);
+                times[i] = weight[t0 * A + i];
             }
-            if (threadIdx.x == 0) *count = have;
+            __syncthreads();
+            enlist();
+        } else if ((int)threadIdx.x < kk__workers()) {
+            choose();
         }
         __syncthreads();
+    }
+    /* By the threads that multiply. The first warp has the list when it returns. */
+    __device__ void choose()
+    {
+        const int lane = (int)threadIdx.x % 32;
+        clear(kk__workers());
+        kk__workers_meet();
+        for (int t = (int)threadIdx.x / 32; t < T; t += kk__workers() / 32) {
+            const kk_choice c = kk__chosen<KK_CHOSEN_EARLY / 32>(chooses, t);
+            if (lane < A) slot[c.at * 16 + t] = (uint8_t)lane;
+            if (lane < A) times[t * A + lane] = c.weight;
+            if (tells && blockIdx.x == 0) kk__put_choice(chooses, t, c);
+        }
+        kk__workers_meet();
+        enlist();
+    }
+    __device__ void clear(int threads)
+    {
+        for (int i = (int)threadIdx.x; i < E * 4; i += threads) ((uint32_t *)slot)[i] = ~0u;
+    }
+    __device__ void enlist()
+    {
+        int have = 0;
+        if (threadIdx.x >= 32) return;
+        for (int e0 = 0; e0 < E; e0 += 32) {
+            const int e = e0 + (int)threadIdx.x;
+            uint4 v = e < E ? ((const uint4 *)slot)[e] : make_uint4(~0u, ~0u, ~0u, ~0u);
+            const uint32_t any = __ballot_sync(~0u, (v.x & v.y & v.z & v.w) != ~0u);
+            if (any >> threadIdx.x & 1) list[have + __popc(any & ((1u << threadIdx.x) - 1))] = e;
+            have += __popc(any);
+        }
+        if (threadIdx.x == 0) *count = have;
     }
 };
 
 /* h[row, choice, F] = act(gate x) * (up x). An item is 8 numbers of one expert: a stripe of gate,
  * one of up, or the two that the 8 lie in where F is no multiple of 8 (PARTS 3). */
 template <int ROWS, int PARTS> struct gate_up_job {
-    static constexpr bool eager = false;
+    static constexpr bool eager = false, late = true, carries = false;
     picks p;
     int settled; /* p.idx is there before the op before this one has ended */
     const char *w;
@@ -94,7 +130,12 @@ template <int ROWS, int PARTS> struct gate_up_job {
     }
     __device__ bool early() const { return settled; }
     __device__ void begin(char *tables) { p.begin<ROWS>(tables); }
-    __device__ void finish() {}
+    __device__ void begin_late(char *tables)
+    {
+        p.place(tables);
+        p.choose();
+    }
+    __device__ void knows(char *tables) { p.place(tables); }
     __device__ int groups() const { return (mine() + most - 1) / most; }
     __device__ int slots(int q) const { return min(most, mine() - q * most); }
     /* which stripe of its matrix */
@@ -118,10 +159,10 @@ template <int ROWS, int PARTS> struct gate_up_job {
         r += (int)blockIdx.y * ROWS;
         return r < p.T ? x + (size_t)r * (size_t)K : NULL;
     }
-    __device__ void sum(const float *part, int q) const
+    __device__ void sum(const float *part, int q, int first, int many) const
     {
         const int rows = kk__slice_rows<ROWS>(p.T), n = slots(q) / PARTS, step = rows * 8;
-        for (int j = (int)threadIdx.x; j < n * step; j += kk__workers()) {
+        for (int j = first; j < n * step; j += many) {
             const int s = j / step * PARTS, e = j % step, r = e / 8, o = e % 8;
             const int i = item(q, s), a = items.of(i), f = items.rest(i) * 8 + o;
             const int slot = p.slot[p.list[a] * 16 + r], at = F % 8 + o;
@@ -138,19 +179,19 @@ template <int ROWS, int PARTS> struct gate_up_job {
 /* y = sum of weight * down h over experts, ascending. A block has up to `columns` stripes of
  * outputs at a time and goes through the experts for them, `experts` in a group: slot
  * (a / ways * columns + column) * ways + a % ways, so that a warp takes an expert's h once. Which
- * experts is read before gate_up has ended: it waited for what wrote idx and weight before it let
- * this kernel start. */
+ * experts is read, or chosen, before gate_up has ended: it waited for what wrote idx, or the logits,
+ * before it let this kernel start. */
 template <int ROWS> struct down_job {
-    static constexpr bool eager = false;
+    static constexpr bool eager = false, carries = true;
+    enum { TOTALS = (DOWN_COLUMNS * ROWS * 8 + KK_SUMMERS - 1) / KK_SUMMERS };
     picks p;
     const char *w;
     size_t mat_bytes, stripe_bytes;
     const bf16 *h;
-    const float *weight;
     float *y;
     int F, C, stripes, experts, chains;
     kk_div columns, ways, turns; /* turns: groups of all experts */
-    float total[DOWN_COLUMNS];   /* of the rows and outputs that are this thread's */
+    float total[TOTALS];         /* of the rows and outputs that are this thread's */
 
     __device__ int expert(int q, int a) const
     {
@@ -171,7 +212,6 @@ template <int ROWS> struct down_job {
         p.begin<ROWS>(tables);
         turns = kk_div(max(1, (*p.count + experts - 1) / experts));
     }
-    __device__ void finish() {}
     __device__ int groups() const
     {
         const int mine = (stripes - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
@@ -195,34 +235,38 @@ template <int ROWS> struct down_job {
         const size_t t = (size_t)((int)blockIdx.y * ROWS + r);
         return h + (t * (size_t)p.A + (size_t)slot) * (size_t)F;
     }
-    __device__ void sum(const float *part, int q)
+    __device__ void sum(const float *part, int q, int first, int many)
     {
-        const int rows = kk__slice_rows<ROWS>(p.T), step = rows * 8, turn = turns.rest(q);
-        const int e = (int)threadIdx.x % step, r = e / 8, t = (int)blockIdx.y * ROWS + r;
-        int column = (int)threadIdx.x / step;
-        if (column >= kk__workers() / step) return;
+        const int step = kk__slice_rows<ROWS>(p.T) * 8, turn = turns.rest(q);
+        int at[TOTALS], row[TOTALS], to[TOTALS]; /* in part; of the slice; in y, or -1 */
 #pragma unroll
-        for (int i = 0; i < DOWN_COLUMNS; i++, column += kk__workers() / step) {
+        for (int i = 0; i < TOTALS; i++) {
+            const int j = first + i * many, column = j / step, e = j - column * step;
             const int n = output(q, column) * 8 + e % 8;
-            if (column >= (int)columns.d || n >= C) return;
-            const float *at = part + column * (int)ways.d * chains * step + e;
-            total[i] = more(at, step, q, r, t, turn ? total[i] : 0);
-            if (turn == (int)turns.d - 1) y[(size_t)t * (size_t)C + (size_t)n] = total[i];
+            row[i] = e / 8;
+            at[i] = column * (int)ways.d * chains * step + e;
+            to[i] = column < (int)columns.d && n < C ? n : -1;
+            if (!turn) total[i] = 0;
         }
-    }
-    /* v and what the group's experts add to it: row t, r of the slice */
-    __device__ float more(const float *at, int step, int q, int r, int t, float v) const
-    {
         for (int a = 0; a < experts; a++) {
             const int x = expert(q, a);
             if (x < 0) break;
-            const int slot = p.slot[x * 16 + r];
-            if (slot == picks::none) continue;
             const int s = ways.of(a) * (int)(columns.d * ways.d) + ways.rest(a);
-            v = __fmaf_rn(weight[t * p.A + slot], kk__chains(at + s * chains * step, chains, step),
-                          v);
+#pragma unroll
+            for (int i = 0; i < TOTALS; i++) {
+                const int slot = to[i] < 0 ? picks::none : p.slot[x * 16 + row[i]];
+                if (slot == picks::none) continue;
+                total[i] =
+                    __fmaf_rn(p.times[row[i] * p.A + slot],
+                              kk__chains(part + at[i] + s * chains * step, chains, step), total[i]);
+            }
         }
-        return v;
+        if (turn < (int)turns.d - 1) return;
+#pragma unroll
+        for (int i = 0; i < TOTALS; i++) {
+            const int t = (int)blockIdx.y * ROWS + row[i];
+            if (to[i] >= 0) y[(size_t)t * (size_t)C + (size_t)to[i]] = total[i];
+        }
     }
 };
 
@@ -483,13 +527,22 @@ template <int ROWS> void route_rows(struct kk_cuda *c, const kk_linear_args *a)
     kk__stream_launch<ROWS>(c, "route", g, j, j.stripes);
 }
 
+void route_product(struct kk_cuda *c, const kk_linear_args *a)
+{
+    if (a->T <= 8)
+        route_rows<8>(c, a);
+    else
+        route_rows<16>(c, a);
+}
+
+/* With the product that waits for it, if there is one and they go together. */
 template <int ROWS, int PARTS>
 void gate_up_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p, bf16 *h)
 {
     const int64_t pairs = (int64_t)a->T * a->A;
     gate_up_job<ROWS, PARTS> j = {};
     j.p = p;
-    j.settled = c->products > c->routed;
+    j.settled = !p.chooses.T && c->products > c->routed;
     j.w = (const char *)a->gate_up->data;
     j.mat_bytes = a->gate_up->mat_bytes;
     j.x = (const bf16 *)a->x;
@@ -501,10 +554,23 @@ void gate_up_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p
     j.total = (int)kk__stripes(2 * j.F);
     const int64_t items = (pairs < a->E ? pairs : a->E) * (int64_t)j.items.d;
     const kk_stream g = kk__stream_plan(a->T, j.K, ROWS, PARTS * kk__block_share(c, items), PARTS,
-                                        (int)picks::bytes(a->E));
+                                        (int)picks::bytes(a->E, a->A));
     j.stripe_bytes = (size_t)g.tiles * KK_TILE_BYTES;
     j.most = g.slots;
     j.chains = g.chains;
+    if (c->beside.T && p.chooses.T && PARTS == 2) {
+        const struct kk_linear_args beside = c->beside;
+        kk_linear_job<ROWS> b = kk__linear_job<ROWS>(&beside);
+        const kk_stream with = kk__stream_beside(g, b.K, ROWS, kk__block_share(c, b.stripes), 1);
+        b.most = with.slots;
+        b.chains = with.chains;
+        if (with.slots) {
+            c->beside.T = 0;
+            kk__stream_launch_two<ROWS>(c, "moe gate_up", with, b, g, j,
+                                        items > b.stripes ? items : b.stripes);
+            return;
+        }
+    }
     kk__stream_launch<ROWS>(c, "moe gate_up", g, j, items);
 }
 
@@ -517,7 +583,6 @@ void down_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p, c
     j.w = (const char *)a->down->data;
     j.mat_bytes = a->down->mat_bytes;
     j.h = h;
-    j.weight = a->weight;
     j.y = a->y;
     j.F = (int)a->down->cols;
     j.C = (int)a->down->rows;
@@ -527,7 +592,7 @@ void down_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p, c
     const int columns = (int)(share < DOWN_COLUMNS ? share : (int64_t)DOWN_COLUMNS);
     const int64_t experts = ((pairs < a->E ? pairs : a->E) + ways - 1) / ways * ways;
     const kk_stream g = kk__stream_plan(a->T, j.F, ROWS, experts * columns, ways * columns,
-                                        (int)picks::bytes(a->E));
+                                        (int)picks::bytes(a->E, a->A));
     j.columns = kk_div(columns);
     j.experts = g.slots / columns;
     j.ways = kk_div(g.ways);
@@ -536,14 +601,26 @@ void down_rows(struct kk_cuda *c, const struct kk_moe_args *a, const picks &p, c
     kk__stream_launch<ROWS>(c, "moe down", g, j, j.stripes);
 }
 
+/* The choice that waits is for these experts: every block then makes it for itself. */
+bool is_for(const struct kk_router *r, const struct kk_moe_args *a)
+{
+    return r->T == a->T && a->T <= KK_HELD_ROWS && r->E <= KK_CHOSEN_EARLY && r->E == a->E &&
+           r->A == a->A && r->idx == a->idx && r->weight == a->weight;
+}
+
 template <int ROWS> void moe_rows(struct kk_cuda *c, const struct kk_moe_args *a)
 {
-    const picks p = {a->idx, a->T, a->E, a->A, NULL, NULL, NULL};
+    picks p = {a->idx, a->weight, a->T, a->E, a->A, NULL, NULL, NULL, NULL, {}, 1};
+    if (!c->router.T && is_for(&c->errand, a)) {
+        p.chooses = c->errand;
+        c->errand.T = 0;
+    }
     bf16 *h = (bf16 *)(c->scratch + c->moe_at + plan(&c->limits).h);
     if (a->down->cols % 8)
         gate_up_rows<ROWS, 3>(c, a, p, h);
     else
         gate_up_rows<ROWS, 2>(c, a, p, h);
+    p.tells = 0;
     down_rows<ROWS>(c, a, p, h);
 }
 
@@ -600,6 +677,21 @@ void kk__cuda_choose(struct kk_cuda *c)
     kk__launch(c, "route", choose_rows, dim3((unsigned)(r.T + 7) / 8), dim3(256), 0, r);
 }
 
+void kk__cuda_release(struct kk_cuda *c)
+{
+    const kk_linear_args router = c->router, beside = c->beside;
+    c->router.T = c->beside.T = 0;
+    if (router.T) {
+        route_product(c, &router);
+        c->errand = c->to_choose;
+    }
+    const kk_router errand = c->errand;
+    c->errand.T = 0;
+    if (beside.T) kk__cuda_linear(&c->dev, &beside);
+    c->errand = errand;
+    if (errand.T) kk__cuda_choose(c);
+}
+
 void kk__cuda_route(struct kk_dev *dev, const struct kk_route_args *a)
 {
     if (a->T < 1) return;
@@ -607,13 +699,18 @@ void kk__cuda_route(struct kk_dev *dev, const struct kk_route_args *a)
     if (too_many(c, a->E, a->A, "route")) return;
     float *logits = (float *)(c->scratch + c->moe_at + plan(&c->limits).logits);
     const kk_linear_args l = logits_of(a, logits);
+    const kk_router r = {logits, a->expert_scale, a->idx, a->weight, a->T, a->E, a->A};
+    if (kk__cuda_holds(c)) kk__cuda_release(c); /* the errand before is of the same logits */
+    if (a->T <= KK_HELD_ROWS && a->E <= KK_CHOSEN_EARLY) {
+        c->router = l;
+        c->to_choose = r;
+        return;
+    }
     if (a->T > 128)
         kk__cuda_linear(dev, &l);
-    else if (a->T <= 8)
-        route_rows<8>(c, &l);
     else
-        route_rows<16>(c, &l);
-    c->errand = {logits, a->expert_scale, a->idx, a->weight, a->T, a->E, a->A};
+        route_product(c, &l);
+    c->errand = r;
     if (a->T > KK_CHOSEN_ROWS || a->E > KK_CHOSEN_EARLY) kk__cuda_choose(c);
 }
 
@@ -622,8 +719,15 @@ void kk__cuda_moe(struct kk_dev *dev, const struct kk_moe_args *a)
     if (a->T < 1) return;
     struct kk_cuda *c = kk__cuda(dev);
     if (too_many(c, a->E, a->A, "moe")) return;
-    if (c->errand.T) kk__cuda_choose(c);
-    if (a->T > 16 && a->down->cols % 8 == 0 && kk__large_fits(a->gate_up->cols))
+    const bool few = a->T <= 16 || a->down->cols % 8 || !kk__large_fits(a->gate_up->cols);
+    if (few && c->router.T == a->T) { /* nothing stands between: its product goes alone */
+        const kk_linear_args router = c->router;
+        c->router.T = 0;
+        route_product(c, &router);
+        c->errand = c->to_choose;
+    }
+    if (kk__cuda_holds(c) && !(few && !c->router.T && is_for(&c->errand, a))) kk__cuda_release(c);
+    if (!few)
         moe_many(c, a);
     else if (a->T <= 8)
         moe_rows<8>(c, a);

@@ -32,7 +32,7 @@ static void step_begin(struct kk_dev *dev)
 static int step_end(struct kk_dev *dev, struct kk_err *err)
 {
     struct kk_cuda *c = kk__cuda(dev);
-    if (c->errand.T) kk__cuda_choose(c);
+    if (kk__cuda_holds(c)) kk__cuda_release(c);
     const cudaError_t launch = c->error, run = cudaStreamSynchronize(c->stream);
     c->error = cudaSuccess;
     if (launch != cudaSuccess)

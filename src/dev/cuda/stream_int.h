@@ -6,8 +6,10 @@
  * chains of its own, holds their inputs of x in registers, and goes through the group's stripes
  * (all, or every `ways`-th where there are more warps than chains): it brings its pieces in by bulk
  * copies, `depth` of them ahead, through a ring of its own, and multiplies (weights are operand B).
- * No warp waits for another before the group's end; then the sums of chains, in shared memory, are
- * added in ascending order: 0020. What the stripes are and what becomes of a sum is the job's:
+ * Sums of chains are in shared memory, a buffer for each group; three warps of their own, the summers,
+ * add them in ascending order (0020) while the others are at the next groups. So no warp waits for
+ * another but at the end: the last group's sums are everybody's, as they stand in the way of what
+ * comes next. What the stripes are and what becomes of a sum is the job's:
  *
  *   early()          weights are known before other ops end: they are fetched while those run
  *   eager            the next op may start before this one may: it is small (kk__launch)
@@ -17,8 +19,8 @@
  *   inputs(q, s)     of slot s: -1 if it has no stripe; equal numbers: the same rows of x
  *   stripe(q, s)     or NULL
  *   row(q, s, r)     row r of them, or NULL
- *   sum(part, q)     by all threads: part[s * chains + chain][row][output] has what is needed
- *   finish()         by all threads */
+ *   sum(part, q, i, n)  by thread i of n: part[s * chains + chain][row][output] has what is needed
+ *   carries          a thread keeps something from one group to the next: all are the summers' */
 #ifndef KK_DEV_CUDA_STREAM_INT_H
 #define KK_DEV_CUDA_STREAM_INT_H
 
@@ -30,17 +32,20 @@ enum {
     KK_STREAM_CHAIN = 11,        /* tiles of a chain, at most */
     KK_STREAM_SMEM = 226 << 10,  /* of a block */
     KK_STREAM_WINDOW = 96 << 10, /* bytes on their way to a block, at most */
-    KK_STREAM_SUMS = 16 << 10,   /* of a group: enough, and more for a few stripes at least */
-    KK_STREAM_SUMS_MOST = 64 << 10
+    KK_STREAM_SUMS = 8 << 10,    /* of a group; where a warp has several chains: */
+    KK_STREAM_SUMS_MOST = 64 << 10,
+    KK_STREAM_BUFFERS = 4, /* of sums, at most, and of so many bytes if there are three or more: */
+    KK_STREAM_BUFFERED = 32 << 10,
+    KK_SUMMERS = 96 /* threads: of 20 warps each has 96 registers, as of 17 */
 };
 
 struct kk_stream {
     int T, K, tiles, chain, chains; /* rows; inputs; tiles of a stripe and of a chain; chains */
     int slots;                      /* stripes of a group, at most */
     int warps, ways, depth;
-    int window;      /* pieces on their way to a block, at most */
-    int part_floats; /* from one buffer of sums to the other; 0: there is one */
-    int part_at, bars_at, used_at, tables_at;
+    int window;               /* pieces on their way to a block, at most */
+    int buffers, part_floats; /* of sums; from one to the next */
+    int part_at, bars_at, sums_at, used_at, tables_at;
     int smem;
     struct kk_router errand; /* T rows that the feeding warps choose experts for */
 };
@@ -97,15 +102,32 @@ __device__ static inline void kk__release(uint32_t *p, uint32_t v)
                  : "memory");
 }
 
-/* The threads of a block of kk__stream that multiply: all but the last warp. */
+/* The threads of a block of kk__stream that multiply; then come the warp that feeds and the summers. */
 __device__ static inline int kk__workers()
 {
-    return (int)blockDim.x - 32;
+    return (int)blockDim.x - 32 - KK_SUMMERS;
+}
+
+/* Which of the summers; negative: none */
+__device__ static inline int kk__summer()
+{
+    return (int)threadIdx.x - kk__workers() - 32;
+}
+
+__device__ static inline void kk__bar_arrive(uint64_t *bar)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(kk__shared(bar)) : "memory");
 }
 
 __device__ static inline void kk__workers_meet()
 {
     asm volatile("bar.sync 1, %0;" ::"r"(kk__workers()) : "memory");
+}
+
+/* All threads of a block: what those that multiply found out is there for the others. */
+__device__ static inline void kk__all_know()
+{
+    asm volatile("bar.sync 2, %0;" ::"r"((int)blockDim.x) : "memory");
 }
 
 /* bytes from global to shared memory; bar's phase ends when they are there */
@@ -188,19 +210,16 @@ template <class Job> struct kk_walk {
 /* The last warp of a block brings weights in: lane i those of warp i, into its ring. At most
  * `window` pieces are on their way: more would not come sooner, and what others load, store and end
  * meanwhile takes as long as all that is ahead of it. */
-template <class Job> struct kk_feeder {
-    const kk_stream &g;
-    const Job &job;
+struct kk_feeder {
     char *ring;
     uint64_t *bars;
     const uint32_t *used;  /* pieces of the ring that its warp is done with */
     int most;              /* pieces on their way */
     uint32_t put, there;   /* pieces asked for, arrived */
     int slot, next, phase; /* the slot to fill; the slot that arrives next */
-    kk_walk<Job> at;
 
-    __device__ kk_feeder(const kk_stream &g_, const Job &job_, char *smem, int lane)
-        : g(g_), job(job_), ring(smem + lane * g.depth * g.chain * KK_TILE_BYTES),
+    __device__ kk_feeder(const kk_stream &g, char *smem, int lane)
+        : ring(smem + lane * g.depth * g.chain * KK_TILE_BYTES),
           bars((uint64_t *)(smem + g.bars_at) + lane * g.depth),
           used((uint32_t *)(smem + g.used_at) + lane),
           most(max(1, g.window / g.warps + (lane < g.window % g.warps))), put(0), there(0), slot(0),
@@ -209,7 +228,9 @@ template <class Job> struct kk_feeder {
     }
 
     /* The next piece at `at`, which moves on; NULL: there is none. */
-    __device__ const char *piece(int groups, int *bytes)
+    template <class Job>
+    __device__ static const char *piece(const kk_stream &g, const Job &job, kk_walk<Job> &at,
+                                        int groups, int *bytes)
     {
         while (at.q < groups) {
             const char *w = at.s < at.slots ? job.stripe(at.q, at.s) : NULL;
@@ -222,12 +243,13 @@ template <class Job> struct kk_feeder {
     }
 
     /* A lane never waits for another: its warp may be what the others' warps wait for. */
-    __device__ void run(int lane)
+    template <class Job> __device__ void run(const kk_stream &g, const Job &job, int lane)
     {
         const int groups = job.groups();
+        kk_walk<Job> at;
         int bytes;
         at.start(g, job, groups, lane);
-        const char *w = piece(groups, &bytes);
+        const char *w = piece(g, job, at, groups, &bytes);
         while (w) {
             if (put != there && kk__bar_test(&bars[next], phase)) {
                 there++;
@@ -240,20 +262,77 @@ template <class Job> struct kk_feeder {
             kk__bulk(ring + slot * g.chain * KK_TILE_BYTES, w, bytes, &bars[slot]);
             put++;
             if (++slot == g.depth) slot = 0;
-            w = piece(groups, &bytes);
+            w = piece(g, job, at, groups, &bytes);
         }
     }
 };
 
+/* Where a warp is in its ring, from one job to the next. */
+struct kk_place {
+    int slot, phase;
+    uint32_t done; /* pieces */
+};
+
+/* The buffers of sums, as one thread sees them: in use in turn, full when all warps have put their
+ * sums, empty when the summers have added them. */
+struct kk_sums {
+    float *part;
+    uint64_t *bars; /* full, then empty */
+    int floats, n;  /* from one to the next; how many */
+    int at, lap;
+
+    __device__ kk_sums(const kk_stream &g, char *smem)
+        : part((float *)(smem + g.part_at)), bars((uint64_t *)(smem + g.sums_at)),
+          floats(g.part_floats), n(g.buffers), at(0), lap(0)
+    {
+    }
+    __device__ static void init(const kk_stream &g, char *smem)
+    {
+        uint64_t *bars = (uint64_t *)(smem + g.sums_at);
+        const int i = (int)threadIdx.x;
+        if (i < g.buffers) kk__bar_init(bars + i, g.warps);
+        if (i < g.buffers) kk__bar_init(bars + g.buffers + i, KK_SUMMERS / 32);
+    }
+    __device__ float *here() const { return part + at * floats; }
+    __device__ void wait_empty() const
+    {
+        if (lap) kk__bar_wait(bars + n + at, (lap - 1) & 1);
+    }
+    __device__ void wait_full() const { kk__bar_wait(bars + at, lap & 1); }
+    /* by a warp: it is done with this one */
+    __device__ void pass(int empty)
+    {
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) kk__bar_arrive(bars + empty * n + at);
+        if (++at == n) {
+            at = 0;
+            lap++;
+        }
+    }
+};
+
+/* The summers' part of a job. ends: nothing comes after it. */
+template <class Job> __device__ static inline void kk__add_up(Job &job, kk_sums &sums, bool ends)
+{
+    const int groups = job.groups() - (ends && !Job::carries);
+    for (int q = 0; q < groups; q++) {
+        sums.wait_full();
+        job.sum(sums.here(), q, kk__summer(), KK_SUMMERS);
+        sums.pass(1);
+    }
+}
+
 template <int ROWS, class Job> struct kk_streamer {
     const kk_stream &g;
     Job &job;
+    kk_place &here;
     char *ring;
     uint64_t *bars;
     uint32_t *used;
     int warp, lane;
 
-    __device__ kk_streamer(const kk_stream &g_, Job &job_, char *smem) : g(g_), job(job_)
+    __device__ kk_streamer(const kk_stream &g_, Job &job_, kk_place &here_, char *smem)
+        : g(g_), job(job_), here(here_)
     {
         warp = (int)threadIdx.x / 32;
         lane = (int)threadIdx.x % 32;
@@ -323,18 +402,20 @@ template <int ROWS, class Job> struct kk_streamer {
     }
 
     /* With registers to spare, the inputs of the piece after this are on their way by then. */
-    __device__ void run(float *part)
+    __device__ void run(kk_sums &sums, bool ends)
     {
         const int rows = kk__slice_rows<ROWS>(g.T);
         uint2 a[KK_STREAM_CHAIN], b[KK_STREAM_CHAIN], next[KK_STREAM_CHAIN];
         const int groups = job.groups();
-        int have_c = -1, have_x = -1, next_c = -1, next_x = -1, slot = 0, phase = 0;
-        uint32_t done = 0;
+        int have_c = -1, have_x = -1, next_c = -1, next_x = -1;
+        int slot = here.slot, phase = here.phase;
+        uint32_t done = here.done;
         kk_walk<Job> at;
         at.start(g, job, groups, warp);
         int at_x = at.inputs(job, groups);
         for (int q = 0; q < groups; q++) {
-            float *to = part + (q & 1) * g.part_floats;
+            float *to = sums.here();
+            sums.wait_empty();
             while (at.q == q) {
                 const int c = at.c, s = at.s, n = tiles_of(c), x = at_x;
                 at.next(g, job, groups);
@@ -375,43 +456,105 @@ template <int ROWS, class Job> struct kk_streamer {
                 __syncwarp(); /* the sums needed all of the slot */
                 if (lane == 0) kk__release(used, done);
             }
-            kk__workers_meet();
-            job.sum(to, q);
-            if (!g.part_floats) kk__workers_meet();
+            if (!ends || Job::carries || q < groups - 1) {
+                sums.pass(0);
+            } else {
+                kk__workers_meet();
+                job.sum(to, q, (int)threadIdx.x, kk__workers());
+            }
         }
+        here = {slot, phase, done};
     }
 };
 
+/* Empty rings, by the whole block, which then has to meet. */
+__device__ static inline void kk__stream_init(const kk_stream &g, char *smem)
+{
+    for (int i = (int)threadIdx.x; i < g.warps * g.depth; i += (int)blockDim.x)
+        kk__bar_init((uint64_t *)(smem + g.bars_at) + i, 1);
+    if ((int)threadIdx.x < g.warps) ((uint32_t *)(smem + g.used_at))[threadIdx.x] = 0;
+    kk_sums::init(g, smem);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
 template <int ROWS, class Job>
-__global__ void __launch_bounds__(KK_STREAM_THREADS + 32, 1)
+__global__ void __launch_bounds__(KK_STREAM_THREADS + 32 + KK_SUMMERS, 1)
     kk__stream(const __grid_constant__ kk_stream g, const __grid_constant__ Job given)
 {
     extern __shared__ __align__(1024) char smem[];
     Job job = given;
     const bool early = job.early(), works = (int)threadIdx.x < kk__workers();
     if (Job::eager) cudaTriggerProgrammaticLaunchCompletion();
-    for (int i = (int)threadIdx.x; i < g.warps * g.depth; i += (int)blockDim.x)
-        kk__bar_init((uint64_t *)(smem + g.bars_at) + i, 1);
-    if ((int)threadIdx.x < g.warps) ((uint32_t *)(smem + g.used_at))[threadIdx.x] = 0;
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    kk__stream_init(g, smem);
     if (!early) cudaGridDependencySynchronize();
     job.begin(smem + g.tables_at);
     __syncthreads();
     if (works) {
         if (early) cudaGridDependencySynchronize();
         if (!Job::eager) cudaTriggerProgrammaticLaunchCompletion();
-        kk_streamer<ROWS, Job>(g, job, smem).run((float *)(smem + g.part_at));
-    } else if ((int)threadIdx.x - kk__workers() < g.warps) {
+        kk_place here = {0, 0, 0};
+        kk_sums sums(g, smem);
+        kk_streamer<ROWS, Job>(g, job, here, smem).run(sums, true);
+    } else if (kk__summer() >= 0) {
+        if (early) cudaGridDependencySynchronize();
+        kk_sums sums(g, smem);
+        kk__add_up(job, sums, true);
+    } else {
         const int lane = (int)threadIdx.x - kk__workers();
-        kk_feeder<Job>(g, job, smem, lane).run(lane);
-    }
-    if (!works && blockIdx.y == 0 && (int)blockIdx.x < g.errand.T) {
+        if (lane < g.warps) kk_feeder(g, smem, lane).run(g, job, lane);
+        if (blockIdx.y || (int)blockIdx.x >= g.errand.T) return;
         __syncwarp();
         if (early) cudaGridDependencySynchronize();
         for (int t = (int)blockIdx.x; t < g.errand.T; t += (int)gridDim.x)
             kk__choose<KK_CHOSEN_EARLY / 32>(g.errand, t);
     }
-    job.finish();
+}
+
+/* Two jobs, one after the other, as one kernel: the second's weights come while the first ends.
+ * Which these are may be known late: then the second has begin_late(tables), by the threads that
+ * multiply, which may read what the op before wrote; and knows(tables), by the others after it.
+ */
+template <int ROWS, class First, class Second>
+__global__ void __launch_bounds__(KK_STREAM_THREADS + 32 + KK_SUMMERS, 1)
+    kk__stream_two(const __grid_constant__ kk_stream g, const __grid_constant__ First given,
+                   const __grid_constant__ kk_stream h, const __grid_constant__ Second given_2)
+{
+    extern __shared__ __align__(1024) char smem[];
+    First first = given;
+    Second second = given_2;
+    kk__stream_init(h, smem);
+    __syncthreads();
+    if ((int)threadIdx.x < kk__workers()) {
+        kk_place here = {0, 0, 0};
+        kk_sums sums(h, smem);
+        cudaGridDependencySynchronize();
+        cudaTriggerProgrammaticLaunchCompletion();
+        if constexpr (Second::late) {
+            second.begin_late(smem + h.tables_at);
+            kk__all_know();
+        }
+        kk_streamer<ROWS, First>(g, first, here, smem).run(sums, false);
+        kk_streamer<ROWS, Second>(h, second, here, smem).run(sums, true);
+    } else if (kk__summer() >= 0) {
+        kk_sums sums(h, smem);
+        cudaGridDependencySynchronize();
+        if constexpr (Second::late) {
+            kk__all_know();
+            second.knows(smem + h.tables_at);
+        }
+        kk__add_up(first, sums, false);
+        kk__add_up(second, sums, true);
+    } else {
+        const int lane = (int)threadIdx.x - kk__workers();
+        kk_feeder feeder(h, smem, lane);
+        if (lane < h.warps) feeder.run(g, first, lane);
+        if constexpr (Second::late) {
+            __syncwarp();
+            kk__all_know();
+            second.knows(smem + h.tables_at);
+        }
+        if (lane < h.warps) feeder.run(h, second, lane);
+    }
 }
 
 /* Warps so that all have as much to do, a group as large as the room for its sums, then as deep a
@@ -437,23 +580,43 @@ static inline kk_stream kk__stream_plan(int T, int64_t K, int rows, int64_t shar
     }
     const int sums = g.chains * (T < rows ? T : rows) * 32; /* bytes, of a stripe */
     const int piece = g.chain * KK_TILE_BYTES + 8 + 4;
-    int64_t slots = KK_STREAM_SUMS / sums;
-    if (slots < 12 * g.ways) slots = 12 * g.ways;
-    if (slots * sums > KK_STREAM_SUMS_MOST) slots = KK_STREAM_SUMS_MOST / sums;
+    int64_t slots = (g.chains > g.warps ? KK_STREAM_SUMS_MOST : KK_STREAM_SUMS) / sums;
+    if (slots < 2 * g.ways) slots = 2 * g.ways;
     if (slots > share) slots = share;
     slots = slots < parts ? parts : slots / parts * parts;
     g.slots = (int)slots;
     const int all = g.slots * sums, three = 3 * g.warps * piece, fixed = table_bytes + 256;
-    const int buffers = slots < share && fixed + three + 2 * all <= KK_STREAM_SMEM ? 2 : 1;
-    g.part_floats = buffers == 2 ? all / 4 : 0;
-    g.depth = (KK_STREAM_SMEM - fixed - buffers * all) / (g.warps * piece);
+    g.buffers = slots >= share ? 1 : KK_STREAM_BUFFERED / all;
+    if (slots < share && g.buffers < 2) g.buffers = 2;
+    if (g.buffers > KK_STREAM_BUFFERS) g.buffers = KK_STREAM_BUFFERS;
+    while (g.buffers > 1 && fixed + three + g.buffers * all > KK_STREAM_SMEM) g.buffers--;
+    g.part_floats = all / 4;
+    g.depth = (KK_STREAM_SMEM - fixed - g.buffers * all) / (g.warps * piece);
     g.depth = g.depth < 1 ? 1 : g.depth > KK_STREAM_DEPTH ? KK_STREAM_DEPTH : g.depth;
     g.part_at = g.warps * g.depth * g.chain * KK_TILE_BYTES;
-    g.bars_at = g.part_at + buffers * all;
-    g.used_at = g.bars_at + g.warps * g.depth * 8;
+    g.bars_at = g.part_at + g.buffers * all;
+    g.sums_at = g.bars_at + g.warps * g.depth * 8;
+    g.used_at = g.sums_at + 2 * g.buffers * 8;
     g.tables_at = (g.used_at + g.warps * 4 + 15) / 16 * 16;
     g.smem = g.tables_at + table_bytes;
     g.window = KK_STREAM_WINDOW / (g.chain * KK_TILE_BYTES);
+    return g;
+}
+
+/* The first of two jobs of a kernel, beside the second's plan: its warps, its ring and its room for
+ * sums. slots 0: they do not go together. */
+static inline kk_stream kk__stream_beside(const kk_stream &h, int64_t K, int rows, int64_t share,
+                                          int parts)
+{
+    kk_stream g = h;
+    g.K = (int)K;
+    g.tiles = (int)kk__tiles(K);
+    g.chain = kk__chain_tiles(g.tiles);
+    g.chains = (g.tiles + g.chain - 1) / g.chain;
+    g.ways = h.warps / g.chains > 1 ? h.warps / g.chains : 1;
+    const int64_t slots = h.part_floats * 4 / (g.chains * (h.T < rows ? h.T : rows) * 32);
+    g.slots = (int)(slots < share ? slots : share) / parts * parts;
+    if (g.chain != h.chain) g.slots = 0;
     return g;
 }
 
@@ -468,6 +631,7 @@ template <int ROWS, class Job>
 static inline void kk__stream_launch(struct kk_cuda *c, const char *op, kk_stream g, const Job &job,
                                      int64_t items)
 {
+    if (c->router.T || c->beside.T) kk__cuda_release(c);
     if (!Job::eager && c->errand.T) {
         g.errand = c->errand;
         c->errand.T = 0;
@@ -478,8 +642,22 @@ static inline void kk__stream_launch(struct kk_cuda *c, const char *op, kk_strea
     static int known[KK_CUDA_GPUS];
     kk__allow(c, op, (const void *)kk__stream<ROWS, Job>, g.smem, known);
     kk__launch(c, op, kk__stream<ROWS, Job>, dim3((unsigned)blocks, slices),
-               dim3((unsigned)g.warps * 32 + 32), (size_t)g.smem, g, job);
+               dim3((unsigned)g.warps * 32 + 32 + KK_SUMMERS), (size_t)g.smem, g, job);
     c->products += !Job::eager;
+}
+
+/* items: of the job that has more */
+template <int ROWS, class First, class Second>
+static inline void kk__stream_launch_two(struct kk_cuda *c, const char *op, const kk_stream &g,
+                                         const First &first, const kk_stream &h,
+                                         const Second &second, int64_t items)
+{
+    static int known[KK_CUDA_GPUS];
+    const int64_t blocks = items < c->sms ? items : c->sms;
+    kk__allow(c, op, (const void *)kk__stream_two<ROWS, First, Second>, h.smem, known);
+    kk__launch(c, op, kk__stream_two<ROWS, First, Second>, dim3((unsigned)blocks),
+               dim3((unsigned)h.warps * 32 + 32 + KK_SUMMERS), (size_t)h.smem, g, first, h, second);
+    c->products++;
 }
 #endif
 

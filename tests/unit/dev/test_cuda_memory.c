@@ -1,6 +1,10 @@
 /* Memory of a GPU and what travels to it; what is said where there is none. */
 #include "unit/dev/cuda_test.h"
 
+#include <unistd.h>
+
+#include "kakeya.h"
+
 static struct kk_test_rng rng;
 
 static uint8_t *noise(size_t n)
@@ -155,6 +159,44 @@ static void test_host_blocks(void **state)
     free_all();
 }
 
+/* What plan says of an engine with all that can be beside it is what the GPU then has less. Twice:
+ * kernels are brought there when they are first used. */
+static void test_plan(void **state)
+{
+    enum { N = 700 };
+    (void)state;
+    NEED_GPU();
+    if (access("models/tiny/config.json", R_OK)) skip();
+    for (int round = 0; round < 4; round++) {
+        struct kk_engine_options o = kk_engine_defaults();
+        struct kk_engine *e = NULL;
+        struct kk_session *s = NULL;
+        struct kk_plan plan, now;
+        struct kk_err err = {0};
+        uint32_t ids[N];
+        for (int i = 0; i < N; i++) ids[i] = 7 + kk_test_below(&rng, 1000);
+        o.model = "models/tiny";
+        o.device = "cuda";
+        o.ctx = 4096;
+        if (round > 1) {
+            o.kv = "restored";
+            o.f_theta = "models/tiny/f_theta";
+            o.draft = "models/tiny/drafter";
+        }
+        KK_ASSERT_OK(kk_plan_make(&o, N, 1, &plan, &err), &err);
+        KK_ASSERT_OK(kk_engine_open(&o, &e, &err), &err);
+        KK_ASSERT_OK(kk_session_open(e, &s, &err), &err);
+        KK_ASSERT_OK(kk_session_append(s, ids, N, &err), &err);
+        KK_ASSERT_OK(kk_plan_make(&o, N, 1, &now, &err), &err);
+        const int64_t gone = plan.free_bytes - now.free_bytes, want = plan.total_bytes;
+        if (round % 2 && (gone < want - plan.logits_bytes || gone > want + (48 << 20)))
+            fail_msg("kv %s: %lld bytes planned, %lld gone", o.kv, (long long)want,
+                     (long long)gone);
+        kk_session_close(s);
+        kk_engine_close(e);
+    }
+}
+
 int main(void)
 {
     rng = kk_test_rng("cuda memory");
@@ -162,6 +204,7 @@ int main(void)
         cmocka_unit_test(test_refusals), cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_counted),  cmocka_unit_test(test_zeroed),
         cmocka_unit_test(test_travel),   cmocka_unit_test(test_host_blocks),
+        cmocka_unit_test(test_plan),
     };
     return cmocka_run_group_tests(tests, open_gpu, close_gpu);
 }

@@ -282,9 +282,10 @@ static void test_moe_26b(void **state)
 /* ---- route and moe in one step ---- */
 
 struct layer_case {
-    int T, E, A, C, F;
-    struct pair w, gate_up, down;
-    void *x, *scale, *idx, *weight, *other, *y;
+    int T, E, A, C, F, dense;      /* dense: width of the unit beside the experts */
+    struct pair w, gate_up, down;  /* of the router, the experts */
+    struct pair gate, up, dense_w; /* of that unit */
+    void *x, *scale, *idx, *weight, *other, *y, *unit, *beside;
 };
 
 static void layer_route(const struct layer_case *k)
@@ -312,6 +313,60 @@ static void layer_moe(const struct layer_case *k)
                                              .y = k->y});
 }
 
+/* The unit beside the experts, as a layer has it between route and moe. apart: with an op after each
+ * of its products, so that nothing waits for anything. */
+static void layer_unit(const struct layer_case *k, int apart)
+{
+    const struct kk_gather_args any = {.n = k->T, .C = k->C, .src = k->other, .dst = k->other};
+    if (apart) gpu->ops->gather(gpu, &any);
+    gpu->ops->glu(gpu,
+                  &(struct kk_glu_args){
+                      .T = k->T, .x = k->x, .gate = &k->gate.gpu, .up = &k->up.gpu, .y = k->unit});
+    if (apart) gpu->ops->gather(gpu, &any);
+    gpu->ops->linear(
+        gpu, &(struct kk_linear_args){
+                 .T = k->T, .n = 1, .x = k->unit, .w = {&k->dense_w.gpu}, .y = {k->beside}});
+    if (apart) gpu->ops->gather(gpu, &any);
+}
+
+/* Products that wait for each other and go together, and each alone: the same bits. */
+static void check_unit(struct layer_case *k, const void *idx, const void *weight, const void *moe)
+{
+    const size_t pairs = (size_t)k->T * (size_t)k->A * 4, y = (size_t)k->T * (size_t)k->C * 4;
+    void *want = NULL;
+    make_pair(&k->gate, 1, k->dense, k->C);
+    make_pair(&k->up, 1, k->dense, k->C);
+    make_pair(&k->dense_w, 1, k->C, k->dense);
+    k->unit = gpu_room((size_t)k->T * (size_t)k->dense * 2);
+    for (int apart = 1; apart >= 0; apart--) {
+        k->idx = gpu_room(pairs), k->weight = gpu_room(pairs); /* nothing of before */
+        k->y = gpu_room(y), k->beside = gpu_room(y);
+        gpu->ops->step_begin(gpu);
+        layer_route(k);
+        layer_unit(k, apart);
+        layer_moe(k);
+        end_step(gpu);
+        void *i = from_gpu(k->idx, pairs), *w = from_gpu(k->weight, pairs);
+        void *b = from_gpu(k->beside, y), *got = from_gpu(k->y, y);
+        assert_memory_equal(i, idx, pairs);
+        assert_memory_equal(w, weight, pairs);
+        assert_memory_equal(got, moe, y);
+        if (want) assert_memory_equal(b, want, y);
+        free(i), free(w), free(got), free(want);
+        want = b;
+    }
+    free(want);
+    k->weight = gpu_room(pairs);
+    gpu->ops->step_begin(gpu); /* what waits at a step's end is launched */
+    layer_route(k);
+    layer_unit(k, 0);
+    end_step(gpu);
+    void *w = from_gpu(k->weight, pairs);
+    assert_memory_equal(w, weight, pairs);
+    free(w);
+    free_pair(&k->gate), free_pair(&k->up), free_pair(&k->dense_w);
+}
+
 /* Whatever stands between them: nothing, products (whose feeding warps then choose), other ops. */
 static void check_layer(struct layer_case k)
 {
@@ -326,7 +381,7 @@ static void check_layer(struct layer_case k)
     make_pair(&k.gate_up, k.E, 2 * k.F, k.C);
     make_pair(&k.down, k.E, k.C, k.F);
     k.idx = gpu_room(pairs), k.weight = gpu_room(pairs);
-    k.other = gpu_room((size_t)k.T * (size_t)k.E * 4), k.y = gpu_room(y);
+    k.other = gpu_room((size_t)k.T * (size_t)(k.E > k.C ? k.E : k.C) * 4), k.y = gpu_room(y);
     gpu->ops->step_begin(gpu);
     layer_route(&k);
     end_step(gpu);
@@ -353,6 +408,7 @@ static void check_layer(struct layer_case k)
         assert_memory_equal(got, want, y);
         free(i), free(w), free(got);
     }
+    check_unit(&k, idx, weight, want);
     free_pair(&k.w), free_pair(&k.gate_up), free_pair(&k.down);
     free(idx), free(weight), free(want), free(raw), free(scale);
     free_all();
@@ -367,12 +423,21 @@ static void test_layer(void **state)
         struct layer_case k = {.T = rows[round % 6],
                                .E = kk_test_between(&rng, 2, round % 3 ? 128 : 300),
                                .C = 8 * kk_test_between(&rng, 1, 50),
-                               .F = 8 * kk_test_between(&rng, 1, 20)};
+                               .F = 8 * kk_test_between(&rng, 1, 20),
+                               .dense = kk_test_between(&rng, 1, 400)};
         k.A = kk_test_between(&rng, 1, k.E < 8 ? k.E : 8);
         check_layer(k);
     }
+}
+
+static void test_layer_26b(void **state)
+{
+    static const int rows[] = {1, 3, 8, 13, 16};
+    (void)state;
+    NEED_GPU();
     for (int i = 0; i < 5; i++)
-        check_layer((struct layer_case){.T = rows[i], .E = 128, .A = 8, .C = 2816, .F = 704});
+        check_layer((struct layer_case){
+            .T = rows[i], .E = 128, .A = 8, .C = 2816, .F = 704, .dense = 2112});
 }
 
 int main(int argc, char **argv) /* a pattern of tests, for a GPU's sanitizer */
@@ -380,7 +445,7 @@ int main(int argc, char **argv) /* a pattern of tests, for a GPU's sanitizer */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_route),      cmocka_unit_test(test_route_ties),
         cmocka_unit_test(test_moe_random), cmocka_unit_test(test_moe_26b),
-        cmocka_unit_test(test_layer),
+        cmocka_unit_test(test_layer),      cmocka_unit_test(test_layer_26b),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, open_both, close_both);

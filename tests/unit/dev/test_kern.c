@@ -102,8 +102,8 @@ static void gemm_case(enum kk_dtype t, int M, int64_t N, int64_t K, int rare)
                 ((uint16_t *)w)[p * (int64_t)each + (K / 2 * 16 + i) * 2 + 1] = 0;
     char what[80];
     snprintf(what, sizeof what, "gemm %s %d x %ld x %ld", kk_dtype_name(t), M, (long)N, (long)K);
-    scalar->gemm[t](M, N, K, x, ldx, w, y, ldy);
-    fast->gemm[t](M, N, K, x, ldx, w, z, ldy);
+    scalar->gemm[t](M, N, K, x, ldx, w, NULL, y, ldy);
+    fast->gemm[t](M, N, K, x, ldx, w, M % 2 ? w : NULL, z, ldy);
     same(z, y, M * ldy, what);
     free(x), free(y), free(z), free(w);
 }
@@ -130,8 +130,8 @@ static void pairs_case(int M, int64_t N, int64_t K, int rare)
     for (int64_t i = 0; i < n_w; i++) w[i] = (uint32_t)pair_value(rare) << 16 | pair_value(rare);
     for (int r = 0; K % 2 && r < M; r++) x[r * ldx + P - 1] &= 0xffff;
     snprintf(what, sizeof what, "pairs %d x %ld x %ld", M, (long)N, (long)K);
-    scalar->gemm_pairs(M, N, K, x, ldx, w, y, ldy);
-    fast->gemm_pairs(M, N, K, x, ldx, w, z, ldy);
+    scalar->gemm_pairs(M, N, K, x, ldx, w, NULL, y, ldy);
+    fast->gemm_pairs(M, N, K, x, ldx, w, M % 2 ? w : NULL, z, ldy);
     same(z, y, M * ldy, what);
     free(x), free(y), free(z), free(w);
 }
@@ -163,8 +163,8 @@ static void test_pairs_flush(void **state)
                 float y, z;
                 for (int i = 0; i < 16; i++)
                     w[i] = (uint32_t)half << 16 | tiny | (uint32_t)!sign << 15;
-                scalar->gemm_pairs(1, 1, 2, &x, 1, w, &y, 1);
-                fast->gemm_pairs(1, 1, 2, &x, 1, w, &z, 1);
+                scalar->gemm_pairs(1, 1, 2, &x, 1, w, NULL, &y, 1);
+                fast->gemm_pairs(1, 1, 2, &x, 1, w, NULL, &z, 1);
                 same(&z, &y, 1, "pairs near 2^-126");
             }
 }
@@ -194,6 +194,14 @@ static void **make_rows(enum kk_dtype t, int nk, int D, int rare)
     return rows;
 }
 
+/* The same rows as a kernel is told of them: `off` bytes before where they are */
+static const void *const *rows_before(void **rows, int nk, size_t off)
+{
+    const void **at = malloc((size_t)nk * sizeof *at);
+    for (int j = 0; j < nk; j++) at[j] = (const char *)rows[j] - off;
+    return at;
+}
+
 static void free_rows(void **rows, int nk)
 {
     for (int j = 0; j < nk; j++) free(rows[j]);
@@ -206,23 +214,25 @@ static void attention_case(int type, int nq, int nk, int D, int rare)
 {
     const enum kk_dtype t = row_types[type];
     if (t == KK_Q8_0) D = (D + 31) / 32 * 32;
-    const int64_t ahead = kk_test_between(&rng, -100000, 100000);
     int64_t ldq = D + kk_test_below(&rng, 3), lds = nk + kk_test_below(&rng, 3);
     float *q = floats((nq - 1) * ldq + D, rare), *s = floats(nq * lds, 0), *z = copy(s, nq * lds);
     void **rows = make_rows(t, nk, D, rare);
-    const void *const *r = (const void *const *)rows;
+    const size_t off = (size_t)kk_test_below(&rng, 5000);
+    const void *const *r = rows_before(rows, nk, off);
+    /* a hint: anywhere */
+    const void *const *next = rows_before(rows, nk, (size_t)kk_test_below(&rng, 100000));
     char what[80];
     snprintf(what, sizeof what, "scores %s %d x %d x %d", kk_dtype_name(t), nq, nk, D);
-    scalar->scores[type](nq, nk, D, q, ldq, r, 0.0625f, s, lds, 0);
-    fast->scores[type](nq, nk, D, q, ldq, r, 0.0625f, z, lds, ahead);
+    scalar->scores[type](nq, nk, D, q, ldq, r, r, off, 0.0625f, s, lds);
+    fast->scores[type](nq, nk, D, q, ldq, r, next, off, 0.0625f, z, lds);
     same(z, s, nq * lds, what);
 
     float *p = floats((nq - 1) * lds + nk, rare), *o = floats(nq * ldq, 0), *u = copy(o, nq * ldq);
     snprintf(what, sizeof what, "pv %s %d x %d x %d", kk_dtype_name(t), nq, nk, D);
-    scalar->pv[type](nq, nk, D, p, lds, r, o, ldq, 0);
-    fast->pv[type](nq, nk, D, p, lds, r, u, ldq, ahead);
+    scalar->pv[type](nq, nk, D, p, lds, r, r, off, o, ldq);
+    fast->pv[type](nq, nk, D, p, lds, r, next, off, u, ldq);
     same(u, o, nq * ldq, what);
-    free_rows(rows, nk);
+    free_rows(rows, nk), free((void *)r), free((void *)next);
     free(q), free(s), free(z), free(p), free(o), free(u);
 }
 
@@ -237,8 +247,8 @@ static void test_minus_zero(void **state)
     for (int i = 0; i < D; i++) row[i] = -1e-30f;
     for (int j = 0; j < NK; j++) rows[j] = row;
     for (int nq = 1; nq <= 4; nq++) {
-        scalar->scores[KK_F32](nq, NK, D, q, D, rows, 1.0f, s, NK, 0);
-        fast->scores[KK_F32](nq, NK, D, q, D, rows, 1.0f, z, NK, 0);
+        scalar->scores[KK_F32](nq, NK, D, q, D, rows, rows, 0, 1.0f, s, NK);
+        fast->scores[KK_F32](nq, NK, D, q, D, rows, rows, 0, 1.0f, z, NK);
         same(z, s, nq * NK, "scores of vanishing products");
     }
 }
@@ -263,16 +273,57 @@ static void derive_case(int type, int nk, int D, int R, int rare)
     const enum kk_dtype t = row_types[type];
     if (t == KK_Q8_0) D = (D + 31) / 32 * 32;
     void **rows = make_rows(t, nk, D, rare);
-    float **cs = malloc((size_t)nk * sizeof *cs);
-    for (int j = 0; j < nk; j++) cs[j] = floats(2 * R, rare);
+    const size_t off = (size_t)kk_test_below(&rng, 5000);
+    const void *const *r = rows_before(rows, nk, off);
+    float *cs = floats(nk * 2 * R, rare);
     float *w = floats(D, rare), *k = floats(nk * D, 0), *z = copy(k, nk * D);
     char what[80];
     snprintf(what, sizeof what, "derive %s %d x %d, R %d", kk_dtype_name(t), nk, D, R);
-    scalar->derive[type](nk, D, R, (const void *const *)rows, w, (const float *const *)cs, k);
-    fast->derive[type](nk, D, R, (const void *const *)rows, w, (const float *const *)cs, z);
+    scalar->derive[type](nk, D, R, r, off, w, cs, k);
+    fast->derive[type](nk, D, R, r, off, w, cs, z);
     same(z, k, nk * D, what);
-    free_rows(rows, nk), free_rows((void **)cs, nk);
-    free(w), free(k), free(z);
+    free_rows(rows, nk), free((void *)r);
+    free(w), free(k), free(z), free(cs);
+}
+
+/* Scores of derived keys are those of derive and scores, one after the other. */
+static void derived_case(int type, int nq, int nk, int D, int R, int rare)
+{
+    const enum kk_dtype t = row_types[type];
+    void **rows = make_rows(t, nk, D, rare);
+    const size_t off = (size_t)kk_test_below(&rng, 5000);
+    const void *const *r = rows_before(rows, nk, off);
+    const void **keys = malloc((size_t)nk * sizeof *keys);
+    int64_t ldq = D + kk_test_below(&rng, 3), lds = nk + kk_test_below(&rng, 3);
+    float *q = floats((nq - 1) * ldq + D, rare), *s = floats(nq * lds, 0), *z = copy(s, nq * lds);
+    float *cs = floats(nk * 2 * R, rare), *w = floats(D, rare), *k = floats(nk * D, 0);
+    float *y = copy(s, nq * lds);
+    char what[80];
+    snprintf(what, sizeof what, "derived %s %d x %d x %d, R %d", kk_dtype_name(t), nq, nk, D, R);
+    for (int j = 0; j < nk; j++) keys[j] = k + j * D;
+    scalar->derive[type](nk, D, R, r, off, w, cs, k);
+    scalar->scores[KK_F32](nq, nk, D, q, ldq, keys, keys, 0, 0.125f, s, lds);
+    scalar->derived[type](nq, nk, D, R, q, ldq, r, off, w, cs, 0.125f, y, lds);
+    same(y, s, nq * lds, what);
+    fast->derived[type](nq, nk, D, R, q, ldq, r, off, w, cs, 0.125f, z, lds);
+    same(z, s, nq * lds, what);
+    free_rows(rows, nk), free((void *)r), free(keys);
+    free(q), free(s), free(z), free(y), free(cs), free(w), free(k);
+}
+
+static void test_derived(void **state)
+{
+    (void)state;
+    for (int t = 0; t < KK_ROW_TYPES; t++) {
+        for (int i = 0; i < 60; i++) {
+            int D = 32 * kk_test_between(&rng, 1, 8), R = 16 * kk_test_between(&rng, 0, D / 32);
+            derived_case(t, kk_test_between(&rng, 1, 9), kk_test_between(&rng, 1, 40), D, R,
+                         i % 3 == 0 ? 50 : 0);
+        }
+        derived_case(t, 4, 128, 128, 16, 0);
+        derived_case(t, 8, 127, 512, KK_DERIVED_R, 0);
+        derived_case(t, 1, 9, KK_DERIVED_D, KK_DERIVED_R, 0);
+    }
 }
 
 static void test_derive_rope(void **state)
@@ -310,12 +361,22 @@ static void test_softmax(void **state)
     }
 }
 
+/* Sums of splits, whose largest scores are near each other, the same or far apart */
+static void merge_case(int D, int rare)
+{
+    float *n = floats(D + 2, rare), *y = floats(D + 2, rare), *z;
+    y[D] = 8 * value(0), n[D] = kk_test_below(&rng, 3) ? 8 * value(0) : y[D];
+    if (!kk_test_below(&rng, 4)) n[D] *= 1e4f;
+    z = copy(y, D + 2);
+    scalar->merge(D, y, n), fast->merge(D, z, n);
+    same(z, y, D + 2, "merge");
+    free(n), free(y), free(z);
+}
+
 static void elementwise_case(int n, int rare)
 {
     float *x = floats(n, rare), *w = floats(n, rare), *y = floats(n, rare), *z = copy(y, n);
     float a = value(rare), b = value(rare);
-    scalar->merge(n, y, a, x, b), fast->merge(n, z, a, x, b);
-    same(z, y, n, "merge");
     scalar->norm(n, x, w, 1e-6f, y), fast->norm(n, x, w, 1e-6f, z);
     same(z, y, n, "norm");
     scalar->norm(n, y, NULL, 1e-6f, y), fast->norm(n, z, NULL, 1e-6f, z);
@@ -348,6 +409,7 @@ static void test_elementwise(void **state)
 {
     (void)state;
     for (int i = 0; i < 400; i++) elementwise_case(i < 70 ? i + 1 : size(1, 700), i % 2 * 8);
+    for (int i = 0; i < 200; i++) merge_case(2 * kk_test_between(&rng, 1, 80), i % 2 * 60);
 }
 
 /* The curves over the whole range of float, at a stride coprime to the lanes */
@@ -402,11 +464,12 @@ static int run(const struct kk_cpu_kern *k, int supported)
     rng = kk_test_rng(k->isa);
     printf("%s against scalar\n", k->isa);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gemm),       cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_pairs),      cmocka_unit_test(test_pairs_flush),
-        cmocka_unit_test(test_minus_zero), cmocka_unit_test(test_derive_rope),
-        cmocka_unit_test(test_softmax),    cmocka_unit_test(test_elementwise),
-        cmocka_unit_test(test_curves),     cmocka_unit_test(test_argmax)};
+        cmocka_unit_test(test_gemm),        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_pairs),       cmocka_unit_test(test_pairs_flush),
+        cmocka_unit_test(test_minus_zero),  cmocka_unit_test(test_derive_rope),
+        cmocka_unit_test(test_derived),     cmocka_unit_test(test_softmax),
+        cmocka_unit_test(test_elementwise), cmocka_unit_test(test_curves),
+        cmocka_unit_test(test_argmax)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
 

@@ -279,6 +279,7 @@ static void test_residual(void **state)
 struct linear_case {
     int n, C, width;
     float softcap, *x, *bias[3];
+    uint16_t *half; /* the input is bf16, of these bits; else NULL */
     struct weight w[3];
     enum kk_activation act;
 };
@@ -289,6 +290,7 @@ static void run_linear(const void *p, int i, int t0, int t1, float *out)
     struct kk_linear_args a = {.T = t1 - t0, .n = c->n, .softcap = c->softcap};
     float *y = malloc((size_t)(a.T * c->width) * sizeof *y), *at = y;
     a.x = c->x + (int64_t)t0 * c->C;
+    if (c->half) a.bf16 = 1, a.x = c->half + (int64_t)t0 * c->C;
     for (int k = 0; k < c->n; k++) {
         a.w[k] = &c->w[k].w[i];
         a.bias[k] = c->bias[k];
@@ -323,12 +325,15 @@ static void test_linear(void **state)
     (void)state;
     for (int n = 0; n < 30; n++) {
         struct linear_case c = {.n = between(1, 3), .C = n % 4 == 1 ? 256 : any_width(1, 150)};
-        int T = between(1, n % 5 ? 12 : 80);
+        const int T = between(1, n % 5 ? 12 : 80), half = n % 3 == 0;
+        c.C += half & c.C;
         c.softcap = n % 4 ? 0 : 2.5f;
         c.x = normals((int64_t)T * c.C, 1);
+        if (half) c.half = to_dtype(KK_BF16, c.x, (int64_t)T * c.C);
         for (int k = 0; k < c.n; k++) {
             int rows = between(1, n % 3 ? 60 : 300);
-            make_weight(&c.w[k], any_dtype(c.C), 1, rows, c.C);
+            make_weight(&c.w[k], half ? KK_BF16 : any_dtype(c.C), 1, rows, c.C);
+            for (int i = 0; i < n_devs; i++) c.w[k].w[i].bf16_in = half;
             c.bias[k] = between(0, 1) ? normals(rows, 1) : NULL;
             c.width += rows;
         }
@@ -337,7 +342,7 @@ static void test_linear(void **state)
             free_weight(&c.w[k]);
             free(c.bias[k]);
         }
-        free(c.x);
+        free(c.x), free(c.half);
     }
 }
 

@@ -187,7 +187,11 @@ static char *rows_of(const struct kk_cpu_q8 *table, const float *x, int M, int64
 {
     char *rows = malloc((size_t)M * stride);
     memset(rows, 0x55, (size_t)M * stride);
-    for (int r = 0; r < M; r++) table->quantise(K, x + r * K, rows + (size_t)r * stride);
+    for (int r = 0; r < M; r++) {
+        const int64_t groups = K / KK_GROUP, cut = r % (groups + 1);
+        table->quantise(K, 0, cut, x + r * K, rows + (size_t)r * stride);
+        table->quantise(K, cut, groups, x + r * K, rows + (size_t)r * stride);
+    }
     return rows;
 }
 

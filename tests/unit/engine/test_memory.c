@@ -14,7 +14,7 @@
 #include "tiny_f_theta.h"
 
 #define MODEL "synth:tests/data/mini.json:5"
-enum { PROMPT = 130, TOKENS = 12, V = 160 };
+enum { PROMPT = 130, TOKENS = 12, V = 64 }; /* V: of the smallest vocabulary */
 
 static const char drafter_config[] =
     "{\"architectures\":[\"DFlashDraftModel\"],\"model_type\":\"qwen3\",\"hidden_size\":48,"
@@ -40,6 +40,10 @@ static void tier(struct kk_engine_options *o)
     o->kv = "full";
     o->kv_device = 60000;
 }
+static void gguf(struct kk_engine_options *o)
+{
+    o->model = "tests/golden/gguf/models/gemma4-blocks.gguf";
+}
 static void dflash(struct kk_engine_options *o)
 {
     static char spec[600];
@@ -62,8 +66,8 @@ static void restored(struct kk_engine_options *o)
 static const struct {
     const char *name;
     void (*set)(struct kk_engine_options *o);
-} parts[] = {
-    {"plain", plain}, {"ngram", ngram}, {"tier", tier}, {"dflash", dflash}, {"restored", restored}};
+} parts[] = {{"plain", plain},   {"ngram", ngram},       {"tier", tier},
+             {"dflash", dflash}, {"restored", restored}, {"gguf", gguf}};
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
 static struct kk_engine_options options(int part)

@@ -431,6 +431,57 @@ static void drafts_change_no_token(void **state)
         }
 }
 
+/* End of sequence inside a block: nothing behind it is emitted or kept, and the session goes on as
+ * one that was decoded plainly. Drafts are the known continuation, so blocks run past it. */
+static void a_block_ends_at_end_of_sequence(void **state)
+{
+    (void)state;
+    enum { N = 60, MORE = 40 };
+    uint32_t ids[N];
+    struct kk_sampling p = kk_sampling_defaults();
+    struct kk_engine_options o = kk_engine_defaults();
+    struct kk_err err = {0};
+    random_ids(ids, N);
+    p.ignore_eos = 1;
+    p.temperature = 1;
+    p.seed = 3;
+    o.draft_width = 8;
+    struct kk_engine *e = open_engine(o);
+    const struct tokens known = generate(e, ids, N, 1, &p);
+    p.ignore_eos = 0;
+    for (int at = 1; at < 20; at++) {
+        const uint32_t end = known.id[at];
+        int first = 0;
+        while (known.id[first] != end) first++;
+        struct tokens got[2];
+        for (int drafted = 0; drafted < 2; drafted++) {
+            struct tokens *t = &got[drafted];
+            struct kk_session *s = open_session(e);
+            struct kk_generated out;
+            struct kk_session_info si;
+            t->n = 0;
+            ok(kk_session_set_eos(s, &end, 1, &err), &err);
+            ok(kk_session_append(s, ids, N, &err), &err);
+            if (drafted) ok(kk_session_replay(s, known.id, (size_t)known.n, 16, 1, &err), &err);
+            ok(kk_session_generate(s, &p, MORE, on_token, t, &out, &err), &err);
+            assert_int_equal(out.stop, KK_STOP_EOS);
+            assert_int_equal(t->n, first + 1);
+            assert_memory_equal(t->id, known.id, (size_t)t->n * sizeof *t->id);
+            if (drafted) assert_int_equal(out.steps, first / 8 + 1); /* the last block is cut */
+            ok(kk_session_check(s, &err), &err);
+            kk_session_describe(s, &si);
+            assert_int_equal(si.history, N + first + 1);
+            p.ignore_eos = 1; /* what comes after does not depend on how it came to be */
+            ok(kk_session_generate(s, &p, 12, on_token, t, NULL, &err), &err);
+            p.ignore_eos = 0;
+            kk_session_close(s);
+        }
+        assert_int_equal(got[0].n, got[1].n);
+        assert_memory_equal(got[0].id, got[1].id, (size_t)got[0].n * sizeof *got[0].id);
+    }
+    kk_engine_close(e);
+}
+
 /* ---- bytes -------------------------------------------------------------------------------- */
 
 /* plan says before loading what the allocator says after. */
@@ -460,6 +511,7 @@ static void plan_is_what_is_allocated(void **state)
             assert_int_equal(plan.scratch_bytes, info.scratch_bytes);
             assert_int_equal(plan.kv_staging_bytes, info.kv_staging_bytes);
             assert_int_equal(plan.session_kv_bytes, si.kv_device_bytes);
+            assert_int_equal(plan.session_kv_host_bytes, si.kv_host_bytes);
             kk_session_close(s);
             kk_engine_close(e);
         }
@@ -529,6 +581,7 @@ static void paging_changes_no_bit(void **state)
             kk_session_describe(s, &b);
             assert_int_equal(a.kv_device_bytes, b.kv_device_bytes);
             assert_int_equal(plan.session_kv_bytes, b.kv_device_bytes);
+            assert_int_equal(plan.session_kv_host_bytes, b.kv_host_bytes);
             assert_true(b.kv_device_bytes <= 60000 && b.kv_host_bytes > 0);
             ok(kk_session_check(s, &err), &err);
             kk_session_close(s);
@@ -666,6 +719,7 @@ static void restored_is_causal(void **state)
         struct kk_engine *e = open_engine(o);
         struct kk_session *s = open_session(e);
         struct kk_session_info info;
+        struct kk_engine_info beside;
         kk_session_close(s);
         struct tokens got = generate(e, ids, N, variant == 1 ? 6 : 1, &p);
         if (!variant) want = got;
@@ -678,6 +732,13 @@ static void restored_is_causal(void **state)
         struct kk_plan plan;
         ok(kk_plan_make(&o, N, 1, &plan, &err), &err);
         assert_int_equal(plan.session_kv_bytes, info.kv_device_bytes);
+        kk_engine_describe(e, &beside);
+        assert_true(plan.restorer_bytes > 0 && (plan.drafter_bytes > 0) == (variant == 3));
+        assert_int_equal(plan.restorer_bytes, beside.restorer_bytes);
+        assert_int_equal(plan.drafter_bytes, beside.drafter_bytes);
+        assert_int_equal(plan.scratch_bytes, beside.scratch_bytes);
+        /* rows that are put off may not have the last of their blocks yet, of 128 K + V [2, 64] */
+        assert_in_range(plan.session_draft_bytes - info.drafter_device_bytes, 0, 128 * 512);
         if (!o.kv_device)
             assert_int_equal(info.kv_device_bytes, 6 * 68 * 512 + 256 * 512 + 2 * 4 * 128 * 256);
         kk_session_close(s);
@@ -745,6 +806,7 @@ int main(void)
         RESTORED(llama),
         LAWS(q8_rows),
         ON(gemma4, sampling_is_keyed_by_position),
+        ON(gemma4, a_block_ends_at_end_of_sequence),
         ON(gemma4, rings_are_bounded),
         ON(gemma4, caps_are_checked),
         ON(gemma4, restored_is_causal),

@@ -50,10 +50,12 @@ struct answer {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     uint32_t ids[MOST];
-    int n, done, truncated, full_every, events;
+    int n, done, truncated, full_every, events, order; /* order: among all that ended */
     struct kk_event end;
     char id[KK_SESSION_ID_MAX], msg[256];
 };
+
+static atomic_int ends;
 
 static int sink(void *arg, const struct kk_event *ev)
 {
@@ -70,6 +72,7 @@ static int sink(void *arg, const struct kk_event *ev)
         a->end = *ev;
         if (ev->session) snprintf(a->id, sizeof a->id, "%s", ev->session);
         snprintf(a->msg, sizeof a->msg, "%s", ev->msg);
+        a->order = ++ends;
         a->done = 1;
     }
     pthread_cond_broadcast(&a->changed);
@@ -307,6 +310,71 @@ static void nor_with_a_journal(void **state)
 
 /* ---- one thing at a time ---- */
 
+static struct kk_call *submit(struct kk_runtime *rt, struct kk_request r, struct answer *a)
+{
+    struct kk_call *call;
+    struct kk_err err = {0};
+    init_answer(a);
+    r.sink = sink;
+    r.arg = a;
+    KK_ASSERT_OK(kk_runtime_submit(rt, &r, &call, &err), &err);
+    return call;
+}
+
+/* Tokens that a has, MOST if it is done. */
+static int come_so_far(struct answer *a)
+{
+    pthread_mutex_lock(&a->lock);
+    int n = a->done ? MOST : a->n;
+    pthread_mutex_unlock(&a->lock);
+    return n;
+}
+
+/* More sessions write than a round has places, and one comes to read: it has read before the first
+ * of them is half way. 0: the writers were too far when it came. */
+static int reads_among_writers(struct kk_runtime *rt, int writers)
+{
+    struct answer *a = kk_calloc((size_t)writers + 1, sizeof *a), *reader = &a[writers];
+    struct kk_call **call = kk_calloc((size_t)writers + 1, sizeof(struct kk_call *));
+    char(*id)[KK_SESSION_ID_MAX] = kk_calloc((size_t)writers + 1, sizeof *id);
+    uint32_t ids[60] = {3, 1, 4, 1, 5, 9, 2, 6};
+    int in_time = 1;
+    for (int i = 0; i <= writers; i++) {
+        create(rt, id[i]);
+        append(rt, id[i], ids, 2 + (size_t)i);
+    }
+    for (int i = 0; i < writers; i++) call[i] = submit(rt, generation(id[i], MOST, 0), &a[i]);
+    const struct kk_request r = {
+        .kind = KK_REQUEST_APPEND, .session = id[writers], .ids = ids, .n = 60};
+    call[writers] = submit(rt, r, reader);
+    for (int i = 0; i < writers; i++) in_time &= come_so_far(&a[i]) < MOST / 2;
+    for (int i = 0; i <= writers; i++) {
+        wait_done(&a[i]);
+        fine(a[i].end.code, &a[i]);
+        kk_call_release(call[i]);
+    }
+    for (int i = 0; i < writers && in_time; i++) assert_true(reader->order < a[i].order);
+    for (int i = 0; i <= writers; i++) close_session(rt, id[i]);
+    kk_free(a);
+    kk_free(call);
+    kk_free(id);
+    return in_time;
+}
+
+static void writers_do_not_keep_readers_out(void **state)
+{
+    (void)state;
+    for (int batch = 1; batch <= 4; batch += 3) {
+        struct kk_runtime_options o = kk_runtime_defaults();
+        o.step_rows = batch == 1 ? 1 : 512; /* and where writes alone fill a step */
+        struct kk_runtime *rt = open_runtime(o, batch, "none");
+        int tries = 20;
+        while (tries && !reads_among_writers(rt, batch + 2)) tries--;
+        assert_true(tries);
+        kk_runtime_close(rt);
+    }
+}
+
 static void mistakes_are_answered(void **state)
 {
     (void)state;
@@ -458,6 +526,32 @@ static void forks_and_prefixes(void **state)
     assert_int_equal(st.forked, 5);
     kk_runtime_close(rt);
     kk_engine_close(e);
+}
+
+/* A prompt that sessions have begun with is kept while others read on, each append of which could
+ * be a prompt too. */
+static void shared_prompts_stay(void **state)
+{
+    (void)state;
+    struct kk_runtime *rt = open_runtime(kk_runtime_defaults(), 8, "none");
+    struct kk_test_rng rng = kk_test_rng("shared prompts");
+    struct kk_runtime_stats st;
+    uint32_t ids[300];
+    char id[KK_SESSION_ID_MAX];
+    random_ids(&rng, ids, 300);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 4; i++) { /* 256 tokens, then each its own */
+            random_ids(&rng, ids + 256, 44);
+            create(rt, id);
+            append(rt, id, ids, 300);
+        }
+        for (int i = 0; i < 20; i++) append(rt, id, ids, 5);
+    }
+    create(rt, id); /* and a session more: counters are of the turn before */
+    kk_runtime_stats(rt, &st);
+    assert_int_equal(st.prefix_hits, 3 * 4 - 2);
+    assert_int_equal(st.prefix_hit_tokens, (3 * 4 - 2) * 256);
+    kk_runtime_close(rt);
 }
 
 /* A fork needs room for what it says, not for what it shares: where one session and a half fit,
@@ -860,6 +954,7 @@ static void a_broken_snapshot_costs_time(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(writers_do_not_keep_readers_out),
         cmocka_unit_test(mistakes_are_answered),
         cmocka_unit_test(sessions_do_not_see_each_other),
         cmocka_unit_test(nor_with_drafts),
@@ -869,6 +964,7 @@ int main(void)
         cmocka_unit_test(a_cancelled_call_keeps_the_session),
         cmocka_unit_test(a_full_sink_waits_alone),
         cmocka_unit_test(forks_and_prefixes),
+        cmocka_unit_test(shared_prompts_stay),
         cmocka_unit_test(forks_fit_where_one_does),
         cmocka_unit_test(idle_sessions_expire),
         cmocka_unit_test(a_restart_loses_nothing),

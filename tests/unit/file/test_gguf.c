@@ -426,6 +426,18 @@ static void w_no_embedding(struct image *g)
 {
     llama_keys(g);
 }
+static void w_layer_beyond(struct image *g)
+{
+    llama_keys(g);
+    llama_tensors(g);
+    tensor(g, "blk.1.attn_norm.weight", 0, SIZE(32), 128);
+}
+static void w_unknown_beyond(struct image *g)
+{
+    llama_keys(g);
+    llama_tensors(g);
+    tensor(g, "blk.7.surprise.weight", 0, SIZE(32), 128);
+}
 static void w_split_count(struct image *g)
 {
     llama_keys(g);
@@ -472,6 +484,9 @@ static const struct wrong wrongs[] = {
     {"architecture", w_architecture, KK_EUNSUPPORTED, "'mamba' is not supported (known: gemma3"},
     {"architecture a number", w_architecture_number, KK_EFORMAT, "is no text"},
     {"no embedding", w_no_embedding, KK_ENOENT, "'model.embed_tokens.weight' is missing"},
+    {"a layer too many", w_layer_beyond, KK_EFORMAT,
+     "key 'llama.block_count' is 1, but there is a tensor of layer 1"},
+    {"an unknown tensor of a layer too many", w_unknown_beyond, KK_EFORMAT, "of layer 7"},
     {"one of three parts", w_split_count, KK_EFORMAT, "'split.count', of 1 by its name"},
     {"tensors of all parts", w_split_total, KK_EFORMAT,
      "'split.tensors.count' is 7, the parts have 6"},

@@ -306,14 +306,14 @@ static void test_geometry(void **state)
                     "heads of 24: cpu scalar, 1 thread takes multiples of 16 up to 512");
     dev->head_unit = 8;
     dev->head_most = 16;
-    KK_ASSERT_FAILS(kk_model_plan(mf, dev, &limits, &plan, &err), KK_EUNSUPPORTED, &err,
+    KK_ASSERT_FAILS(kk_model_plan(mf, dev, &limits, &plan, NULL, &err), KK_EUNSUPPORTED, &err,
                     "heads of 24");
     dev->head_most = 24;
     dev->width_most = 32;
-    KK_ASSERT_FAILS(kk_model_plan(mf, dev, &limits, &plan, &err), KK_EUNSUPPORTED, &err,
+    KK_ASSERT_FAILS(kk_model_plan(mf, dev, &limits, &plan, NULL, &err), KK_EUNSUPPORTED, &err,
                     "takes 32 at most");
     dev->width_most = 1024;
-    KK_ASSERT_OK(kk_model_plan(mf, dev, &limits, &plan, &err), &err);
+    KK_ASSERT_OK(kk_model_plan(mf, dev, &limits, &plan, NULL, &err), &err);
     assert_null(m);
     kk_model_file_close(mf);
     kk_dev_close(dev);

@@ -28,15 +28,21 @@ static json_t *load_base(const char *name)
     return load(path);
 }
 
+/* The temporary directory with this tokenizer. */
+static void write_json(json_t *file)
+{
+    char *text = json_dumps(file, JSON_COMPACT);
+    kk_test_file("tokenizer.json", text, strlen(text));
+    free(text);
+    json_decref(file);
+}
+
 static struct kk_tok *open_json(json_t *file)
 {
     struct kk_tok *t = NULL;
     struct kk_err err;
-    char *text = json_dumps(file, JSON_COMPACT);
-    const char *path = kk_test_file("tokenizer.json", text, strlen(text));
-    KK_ASSERT_OK(kk_tok_open(path, &t, &err), &err);
-    free(text);
-    json_decref(file);
+    write_json(file);
+    KK_ASSERT_OK(kk_tok_open(kk_test_path("tokenizer.json"), &t, &err), &err);
     return t;
 }
 
@@ -82,14 +88,19 @@ static struct kk_tok *open_variant(const json_t *v)
 }
 
 /* The base, with these added tokens ("a b c"). */
-static struct kk_tok *open_with(const char *base, const char *texts, int special, int rstrip)
+static json_t *base_with(const char *base, const char *texts, int special, int rstrip)
 {
     json_t *file = load_base(base);
     char word[64];
     int n;
     for (; sscanf(texts, "%63s%n", word, &n) == 1; texts += n)
         add_token(file, word, special, rstrip);
-    return open_json(file);
+    return file;
+}
+
+static struct kk_tok *open_with(const char *base, const char *texts, int special, int rstrip)
+{
+    return open_json(base_with(base, texts, special, rstrip));
 }
 
 /* ---- goldens ------------------------------------------------------------------------------ */
@@ -292,6 +303,62 @@ static void test_option(void **state)
     }
 }
 
+/* ---- a directory's template ---------------------------------------------------------------- */
+
+#define CHATML "{{ '<|im_end|>' }}{{ '<|im_start|>assistant\\n' }}"
+#define GEMMA  "<end_of_turn>\\n{{ '<start_of_turn>model\\n' }}"
+
+/* What the directory's files choose of a tokenizer that has both sets of markers: the family, or
+ * words of the error. */
+static void chooses(const char *config, const char *jinja, size_t len, const char *says)
+{
+    struct kk_tok *t = NULL;
+    struct kk_chat c = {0};
+    struct kk_err err = {0};
+    write_json(base_with("gemma", "<|im_start|> <|im_end|>", 1, 0));
+    remove(kk_test_path("tokenizer_config.json"));
+    remove(kk_test_path("chat_template.jinja"));
+    if (config) kk_test_file("tokenizer_config.json", config, strlen(config));
+    if (jinja) kk_test_file("chat_template.jinja", jinja, len);
+    int rc = kk_tok_open_dir(kk_test_tmpdir(), &t, &err);
+    if (!rc) rc = kk_chat_init(&c, t, "auto", &err);
+    if (!strstr(rc ? err.msg : c.family, says)) fail_msg("'%s', expected '%s'", err.msg, says);
+    assert_int_equal(rc != 0, strchr(says, ' ') != NULL);
+    assert_false(c.by_markers);
+    kk_tok_close(t);
+}
+
+static void test_directory(void **state)
+{
+    (void)state;
+    chooses(NULL, NULL, 0, "more than one chat template");
+    chooses("{}", NULL, 0, "more than one chat template");
+    chooses("{\"chat_template\": null}", NULL, 0, "more than one chat template");
+    chooses("{\"chat_template\": \"" CHATML "\"}", NULL, 0, "chatml");
+    chooses("{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"x\"}, {\"name\": "
+            "\"default\", \"template\": \"" GEMMA "\"}]}",
+            NULL, 0, "gemma");
+    chooses("{\"chat_template\": [{\"name\": \"rag\"}, 7]}", NULL, 0, "more than one");
+    chooses("{\"chat_template\": \"[INST]\\nx\"}", NULL, 0, "it begins '[INST]'");
+    chooses("{\"chat_template\": 7}", NULL, 0,
+            "tokenizer_config.json': 'chat_template' is neither");
+    chooses("{", NULL, 0, "not valid JSON");
+    chooses("{\"chat_template\": \"" CHATML "\"}", GEMMA, sizeof GEMMA - 1,
+            "gemma"); /* jinja goes first */
+    chooses(NULL, "a\0b", 3, "chat_template.jinja': the chat template holds a NUL");
+    chooses(NULL, "", 0, "it begins ''");
+    struct kk_tok *t = open_with("gemma", "", 1, 0);
+    struct kk_chat c;
+    struct kk_err err;
+    KK_ASSERT_OK(kk_chat_init(&c, t, "auto", &err), &err);
+    assert_true(c.by_markers);
+    KK_ASSERT_OK(kk_chat_init(&c, t, "gemma", &err), &err);
+    assert_false(c.by_markers);
+    kk_tok_close(t);
+    remove(kk_test_path("tokenizer.json"));
+    KK_ASSERT_FAILS(kk_tok_open_dir(kk_test_tmpdir(), &t, &err), KK_ENOENT, &err, "tokenizer.json");
+}
+
 static void test_stops(void **state)
 {
     (void)state;
@@ -312,7 +379,7 @@ int main(void)
         cmocka_unit_test(test_golden),      cmocka_unit_test(test_typed_markers),
         cmocka_unit_test(test_broken_text), cmocka_unit_test(test_choice),
         cmocka_unit_test(test_no_memory),   cmocka_unit_test(test_option),
-        cmocka_unit_test(test_stops),
+        cmocka_unit_test(test_stops),       cmocka_unit_test(test_directory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
