@@ -311,7 +311,6 @@ static void describe(const struct kk_kv *kv, int l, struct kk_kv_seq *s)
                             .committed = (int32_t)kv->rows,
                             .block_rows = KK_KV_BLOCK_ROWS,
                             .row_bytes = (int32_t)r->row_bytes};
-    if (kk__kv_is_paged(kv->pool, l)) s->row_bytes = 0; /* stored by kk__tier_store */
     if (kk__tier_inline(kv->pool) && kk__kv_is_paged(kv->pool, l)) s->host = kv->layer[l].host;
     if (r->ring) kk__ring_describe(&kv->layer[l].ring, &ring, s);
 }
@@ -439,6 +438,14 @@ static int32_t stored_early(const struct kk_kv_pool *p, int b)
     return held ? 0 : p->step_n[b];
 }
 
+/* A step's rows, all held, go to a block of the device that they do not fill: kv_store finds it in
+ * the tables. Else kk__tier_store puts them where they belong. */
+static int stays_in_block(const struct kk_kv_pool *p, int b)
+{
+    return p->n_entries && p->kind == KK_STEP_HOLD &&
+           p->step_kv[b]->rows % KK_KV_BLOCK_ROWS + p->step_n[b] < KK_KV_BLOCK_ROWS;
+}
+
 static void fill_tables(struct kk_kv_pool *p)
 {
     int64_t staged = 0;
@@ -455,6 +462,7 @@ static void fill_tables(struct kk_kv_pool *p)
         for (int b = 0; b < p->B; b++) {
             struct kk_kv_seq *s = &p->h.seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
             describe(p->step_kv[b], l, s);
+            if (kk__kv_is_paged(p, l) && !stays_in_block(p, b)) s->row_bytes = 0;
             if (p->n_entries) pack_table(p, b, l, s, &staged);
             s->step = rows;
             s->n_step = p->step_n[b];
@@ -583,16 +591,18 @@ static void store_layers(struct kk_kv_pool *p, int first, int n)
         .seqs = p->tables.seqs + (size_t)first * (size_t)p->limits.max_seqs,
         .keep = p->h.keep,
     };
-    int paged = 0;
+    int by_op = 0;
     for (int b = 0; b < p->B; b++)
         if (p->h.keep[b] > a.most) a.most = p->h.keep[b];
-    for (int l = first; l < first + n; l++) {
-        for (int b = 0; kk__kv_is_paged(p, l) && b < p->B; b++)
-            kk__tier_store(p, l, b, p->h.keep[b]);
-        paged += kk__kv_is_paged(p, l);
-        for (int b = 0; b < p->B; b++) p->step_kv[b]->layer[l].stored += p->h.keep[b];
-    }
-    if (paged < n && a.most) p->dev->ops->kv_store(p->dev, &a);
+    for (int l = first; l < first + n; l++)
+        for (int b = 0; b < p->B; b++) {
+            if (p->h.seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b].row_bytes)
+                by_op = 1;
+            else
+                kk__tier_store(p, l, b, p->h.keep[b]);
+            p->step_kv[b]->layer[l].stored += p->h.keep[b];
+        }
+    if (by_op && a.most) p->dev->ops->kv_store(p->dev, &a);
 }
 
 /* Move the held rows of layer l of a mixed step out of the way of the next layer. */

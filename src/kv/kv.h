@@ -202,8 +202,8 @@ struct kk_kv_piece kk_kv_first_piece(struct kk_kv_pool *pool, int layer);
 struct kk_kv_piece kk_kv_next_piece(struct kk_kv_pool *pool, int layer);
 
 /* What a step that brings host blocks in by itself is told, in place of the pieces above: all host
- * blocks that attention reads, by layer, then sequence, then block, ascending; number i is where the
- * views' tables say, in slot (slot0 + i) % slots of the ring. Slots are the step's from its
+ * blocks that attention reads, by layer, then sequence, then block, ascending; number i is where
+ * the views' tables say, in slot (slot0 + i) % slots of the ring. Slots are the step's from its
  * beginning to its end. n 0: there are none; -1: it cannot (see pieces). */
 struct kk_kv_host_blocks {
     int32_t n, slots, slot0;

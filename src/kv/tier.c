@@ -30,7 +30,7 @@ static size_t widest_block(const struct kk_kv_layout *layout, const struct kk_kv
 int kk_kv_staging_blocks(const struct kk_dev *dev, int asked)
 {
     int copying = dev->n_threads < kk_cores() ? 0 : dev->n_threads;
-    if (!asked) asked = dev->unified ? 4 : 64; /* a GPU: a layer's rows come while others run */
+    if (!asked) asked = dev->unified ? 4 : 256; /* a GPU: a layer's rows come while others run */
     return asked < 2 || asked > copying ? asked : copying;
 }
 

@@ -514,7 +514,9 @@ bool too_many(struct kk_cuda *c, int E, int A, const char *op)
 
 kk_linear_args logits_of(const struct kk_route_args *a, float *logits)
 {
-    return {a->T, 1, 0, a->x, {a->w}, {logits}, {}, 0};
+    kk_linear_args l = {};
+    l.T = a->T, l.n = 1, l.x = a->x, l.w[0] = a->w, l.y[0] = logits;
+    return l;
 }
 
 template <int ROWS> void route_rows(struct kk_cuda *c, const kk_linear_args *a)

@@ -70,7 +70,7 @@ __device__ inline void item_done(struct pager &pages, int item, struct reading r
 {
     struct smem &s = block();
     if (item < 0) return;
-    while (pages.busy() && !bar_test(&s.done[item & 1], item >> 1 & 1)) pages.go_on();
+    while (pages.busy() && !bar_test(&s.done[item & 1], item >> 1 & 1)) pages.go_on(true);
     bar_wait(&s.done[item & 1], item >> 1 & 1, 33, (uint32_t)item);
     if (r.page >= 0 && threadIdx.x % 32 == 0) leave_page(s.args, r.page, r.g);
     __syncwarp();
@@ -92,7 +92,7 @@ template <int D> __device__ inline void find_rows(struct pager &pages)
         const int block_rows = q->block_rows, sinks = q->sinks, ring = q->ring;
         const int from = it.base + it.lo * 16, stored = stored_rows(a, it);
         item_done(pages, item - 2, before);
-        before = last, last = {page_of(a, it, D == 256, w.layer), it.g};
+        before = last, last = {D == 512 ? page_of(a, it, w.layer) : -1, it.g};
 #pragma unroll 1
         for (int r = c.lane; r < stored; r += 32) {
             const int j = from + r, at = !ring || j < sinks ? j : sinks + (j - sinks) % ring;
@@ -103,7 +103,7 @@ template <int D> __device__ inline void find_rows(struct pager &pages)
         __syncwarp();
         if (c.lane == 0) bar_arrive(&c.s->found[item & 1]);
     }
-    if (a.pages.n[D == 256]) {
+    if (D == 512 && a.pages.n) {
         item_done(pages, item - 2, before);
         item_done(pages, item - 1, last);
     }
@@ -158,7 +158,9 @@ __device__ inline void route(struct pager &pages, const float *scale, uint32_t t
     struct smem &s = *c.s;
     const int T = c.a->T, n = T * KS_A;
     uint32_t bits[4] = {0, 0, 0, 0};
-    while (pages.busy() && !have_words(c.a->router + c.lane * 4, tag)) pages.go_on();
+    /* not when the logits are next: all SMs would wait for this one's choice */
+    while (pages.busy() && !have_words(c.a->router + c.lane * 4, tag))
+        pages.go_on(s.doing < number_of(here().layer, ROUTER));
 #pragma unroll 1
     for (int t = 0; t < T; t++) choose(c, t, scale, tag);
 #pragma unroll 1

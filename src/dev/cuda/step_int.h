@@ -36,8 +36,8 @@ enum {
     KS_XDOWN = KS_C / KK_TILE_ROWS * KS_SLOT,  /* of its down */
     KS_PAGE_SLOTS = 1024,                      /* of the ring of pages, at most */
     KS_PAGE_UNIT = 4096,                       /* bytes of a page that a warp brings at once */
-    KS_PAGE_UNITS = 256,                       /* of a page, at most */
-    KS_PAGE_HEADS = 8,                         /* KV heads that read it, at most */
+    KS_PAGE_UNITS = 64,                        /* of a page */
+    KS_PAGE_HEADS = 2,                         /* KV heads that read it */
 };
 
 /* What an SM does in a layer: 64 words, two read by each lane of a warp. Units are first | count
@@ -61,21 +61,21 @@ struct ks_splits {
 struct ks_seq {
     int t0, n, pos0;
     struct ks_splits kind[2]; /* full, sliding */
-    /* splits of it that are pages: n from `first` on; `before` of the layer's are other sequences' */
+    /* splits of it that are pages: n from `first` on; `before` of a layer's are other sequences' */
     struct {
         int first, n, before;
-    } pages[2];
+    } pages;
 };
 
-/* Pages: blocks in host memory, which come through a ring of slots. Numbers of pages go on from
- * step to step; a step's page i has number + i. */
+/* Pages: blocks of full layers in host memory, which come through a ring of slots. Numbers of pages
+ * go on from step to step; a step's page i has number + i. */
 struct ks_pages {
     const char *const *from; /* [of the step] */
     char *ring;
     uint64_t slot_bytes;
-    int slots, slot0, n[2]; /* 0: there are none; page i's slot is (slot0 + i) % slots; of a layer */
+    int slots, slot0, n; /* 0: there are none; page i's slot is (slot0 + i) % slots; of a layer */
     uint32_t number;
-    uint64_t sliding; /* which layers */
+    uint64_t full;   /* which layers */
     uint32_t *there; /* [slots, KS_PAGE_UNITS]: page whose unit has come last */
     uint32_t *left;  /* [slots, KS_PAGE_HEADS]: page that was read last */
 };

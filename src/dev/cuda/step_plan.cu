@@ -18,7 +18,7 @@ struct ks_stack {
     char *memory;
     size_t bytes;
     uint32_t step, pages; /* so far */
-    int *diag; /* host memory: see stuck() in step.cu */
+    int *diag;            /* host memory: see stuck() in step.cu */
 };
 
 /* ---- geometry ---- */
@@ -209,7 +209,7 @@ static int place_stack(struct kk_dev *dev, struct ks_stack *s, const struct prog
     a->first_norm = k->layer[0].input_norm;
     a->vocab = (int)k->V;
     for (int l = 0; l < k->n_layers; l++)
-        if (k->layer[l].sliding) a->pages.sliding |= (uint64_t)1 << l;
+        if (!k->layer[l].sliding) a->pages.full |= (uint64_t)1 << l;
     s->sms = p->sms;
     s->diag = a->diag = (int *)dev->ops->host_alloc(dev, DIAG_BYTES);
     if (!s->diag) return kk_fail(err, KK_ENOMEM, "out of host memory for a decode step");
@@ -290,24 +290,21 @@ static bool step_rows(struct ks_args *a, const struct kk_stack_step *st)
     return t == st->T && pairs[0] <= PAIRS && pairs[1] <= PAIRS;
 }
 
-/* Pages of the step, each a split; false: it cannot take them. */
-static bool step_pages(struct ks_stack *s, const struct kk_stack_step *st)
+/* Pages of the step, each a split of a full layer; false: others are not taken. */
+static bool step_pages(struct ks_args *a, const struct kk_stack_step *st)
 {
     const struct kk_stack_host *h = st->host;
-    struct ks_pages *p = &s->args.pages;
-    if (h && (h->slots > KS_PAGE_SLOTS || h->block_rows != KK_CUDA_SPLIT)) return false;
-    for (int k = 0; k < 2; k++) {
-        p->n[k] = 0;
-        for (int b = 0; b < st->B; p->n[k] += s->args.seq[b++].pages[k].n)
-            s->args.seq[b].pages[k] = {h ? h->first[k][b] : 0, h ? h->count[k][b] : 0, p->n[k]};
-    }
-    p->slots = 0;
+    struct ks_pages *p = &a->pages;
+    p->slots = p->n = 0;
+    for (int b = 0; b < st->B; p->n += a->seq[b++].pages.n)
+        a->seq[b].pages = {h ? h->first[0][b] : 0, h ? h->count[0][b] : 0, p->n};
     if (!h) return true;
+    for (int b = 0; b < st->B; b++)
+        if (h->count[1][b]) return false;
+    if (h->slots > KS_PAGE_SLOTS || h->block_rows != KK_CUDA_SPLIT) return false;
     p->from = (const char *const *)h->from;
     p->ring = h->ring, p->slot_bytes = h->slot_bytes;
     p->slots = h->slots, p->slot0 = h->slot0;
-    p->number = s->pages;
-    s->pages += (uint32_t)h->n;
     return true;
 }
 
@@ -333,7 +330,9 @@ int kk__cuda_stack_step(struct kk_dev *dev, void *stack, const struct kk_stack_s
         a->mask[k].window = m->window, a->mask[k].near = m->near, a->mask[k].sinks = m->sinks;
         a->rope[k] = st->rope[k];
     }
-    if (!step_rows(a, st) || !step_pages(s, st)) return 1;
+    if (!step_rows(a, st) || !step_pages(a, st)) return 1;
+    a->pages.number = s->pages;
+    s->pages += st->host ? (uint32_t)st->host->n : 0;
     a->T = st->T, a->B = st->B;
     a->ids = st->ids;
     a->fault = c->fault_dev;

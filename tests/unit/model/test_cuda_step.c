@@ -1,7 +1,8 @@
 /* The whole decode step of a GPU (kk_dev.stack) against the ops one by one: the same rows, read
  * in chunks by the ops and step by step by the stack, give the same logits, bit for bit: of any
  * number of rows, of sessions with contexts of their own, after rejected rows and forks, under
- * each policy, with blocks in host memory too. Three layers of the geometry that the stack is for: the second does not slide. */
+ * each policy, with blocks in host memory too. Three layers of the geometry that the stack is for;
+ * the second slides. */
 #include "../dev/cuda_test.h"
 
 #include "kv/kv.h"
@@ -44,10 +45,8 @@ static void open_run(struct run *r, const struct setup *s)
     struct kk_model_file *mf = NULL;
     struct kk_err err = {0};
     struct kk_kv_layout layout;
-    struct kk_kv_options o = {.policy = s->policy,
-                              .sinks = s->sinks,
-                              .window = s->window,
-                              .staging_blocks = s->slots};
+    struct kk_kv_options o = {
+        .policy = s->policy, .sinks = s->sinks, .window = s->window, .staging_blocks = s->slots};
     const struct kk_kv_limits kl = {SESSIONS, CHUNK, 16, TOKENS + 64};
     const struct kk_model_limits lim = {.max_rows = CHUNK, .max_logit_rows = CHUNK};
     *r = (struct run){0};
@@ -230,23 +229,12 @@ static void test_few_slots(void **state)
     test_setup(&(struct setup){"s5", 4, 64, 1, 2});
 }
 
-static void test_sliding_pages(void **state)
-{
-    (void)state;
-    NEED_GPU();
-    test_setup(&(struct setup){"full", 0, 0, 1, 7});
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_native),
-        cmocka_unit_test(test_full),
-        cmocka_unit_test(test_s5),
-        cmocka_unit_test(test_sinkwin),
-        cmocka_unit_test(test_pages),
-        cmocka_unit_test(test_few_slots),
-        cmocka_unit_test(test_sliding_pages),
+        cmocka_unit_test(test_native), cmocka_unit_test(test_full),
+        cmocka_unit_test(test_s5),     cmocka_unit_test(test_sinkwin),
+        cmocka_unit_test(test_pages),  cmocka_unit_test(test_few_slots),
     };
     return cmocka_run_group_tests(tests, open_gpu, close_gpu);
 }
