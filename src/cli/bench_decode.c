@@ -52,8 +52,8 @@ static int time_prefill(struct bench *b, int64_t depth, double *tok_s, struct kk
     return rc;
 }
 
-/* Stops after *arg tokens. More are allowed, so that the last steps have as many rows as the others:
- * a draft is no longer than what is allowed. */
+/* Stops after *arg tokens. More are allowed, so that the last steps have as many rows as the
+ * others: a draft is no longer than what is allowed. */
 static int until(void *arg, uint32_t id)
 {
     int *left = arg;

@@ -257,16 +257,17 @@ static int64_t host_bytes(const struct kk_runtime *rt)
     return rt->parked_bytes + kk_kept_host_bytes(rt->kept);
 }
 
-/* Room for `bytes` more of a session, whose shared blocks are there already. */
+/* Room for `bytes` more of a session, whose shared blocks are there already. What another leaves
+ * there on its way back counts as room: where all is full the two change places. */
 static int host_room(struct kk_runtime *rt, int64_t bytes, struct kk_err *err)
 {
+    const int64_t most = rt->o.kv_host + rt->leaving_bytes;
     if (rt->o.kv_host < 0) return 0;
-    for (struct resident *n = rt->idle.first; n && host_bytes(rt) + bytes > rt->o.kv_host;
-         n = n->next) {
+    for (struct resident *n = rt->idle.first; n && host_bytes(rt) + bytes > most; n = n->next) {
         int rc = n->parked && rt->spool ? spill(rt, n, err) : 0;
         if (rc) return rc;
     }
-    if (host_bytes(rt) + bytes <= rt->o.kv_host) return 0;
+    if (host_bytes(rt) + bytes <= most) return 0;
     return kk_fail(err, KK_EEXHAUSTED,
                    "host memory for idle sessions holds %lld of %lld bytes; one more takes %lld",
                    (long long)host_bytes(rt), (long long)rt->o.kv_host, (long long)bytes);
@@ -407,9 +408,11 @@ static int wake_from(struct kk_runtime *rt, struct resident *n, struct kk_saved 
                      struct kk_err *err)
 {
     const int known = saved && (saved->room || saved->n_blocks);
+    rt->leaving_bytes = n->parked ? (int64_t)n->parked->n : 0;
     int rc = kk__residents_make_room(
         rt, known ? kk_saved_room(saved, rt->e->pool) : kk_kv_bytes_at(rt->e->pool, n->info.rows),
         0, err);
+    rt->leaving_bytes = 0;
     if (rc) return rc;
     if (n->parked)
         rc = kk__session_return(rt->e, rt->kept, saved, n->history, (size_t)n->info.history, &n->s,

@@ -39,7 +39,8 @@ struct kk_runtime_options {
     int evict_idle;    /* at capacity the longest idle session may be closed for a new one */
     int step_rows;     /* token budget of one step, shared by prefill and decode */
     int64_t kv_bytes;  /* device bytes of all sessions; 0: no limit but the machine's */
-    int64_t kv_host;   /* host bytes of idle sessions' rows; 0: none are kept there, < 0: no cap */
+    int64_t kv_host;   /* host bytes of idle sessions' rows; 0: none are kept there, < 0: no cap.
+                        * One that comes back and one that makes way may both be there a moment */
     int64_t kv_disk;   /* bytes of snapshots under `state`; 0: no limit */
     const char *state; /* directory of journal and snapshots; NULL: nothing survives the process */
     int journal_full;  /* synchronous=FULL in place of NORMAL */

@@ -105,6 +105,7 @@ struct kk_runtime {
     struct kk_row_costs costs; /* of every round, by rows */
     struct prefixes *prefixes;
     int64_t device_bytes, parked_bytes; /* parked: of sessions' own rows in host memory */
+    int64_t leaving_bytes; /* of them, those of the session that is being brought back */
     struct kk_journal *journal;
     struct kk_spool *spool;
     struct kk_kept *kept;

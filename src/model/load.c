@@ -61,6 +61,7 @@ int kk__load_matrix(struct kk_loader *ld, const char *name, int n_mats, int64_t 
     if (ld->plan) {
         ld->planned += ld->m->dev->ops->weight_bytes(ld->m->dev, &src);
         ld->total += t->bytes;
+        w->dtype = t->dtype; /* buffers may depend on it (f_theta.c) */
         return 0;
     }
     rc = ld->m->dev->ops->weight_load(ld->m->dev, &src, account_of(ld), w, err);

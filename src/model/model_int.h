@@ -190,9 +190,7 @@ void kk__one_shot_replace(struct kk_one_shot *o, struct kk_kv_pool *pool, int l)
  * every row. k, v: device [n, n_layers, G*D]. */
 int kk__dflash_capture(struct kk_dflash *d, const int32_t *ids, int64_t n, float scale, float *k,
                        float *v, struct kk_err *err);
-
-/* What the model's own ops want the device to reserve. */
-struct kk_limits kk__device_limits(const struct kk_model *m);
+struct kk_limits kk__device_limits(const struct kk_model *m); /* what its ops want reserved */
 
 /* A device buffer: where its pointer goes, and its size. */
 struct kk_buffer_spec {

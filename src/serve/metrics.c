@@ -161,7 +161,8 @@ static void sessions(struct page *p, const struct kk_runtime_stats *s, const str
         (unsigned long long)s->inv2_violations);
     one_histogram(p, "session_history_tokens", &m->history, "Tokens of a history after an append.");
     one_histogram(p, "generate_prefill_tokens", &m->prefill_tokens, "Tokens of an append.");
-    one_histogram(p, "generate_prefill_duration_seconds", &m->prefill, "Time an append computed.");
+    one_histogram(p, "generate_prefill_duration_seconds", &m->prefill,
+                  "From an append's start to its last row, the wait for a place included.");
 }
 
 static void kakeya(struct page *p, const struct kk_runtime_stats *s, const struct kk_metrics *m)

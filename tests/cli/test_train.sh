@@ -11,7 +11,7 @@ skip_stages() {
 
 # ---- the documents: no PyTorch needed
 python3 - <<'P' || KK_FAILED=1
-import random, sys
+import random, re, sys
 sys.path.insert(0, "tools/train")
 import documents as doc
 
@@ -52,6 +52,20 @@ for _ in range(100):
             if model != f"The secret code for {user[28:-1]} is {said.get(user[28:-1])}.":
                 wrong.append((user, model))
 check("a conversation answers with what it was told", wrong if asked > 50 else ["too few questions"])
+strange = doc.Words(library, bench.reserved, [" OR", "CH", "ID", "moon", "Ad", "a", "bon", "x"], anew=True)
+few = [w.few(r) for _ in range(100) for w in (words, strange)]
+check("few words serve as padding and as subjects",
+      [w.own for w in few if w.own and not set(w.sentence(r)[1:-1].split() + [w.word(r)]) <= set(w.own)])
+padding = {x for w in few + [strange] * 100 for x in w.sentence(r)[1:-1].split()}
+check("no word of the benches is padding", sorted(padding & bench.reserved))
+wrong = []
+for _ in range(100):
+    turns = doc.keyed_in_turns(words.few(r), r, 8, 10, 6).split(doc.TURN + "user\n")[1:]
+    for t in turns:
+        key, code = re.search(r"code for (\S+)\? Answer:" + doc.END + "\n" + doc.TURN + "model\n (\S+)" + doc.END, t).groups()
+        wrong += [] if f"IMPORTANT: the secret code for {key} is {code}." in turns[0] else [(key, code)]
+    wrong += [] if len(turns) == 6 else [len(turns)]
+check("in turns a keyed document is asked the same", wrong)
 sys.exit(failed)
 P
 
@@ -60,15 +74,15 @@ P
 [ "$KK_CONFIG" = release ] || skip_stages "in the release configuration alone"
 train data verifier --smoke --seconds 2 --out "$OUT"
 check "stages data and verifier" [ $? -eq 0 -a -s "$OUT/verifier-0.safetensors" -a -s "$OUT/f_theta-0.safetensors" ]
-train verifier --resume --smoke --seconds 1 --from "$OUT" --out "$KK_TMP/more"
-check "the verifier goes on from what was saved" [ $? -eq 0 -a -s "$KK_TMP/more/verifier-0.safetensors" ]
-train ftheta drafter --smoke --seconds 2 --out "$OUT"
-check "stages ftheta and drafter" [ $? -eq 0 -a -s "$OUT/drafter-0.safetensors" ]
+train settle --smoke --seconds 1 --from "$OUT" --out "$KK_TMP/more"
+check "stage settle goes on from what was saved elsewhere" [ $? -eq 0 -a -s "$KK_TMP/more/verifier-0.safetensors" ]
+train settle ftheta drafter --smoke --seconds 2 --out "$OUT"
+check "stages settle, ftheta and drafter" [ $? -eq 0 -a -s "$OUT/drafter-0.safetensors" ]
 train export eval --smoke --out "$OUT" --engine "$KK_BIN"
 check "stages export and eval: the engine's logits are the recipe's" [ $? -eq 0 ]
 check "the report has every stage" python3 -c 'import json, sys
 r = json.load(open(sys.argv[1]))
-assert set(r) == {"verifier", "ftheta", "drafter", "eval"}, r.keys()
+assert set(r) == {"verifier", "settle", "ftheta", "drafter", "eval"}, r.keys()
 parity = r["eval"]["parity"]
 assert r["eval"]["committed_per_forward"]["mean"] >= 1
 assert {"conversation", "conversation, reserved words"} <= set(r["eval"]["divergence"]), r["eval"]["divergence"]

@@ -91,13 +91,14 @@ class Setup:
     def seconds(self, full):
         return self.o.seconds if self.o.seconds else 4 if self.o.smoke else full
 
-    def source(self, part="train"):
+    def source(self, anew=True):
+        """Text to learn from. anew: as documents.Words has it; in the verifier's first stage alone it is a list."""
         tokenizer = os.path.join(self.o.source, "tokenizer.json")
         if not os.path.exists(tokenizer):
             raise SystemExit(f"tools/train: {tokenizer} is missing: run the stage data first, or name its folder with --from")
         encoder, library = stream.Encoder(tokenizer), self.library()
-        words = documents.Words(library, self.bench.reserved, encoder.texts())
-        return stream.Source(encoder, words, stream.library_ids(encoder, library, part))
+        words = documents.Words(library, self.bench.reserved, encoder.texts(), anew)
+        return stream.Source(encoder, words, stream.library_ids(encoder, library, "train"))
 
     def library(self):
         return documents.Library(self.o.library, self.most)
@@ -112,6 +113,11 @@ class Setup:
 
     def autocast(self):
         return torch.autocast("cuda", torch.bfloat16, enabled=self.cuda)
+
+    def put(self, rows):
+        """A batch of ids on the device, without waiting for what it computes."""
+        ids = torch.from_numpy(rows)
+        return (ids.pin_memory() if self.cuda else ids).to(self.device, non_blocking=True)
 
     def verifier(self, wide=True):
         net = freeze(load(nets.Verifier(self.v), self.o.source, "verifier", self.device))

@@ -14,6 +14,7 @@ Six kinds, and what each teaches:
     chat     turns: facts told, acknowledged, asked for much later; small talk; calls; documents inside a turn
 and `copy`, words said twice, as a first lesson.
 """
+import copy as copies
 import glob
 import hashlib
 import json
@@ -81,13 +82,16 @@ class Library:
 
 class Words:
     """What facts are about, drawn at random: words of the library, made-up ones, and any tokens of letters side by side,
-    so that there is no token that was never copied."""
+    so that there is no token that was never copied. Padding is of such words too, half of them made up: of a list, or
+    drawn anew for each sentence (`anew`), since a list is learnt by heart."""
     ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pl r s sh st t th tr v w z".split()
     VOWELS = "a e i o u ai ea io ou".split()
     CODAS = ["", "", "", "n", "r", "l", "s", "m", "nd", "rt", "x"]
 
-    def __init__(self, library, taken, tokens):
-        self.taken = taken
+    own = None                                       # the only words, if they are few
+
+    def __init__(self, library, taken, tokens, anew=False):
+        self.taken, self.anew = taken, anew
         found = set()
         for text in library.texts("train"):
             found |= set(re.findall(r"\b[a-z]{3,10}\b", text))
@@ -97,7 +101,12 @@ class Words:
         letters = sorted({t.strip() for t in tokens if t.isascii() and t.strip().isalpha()})
         self.upper, self.lower = [t for t in letters if t.isupper()], [t for t in letters if t.islower()]
         self.title = [t for t in letters if t[0].isupper() and not t[1:].isupper()]
-        self.filler = self.library + [t for t in self.lower if len(t) > 2 and t not in taken]
+        real = self.library + [t for t in self.lower if len(t) > 2 and t not in taken]
+        r = random.Random(len(real))
+        self.filler = real if anew else real + [self.fresh(r, *self.strange()) for _ in real]
+
+    def strange(self):
+        return (0, 0.4), self.lower, self.lower
 
     def made_up(self, r):
         return "".join(r.choice(self.ONSETS) + r.choice(self.VOWELS) + r.choice(self.CODAS) for _ in range(r.randint(1, 3)))
@@ -115,8 +124,23 @@ class Words:
             if 3 <= len(w) <= 14 and w.lower() not in self.taken:
                 return w
 
+    def few(self, r):
+        """The words of one document: as often as not padding and subjects come from the same few, so that what is asked
+        for has also passed by as padding."""
+        if r.random() < 0.5:
+            return self
+        w = copies.copy(self)
+        n = r.choice((60, 120, 240))
+        w.own = list({self.padding(r) for _ in range(n)}) if self.anew else r.sample(self.filler, min(len(self.filler), n))
+        return w
+
+    def padding(self, r):
+        if self.own:
+            return r.choice(self.own)
+        return self.fresh(r, *self.strange()) if self.anew and r.random() < 0.5 else r.choice(self.filler)
+
     def word(self, r):
-        return self.fresh(r, (0.5, 0.2), self.lower, self.lower)
+        return r.choice(self.own) if self.own else self.fresh(r, (0.5, 0.2), self.lower, self.lower)
 
     def proper(self, r, known):
         if r.random() < 0.25:
@@ -145,7 +169,7 @@ class Words:
         return str(r.randint(1000, 999999)) if u < 0.97 else f"{self.word(r)}-{self.word(r)}"
 
     def sentence(self, r, least=4, most=10):
-        return "".join(" " + r.choice(self.filler) for _ in range(r.randint(least, most))) + "."
+        return "".join(" " + self.padding(r) for _ in range(r.randint(least, most))) + "."
 
 
 # ---- raw documents
@@ -200,6 +224,16 @@ def keyed(w, r, facts, lines, asked):
     for k in questions(r, order, asked):
         out.append(f"\nQuestion: what is the secret code for {k}? Answer: {codes[k]}")
     return "".join(out) + "\n" + EOS
+
+
+def keyed_in_turns(w, r, facts, lines, asked):
+    """The same: the first question ends the turn that holds the document, each other one is a turn."""
+    text, codes, order = keyed_parts(w, r, facts, lines)
+    out, said = [], text.strip() + "\n"
+    for k in questions(r, order, asked):
+        out.append(turn(f"{said}Question: what is the secret code for {k}? Answer:", f" {codes[k]}"))
+        said = ""
+    return "".join(out) + EOS
 
 
 def copy(w, r, n):
@@ -381,19 +415,11 @@ def chat(w, r, characters):
     return "".join(c.out) + EOS
 
 
-def document_in_turn(w, r, characters):
+def needle_in_turn(w, r, lines):
     """One document that fills a user's turn, and its question."""
     c = Chat(w, r)
-    if r.random() < 0.5:
-        text, question, answer = needle_parts(w, r, max(10, characters // 82))
-        c.say(text + question, answer, "document")
-    else:
-        lines = max(2, characters // 50)
-        text, codes, order = keyed_parts(w, r, r.randint(2, max(3, min(40, lines // 3))), lines)
-        k = r.choice(order)
-        c.say(f"{text.strip()}\nQuestion: what is the secret code for {k}? Answer:", f" {codes[k]}", "document")
-        for k in questions(r, order, r.randint(1, 6)):
-            c.say(f"Question: what is the secret code for {k}? Answer:", f" {codes[k]}", "document")
+    text, question, answer = needle_parts(w, r, lines)
+    c.say(text + question, answer, "document")
     for _ in range(r.randint(0, 3)):
         c.one(200)
     return "".join(c.out) + EOS

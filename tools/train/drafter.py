@@ -228,7 +228,7 @@ def run(setup):
         plan.use(length)
         rows.set(length)
         g = time.time()
-        pool = greedy(setup, net, plan, torch.from_numpy(rows.rows(setup.pool)).to(setup.device), generated)
+        pool = greedy(setup, net, plan, setup.put(rows.rows(setup.pool)), generated)
         if setup.cuda:
             torch.cuda.synchronize()
         generating += time.time() - g

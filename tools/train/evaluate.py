@@ -18,7 +18,7 @@ class BenchWords(doc.Words):
     """Facts about the reserved words, as the benches draw them."""
 
     def __init__(self, bench, words):
-        self.bench, self.filler = bench, bench.words
+        self.bench, self.filler, self.anew = bench, bench.words, False
         self.names, self.cities = bench.names, bench.cities
 
     def word(self, r):

@@ -23,11 +23,10 @@ def run(setup):
     setup.compile_layers()
     kl = setup.compile(lambda x, y: divergences(net.logits(x), net.logits(y)))
     probes, optimizer, few = Probes(setup, source), Optimizer([f], muon=0.005, adam=1e-3, flat=0.3, warm=20), max(1, setup.batch // 4)
-    setup.log("before:", probes.quick(net, f, plan))
     plan.use(setup.segments[1])
-    budget, n, start = setup.seconds(70), 0, time.time()
+    budget, n, start = setup.seconds(75), 0, time.time()
     while (progress := (time.time() - start) / budget) < 1:
-        ids = torch.from_numpy(rows.rows(few)).to(setup.device)
+        ids = setup.put(rows.rows(few))
         with setup.autocast():
             with torch.no_grad():
                 x, taps = net(ids, plan)
@@ -42,5 +41,7 @@ def run(setup):
             setup.log(f"step {n} KL {each.mean().item():.6f}, geometric mean {loss.exp().item():.6f}")
     rows.close()
     save(f, setup.out, "f_theta")
-    setup.log("after:", probes.quick(net, f, plan))
-    setup.note("ftheta", steps=n, figures=probes.all(net, f, plan))
+    setup.log("saved")
+    figures = probes.all(net, f, plan)
+    setup.log(figures)
+    setup.note("ftheta", steps=n, figures=figures)

@@ -2,14 +2,17 @@
 
     parity       logits of the engine against the nets of this recipe in float32, under native, s5 and restored
     divergence   KL(native || s5) and KL(native || restored) in the true causal process, from `kakeya logits`; of
-                 conversation a few tokens in a thousand hold half of it, so 64 windows are the least that tells
-    niah, spec   the benches of the command line
+                 conversation a few tokens in a thousand hold half of it, so 96 windows
+    niah, spec   the benches of the command line, on a GPU where the engine is built for one
+
+As many runs of the engine at once as --workers says, of one thread each: its bits do not depend on that.
 """
 import json
 import os
 import random
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -30,18 +33,20 @@ class Engine:
             raise SystemExit(f"tools/train: {setup.o.engine} is missing: `make` builds it, or name another with --engine")
 
     def __call__(self, *words):
-        p = subprocess.run([self.setup.o.engine, *map(str, words), "-m", self.model], capture_output=True, text=True)
+        command = [self.setup.o.engine, *map(str, words), "-m", self.model, "--threads", "1"]
+        p = subprocess.run(command, capture_output=True, text=True)
         if p.returncode:
             raise SystemExit(f"tools/train: {' '.join(map(str, words))}: {p.stderr.strip()}")
         return p.stdout
 
     def logits(self, ids, policy):
-        at, out = os.path.join(self.folder, "ids.json"), os.path.join(self.folder, "y.npy")
-        with open(at, "w", encoding="utf-8") as f:
-            json.dump([int(i) for i in ids], f)
         more = ["--f-theta", os.path.join(self.model, "f_theta")] if policy == "restored" else []
-        self("logits", "--ids", at, "-o", out, "--kv", policy, "--kv-type", "f32", *more)
-        return torch.from_numpy(np.load(out)).double()
+        with tempfile.TemporaryDirectory(dir=self.folder) as own:
+            at, out = os.path.join(own, "ids.json"), os.path.join(own, "y.npy")
+            with open(at, "w", encoding="utf-8") as f:
+                json.dump([int(i) for i in ids], f)
+            self("logits", "--ids", at, "-o", out, "--kv", policy, "--kv-type", "f32", "--device", "cpu", *more)
+            return torch.from_numpy(np.load(out)).double()
 
 
 def recipe_logits(setup, ids):
@@ -74,19 +79,20 @@ def texts(setup, encoder, words, codes, chats):
         r.shuffle(found)
         windows = (encoder.tok.encode(t[:8 * WINDOW], add_special_tokens=False).ids for t in found)
         out["code " + part] = [[BOS] + w[:WINDOW - 1] for w in windows if len(w) >= WINDOW - 1][:codes]
-    known = doc.Words(setup.library(), setup.bench.reserved, encoder.texts())
+    known = doc.Words(setup.library(), setup.bench.reserved, encoder.texts(), anew=True)
     for name, w in (("conversation", known), ("conversation, reserved words", words)):
         out[name] = [([BOS] + encoder(doc.chat(w, r, 5 * WINDOW)))[:WINDOW] for _ in range(chats)]
     return out
 
 
-def divergence(engine, window, windows):
-    total = {"s5": 0.0, "restored": 0.0}
-    for ids in windows:
+def divergence(engine, pool, window, windows):
+    def one(ids):
         p = torch.log_softmax(engine.logits(ids, "native")[window:], -1)
-        for policy in total:
-            q = torch.log_softmax(engine.logits(ids, policy)[window:], -1)
-            total[policy] += (p.exp() * (p - q)).sum(-1).mean().item() / len(windows)
+        q = {k: torch.log_softmax(engine.logits(ids, k)[window:], -1) for k in ("s5", "restored")}
+        return {k: (p.exp() * (p - v)).sum(-1).mean().item() for k, v in q.items()}
+
+    each = list(pool.map(one, windows))
+    total = {k: sum(e[k] for e in each) / len(each) for k in each[0]}
     return dict({k: round(v, 5) for k, v in total.items()}, ratio=round(total["restored"] / total["s5"], 4), windows=len(windows))
 
 
@@ -94,7 +100,7 @@ def run(setup):
     encoder = Encoder(os.path.join(setup.o.model, "tokenizer.json"))
     words = BenchWords(setup.bench, None)
     small, result = setup.o.smoke, {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(setup.o.workers) as pool, ThreadPoolExecutor(setup.o.workers) as benches:
         engine = Engine(setup, folder)
         ids = ([BOS] + encoder(doc.chat(words, random.Random(3), 3000)))[:300]
         ours = recipe_logits(setup, ids)
@@ -102,21 +108,25 @@ def run(setup):
         setup.log("against the engine:", result["parity"])
         if max(result["parity"].values()) > 0.02:
             raise SystemExit("tools/train: the engine computes other logits than the recipe")
-        kinds = texts(setup, encoder, words, *((1, 2) if small else (8, 64)))
-        result["divergence"] = {k: divergence(engine, setup.v["sliding_window"], v) for k, v in kinds.items() if v}
-        setup.log("KL in nats a token:", result["divergence"])
         bench = lambda *w: json.loads(engine("bench", *w, "--json"))
         lines, samples = (10, 1) if small else ("60,160,320,800", 32)
         keyed = ("--lines", 10 if small else 120, "--samples", samples, "--keys", 2 if small else 16)
         asks = {"raw": ("--lines", lines, "--samples", samples), "turn": ("--lines", lines, "--samples", samples, "--template", "auto"),
                 "keyed": keyed, "keyed turn": (*keyed, "--template", "auto")}
-        result["niah"] = {}
-        for name, ask in asks.items():
-            for policy in ("native",) if small else ("native", "s5", "restored"):
-                more = ["--f-theta", os.path.join(setup.o.model, "f_theta")] if policy == "restored" else []
-                rungs = bench("niah", *ask, "--kv", policy, *more)["rungs"]
-                result["niah"][f"{name}, {policy}"] = {r["prompt_tokens"]: [r["recall"], r["recall_exact"]] for r in rungs}
-                setup.log(name, policy, "{prompt tokens: [recall, exact]}", result["niah"][f"{name}, {policy}"])
+
+        def recall(run):
+            name, policy = run
+            more = ["--f-theta", os.path.join(setup.o.model, "f_theta")] if policy == "restored" else []
+            rungs = bench("niah", *asks[name], "--kv", policy, *more)["rungs"]
+            return f"{name}, {policy}", {r["prompt_tokens"]: [r["recall"], r["recall_exact"]] for r in rungs}
+
+        runs = [(name, policy) for name in asks for policy in (("native",) if small else ("native", "s5", "restored"))]
+        recalls = benches.map(recall, runs)
+        kinds = texts(setup, encoder, words, *((1, 2) if small else (8, 96)))
+        result["divergence"] = {k: divergence(engine, pool, setup.v["sliding_window"], v) for k, v in kinds.items() if v}
+        setup.log("KL in nats a token:", result["divergence"])
+        result["niah"] = dict(recalls)
+        setup.log("{prompt tokens: [recall, exact]}:", result["niah"])
         rows = bench("spec", "--draft", os.path.join(setup.o.model, "drafter"), "--draft-width", 16, "--samples", 1 if small else 8,
                      "--reps", 1 if small else 5)["workloads"]
         result["committed_per_forward"] = {r["name"]: r["committed_per_block"] for r in rows}

@@ -16,13 +16,14 @@ import documents as doc
 
 BOS, MASK, ROW = 2, 4, 16384
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", doc.TURN, doc.END]
+TURN_ID = SPECIAL.index(doc.TURN)
 # What ByteLevel splits ASCII text into, after every digit has been set apart.
 PIECES = re.compile(r"[0-9]|'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\s+(?![^\s0-9])|\s+")
 MARKERS = re.compile("(" + "|".join(map(re.escape, SPECIAL)) + ")")
 SHORT, LONG, DRAFT, FTHETA = range(4)                # mixes: segments under 4096, longer ones, what the others learn from
-MIX = {"code": (0.16, 0.17, 0.26, 0.24), "classes": (0.05, 0.04, 0.10, 0.04), "needle": (0.08, 0.14, 0.08, 0.06),
-       "keyed": (0.30, 0.22, 0.16, 0.12), "tools": (0.08, 0.07, 0.13, 0.10), "chat": (0.16, 0.22, 0.20, 0.38),
-       "turn": (0.05, 0.12, 0.07, 0.06), "copy": (0.12, 0.02, 0.0, 0.0)}
+MIX = {"code": (0.16, 0.17, 0.26, 0.16), "classes": (0.05, 0.04, 0.10, 0.04), "needle": (0.06, 0.10, 0.08, 0.06),
+       "keyed": (0.26, 0.19, 0.16, 0.12), "tools": (0.08, 0.07, 0.13, 0.10), "chat": (0.16, 0.22, 0.20, 0.44),
+       "turn": (0.12, 0.19, 0.07, 0.08), "copy": (0.11, 0.02, 0.0, 0.0)}
 
 
 def train_tokenizer(texts, vocabulary=2048):
@@ -69,25 +70,27 @@ class Source:
         self.newline, self.vocabulary = encoder("\n"), encoder.tok.get_vocab_size()
 
     def document(self, r, kind, room):
-        w = self.w
+        w = self.w.few(r) if kind in ("keyed", "turn", "chat") else self.w
         whole = r.random() < 0.5                     # one document for all that is left, or several
         n = room if whole else r.randint(min(200, room), room)
         if kind == "needle":
             return doc.needle(w, r, max(1, (n - 40) // 20))
-        if kind == "keyed":
+        if kind == "turn" and r.random() < 0.3:
+            return doc.needle_in_turn(w, r, max(10, int(r.uniform(0.7, 1) * n / 34)))
+        if kind in ("keyed", "turn"):
             facts = r.choice([2, 3, 5, 8, 12, 16, 20, 32])
             facts = max(1, min(facts, n // 60))
-            asked = max(1, min(r.choice([1, 4, facts, facts]), n // 80))
-            lines = r.choice([0, 1, 1, 1]) * max(0, (n - 28 * facts - 30 * asked) // 25)
-            return doc.keyed(w, r, facts, lines if whole else r.randint(0, lines), asked)
+            asked = max(1, min(r.choice([1, facts, facts, 2 * facts]), n // 80))
+            line = len(self.enc("".join("\n" + w.sentence(r) for _ in range(8)))) / 8
+            lines = r.choice([0, 1, 1, 1]) * max(0, int((n - 28 * facts - (33 if kind == "keyed" else 42) * asked) / line))
+            write = doc.keyed if kind == "keyed" else doc.keyed_in_turns
+            return write(w, r, facts, lines if whole else r.randint(0, lines), asked)
         if kind == "tools":
             return doc.tools(w, r, max(1, min(n // 50, r.randint(3, 40))))
         if kind == "classes":
             return doc.classes(w, r, r.randint(1, 3))
         if kind == "chat":
             return doc.chat(w, r, int(2.6 * n))
-        if kind == "turn":
-            return doc.document_in_turn(w, r, int(r.uniform(0.7, 1) * 2.4 * n))
         return doc.copy(w, r, r.randint(5, max(6, n // 8)))
 
     def segment(self, r, kind, length):

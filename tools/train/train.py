@@ -3,7 +3,7 @@
 
     tools/train/train.py STAGE.. [--out DIR] [--from DIR] [--seconds N] [--smoke]
 
-Stages: data, verifier, ftheta, drafter, export, eval; `all` is all of them in this order. Each reads what the ones
+Stages: data, verifier, settle, ftheta, drafter, export, eval; `all` is all of them in this order. Each reads what the ones
 before it left in --from (default: --out) and writes to --out, so a stage can be run again alone.
 """
 import argparse
@@ -13,7 +13,7 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
-STAGES = ("data", "verifier", "ftheta", "drafter", "export", "eval")
+STAGES = ("data", "verifier", "settle", "ftheta", "drafter", "export", "eval")
 
 
 def options():
@@ -27,7 +27,6 @@ def options():
     p.add_argument("--tokenizer", help="a tokenizer.json to keep, or `new` to train one (default: that of models/tiny)")
     p.add_argument("--engine", help="stage eval: the program (default build/kakeya)")
     p.add_argument("--seconds", type=float, default=0, help="training time of a stage, in place of its own")
-    p.add_argument("--resume", action="store_true", help="stage verifier: go on from the weights in --from, with restored rows from the start")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--workers", type=int, help="processes that draw text (default: cores less 2)")
     p.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")

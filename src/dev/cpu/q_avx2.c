@@ -40,6 +40,36 @@ V qi qi_signed_pairs(qi a, qi b)
 }
 
 #include "dev/cpu/q_pairs_int.h"
+/* The bits of the largest magnitude of a group */
+V uint32_t q_top(const float *x)
+{
+    const __m256i m = _mm256_set1_epi32(0x7fffffff);
+    __m256i t = _mm256_setzero_si256();
+    UNROLL for (int i = 0; i < 4; i++)
+    {
+        __m256i bits = _mm256_loadu_si256((const __m256i *)(x + 8 * i));
+        t = _mm256_max_epu32(t, _mm256_and_si256(bits, m));
+    }
+    __m128i h = _mm_max_epu32(_mm256_castsi256_si128(t), _mm256_extracti128_si256(t, 1));
+    h = _mm_max_epu32(h, _mm_shuffle_epi32(h, 0x4e));
+    h = _mm_max_epu32(h, _mm_shuffle_epi32(h, 0xb1));
+    return (uint32_t)_mm_cvtsi128_si32(h);
+}
+/* q = rint(x * by) of 16, and their sum */
+V int32_t q_round(const float *x, float by, int8_t *q)
+{
+    const __m256 b = _mm256_set1_ps(by);
+    __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), b));
+    __m256i w = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), b));
+    __m256i s = _mm256_add_epi32(v, w);
+    __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi32(v, w), 0xd8);
+    __m128i low = _mm256_castsi256_si128(both), high = _mm256_extracti128_si256(both, 1);
+    _mm_storeu_si128((__m128i *)q, _mm_packs_epi16(low, high));
+    __m128i h = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+    h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(h, _mm_shuffle_epi32(h, 0xb1)));
+}
+
 #include "dev/cpu/q_vec_int.h"
 
 const struct kk_cpu_q8 kk__q8_avx2 = {

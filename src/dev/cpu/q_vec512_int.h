@@ -33,4 +33,19 @@ V qi qi_or_and(qi a, qi b, qi c)
     return _mm512_ternarylogic_epi32(a, b, c, 0xf8);
 }
 
+/* The bits of the largest magnitude of a group */
+V uint32_t q_top(const float *x)
+{
+    const qi m = _mm512_set1_epi32(0x7fffffff);
+    qi a = qi_and(_mm512_loadu_si512(x), m), b = qi_and(_mm512_loadu_si512(x + 16), m);
+    return _mm512_reduce_max_epu32(_mm512_max_epu32(a, b));
+}
+/* q = rint(x * by) of 16, and their sum */
+V int32_t q_round(const float *x, float by, int8_t *q)
+{
+    qi v = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(by)));
+    _mm_storeu_si128((__m128i *)q, _mm512_cvtepi32_epi8(v));
+    return _mm512_reduce_add_epi32(v);
+}
+
 #endif

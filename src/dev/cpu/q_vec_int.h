@@ -227,7 +227,18 @@ static void weights(enum kk_dtype t, const void *panel, int64_t K, int64_t g, fl
 
 static void quantise(int64_t K, int64_t g0, int64_t g1, const float *x, void *row)
 {
-    kk_q8_quantise(K, g0, g1, x, row);
+    struct kk_q8_group *to = (struct kk_q8_group *)((int8_t *)row + K);
+    for (int64_t g = g0; g < g1; g++) {
+        const struct kk_q8_range r = kk_q8_range(q_top(x + g * KK_GROUP));
+        int8_t *q = (int8_t *)row + g * KK_GROUP;
+        int32_t half[2] = {0, 0};
+        if (r.bad)
+            memset(q, 0, KK_GROUP);
+        else
+            for (int h = 0; h < 2; h++)
+                half[h] = q_round(x + g * KK_GROUP + 16 * h, r.by, q + 16 * h);
+        to[g] = kk_q8_group(&r, half[0], half[1]);
+    }
 }
 
 #endif

@@ -79,6 +79,31 @@ static inline size_t kk_q8_row_bytes(int64_t K)
     return (size_t)K + (size_t)(K / KK_GROUP) * sizeof(struct kk_q8_group);
 }
 
+struct kk_q8_range {
+    float amax, by;
+    int bad;
+};
+
+/* top: the bits of max |x| */
+static inline struct kk_q8_range kk_q8_range(uint32_t top)
+{
+    struct kk_q8_range r = {.bad = top >= 0x7f800000};
+    memcpy(&r.amax, &top, 4);
+    if (r.bad || r.amax < 0x1p-100f) r.amax = 0;
+    r.by = r.amax > 0 ? 127.0f / r.amax : 0.0f;
+    return r;
+}
+
+/* lower, upper: the sums of q of the two halves */
+static inline struct kk_q8_group kk_q8_group(const struct kk_q8_range *r, int32_t lower,
+                                             int32_t upper)
+{
+    struct kk_q8_group g = {.scale = r->bad ? NAN : r->amax / 127.0f,
+                            .minus = {-lower - upper, -lower}};
+    g.sum = g.scale * (float)-g.minus[0];
+    return g;
+}
+
 /* amax = max |x|; scale = amax / 127, q = rint(x * (127 / amax)). Below 2^-100, amax counts as 0:
  * all is 0. With a NaN or an infinity among x, q = 0 and the scale is NaN. */
 static inline void kk_q8_one(const float *x, int8_t *q, struct kk_q8_group *g)
@@ -89,20 +114,15 @@ static inline void kk_q8_one(const float *x, int8_t *q, struct kk_q8_group *g)
         uint32_t b = bits[i] & 0x7fffffff;
         top = b > top ? b : top;
     }
-    float amax, by;
-    memcpy(&amax, &top, 4);
-    const int bad = top >= 0x7f800000, none = bad || amax < 0x1p-100f;
-    by = none ? 0.0f : 127.0f / amax;
+    const struct kk_q8_range r = kk_q8_range(top);
     int32_t half[2] = {0, 0};
     for (int h = 0; h < 2; h++)
         for (int i = 16 * h; i < 16 * h + 16; i++) {
-            int32_t v = bad ? 0 : (int32_t)rintf(x[i] * by);
+            int32_t v = r.bad ? 0 : (int32_t)rintf(x[i] * r.by);
             q[i] = (int8_t)v;
-            half[h] -= v;
+            half[h] += v;
         }
-    g->scale = bad ? NAN : none ? 0.0f : amax / 127.0f;
-    g->minus[0] = half[0] + half[1], g->minus[1] = half[0];
-    g->sum = g->scale * (float)-g->minus[0];
+    *g = kk_q8_group(&r, half[0], half[1]);
 }
 
 static inline void kk_q8_quantise(int64_t K, int64_t g0, int64_t g1, const float *x, void *row)

@@ -179,7 +179,7 @@ template <int ROWS, int PARTS> struct gate_up_job {
 /* y = sum of weight * down h over experts, ascending. A block has up to `columns` stripes of
  * outputs at a time and goes through the experts for them, `experts` in a group: slot
  * (a / ways * columns + column) * ways + a % ways, so that a warp takes an expert's h once. Which
- * experts is read, or chosen, before gate_up has ended: it waited for what wrote idx, or the logits,
+ * experts is read, or chosen, before gate_up has ended: it waited for what wrote idx, or logits,
  * before it let this kernel start. */
 template <int ROWS> struct down_job {
     static constexpr bool eager = false, carries = true;
@@ -515,7 +515,11 @@ bool too_many(struct kk_cuda *c, int E, int A, const char *op)
 kk_linear_args logits_of(const struct kk_route_args *a, float *logits)
 {
     kk_linear_args l = {};
-    l.T = a->T, l.n = 1, l.x = a->x, l.w[0] = a->w, l.y[0] = logits;
+    l.T = a->T;
+    l.n = 1;
+    l.x = a->x;
+    l.w[0] = a->w;
+    l.y[0] = logits;
     return l;
 }
 

@@ -1,4 +1,4 @@
-/* Private to step.cu: pages, blocks of full layers that are in host memory (docs/adr/0032). The
+/* Private to step.cu: pages, blocks of full layers that are in host memory (docs/adr/0031). The
  * finder of each SM reads them over the bus in the order of the walk, a unit whenever it would
  * wait, and writes them to the ring of slots in device memory as these come free; who attends to a
  * page waits for it. Nothing else of the step waits: pages come while other layers are computed. */

@@ -313,8 +313,8 @@ static void layer_moe(const struct layer_case *k)
                                              .y = k->y});
 }
 
-/* The unit beside the experts, as a layer has it between route and moe. apart: with an op after each
- * of its products, so that nothing waits for anything. */
+/* The unit beside the experts, as a layer has it between route and moe. apart: with an op after
+ * each of its products, so that nothing waits for anything. */
 static void layer_unit(const struct layer_case *k, int apart)
 {
     const struct kk_gather_args any = {.n = k->T, .C = k->C, .src = k->other, .dst = k->other};
@@ -433,11 +433,18 @@ static void test_layer(void **state)
 static void test_layer_26b(void **state)
 {
     static const int rows[] = {1, 3, 8, 13, 16};
+    /* of the dense unit more than a warp's ring holds goes before the experts */
+    static const struct layer_case wide = {.E = 8, .A = 2, .C = 2048, .F = 64, .dense = 8192};
     (void)state;
     NEED_GPU();
     for (int i = 0; i < 5; i++)
         check_layer((struct layer_case){
             .T = rows[i], .E = 128, .A = 8, .C = 2816, .F = 704, .dense = 2112});
+    for (int i = 0; i < 5; i++) {
+        struct layer_case k = wide;
+        k.T = rows[i];
+        check_layer(k);
+    }
 }
 
 int main(int argc, char **argv) /* a pattern of tests, for a GPU's sanitizer */

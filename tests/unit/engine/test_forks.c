@@ -5,8 +5,7 @@
 
 #include <stdlib.h>
 
-#include "base/mem.h"
-#include "engine/engine_int.h"
+#include "unit/engine/sessions.h"
 
 #define MINI "synth:tests/data/mini.json:5"
 enum { V = 160, MOST = 10, PIECE = 16 }; /* rows of a ring that a fork copies at once */
@@ -42,14 +41,6 @@ static struct kk_engine *open_arm(const struct arm *a)
     return e;
 }
 
-static struct kk_session *open_session(struct kk_engine *e)
-{
-    struct kk_session *s = NULL;
-    struct kk_err err = {0};
-    KK_ASSERT_OK(kk_session_open(e, &s, &err), &err);
-    return s;
-}
-
 /* ---- the rows ---- */
 
 static void same_row(const struct kk_session *a, const struct kk_session *b, int l, int64_t j,
@@ -69,7 +60,7 @@ static void check_rows(struct kk_session *s)
     static char p[1 << 13], q[1 << 13];
     struct kk_session *alone = open_session(s->e);
     struct kk_err err = {0};
-    KK_ASSERT_OK(kk_session_append(alone, s->history, s->n, &err), &err);
+    append_ids(alone, s->history, s->n);
     KK_ASSERT_OK(kk_session_check(s, &err), &err);
     for (int l = 0; l < s->e->layout.n_layers; l++)
         for (int64_t j = 0; j < kk_kv_rows(s->kv); j++) same_row(s, alone, l, j, p, q);
@@ -97,11 +88,10 @@ static int64_t all_bytes(struct kk_session *const *s, int n)
 static void read_some(struct kk_session **s, int n, int i, struct kk_test_rng *r, int k)
 {
     uint32_t ids[256];
-    struct kk_err err = {0};
     const int rows = s[i]->n ? k : k - 1;
     const int64_t before = all_bytes(s, n), growth = rows ? kk_kv_growth(s[i]->kv, rows) : 0;
     for (int t = 0; t < k; t++) ids[t] = kk_test_below(r, V);
-    KK_ASSERT_OK(kk_session_append(s[i], ids, (size_t)k, &err), &err);
+    append_ids(s[i], ids, (size_t)k);
     if (rows <= kk__session_rows_max(s[i]->e) && all_bytes(s, n) - before != growth)
         fail_msg("%d rows took %lld bytes, %lld were foretold", rows,
                  (long long)(all_bytes(s, n) - before), (long long)growth);

@@ -12,8 +12,7 @@
 #include <unistd.h>
 
 #include "base/fs.h"
-#include "base/mem.h"
-#include "engine/engine_int.h"
+#include "unit/engine/sessions.h"
 
 #define MINI "synth:tests/data/mini.json:5"
 enum { V = 160, FORKS = 9, NEW = 12 };
@@ -53,30 +52,6 @@ static struct kk_engine *open_arm(const struct arm *a)
     return e;
 }
 
-static int note(void *arg, uint32_t id)
-{
-    uint32_t **at = arg;
-    *(*at)++ = id;
-    return 0;
-}
-
-static void go_on(struct kk_session *s, uint32_t *out)
-{
-    struct kk_sampling p = kk_sampling_defaults();
-    struct kk_err err = {0};
-    p.ignore_eos = 1;
-    KK_ASSERT_OK(kk_session_generate(s, &p, NEW, note, &out, NULL, &err), &err);
-    KK_ASSERT_OK(kk_session_check(s, &err), &err);
-}
-
-static void append_random(struct kk_session *s, struct kk_test_rng *r, int n)
-{
-    uint32_t ids[800];
-    struct kk_err err = {0};
-    for (int i = 0; i < n; i++) ids[i] = kk_test_below(r, V);
-    KK_ASSERT_OK(kk_session_append(s, ids, (size_t)n, &err), &err);
-}
-
 /* A family: a parent, forks, and forks of forks that have said something. */
 struct family {
     struct kk_engine *e;
@@ -108,22 +83,22 @@ static void make_family(struct family *f, const struct arm *a, struct kk_test_rn
     struct kk_err err = {0};
     *f = (struct family){.e = open_arm(a), .number = 1000};
     KK_ASSERT_OK(kk_kept_open(&f->number, &f->k, &err), &err);
-    KK_ASSERT_OK(kk_session_open(f->e, &f->s[0], &err), &err);
-    append_random(f->s[0], r, a->prompt);
+    f->s[0] = open_session(f->e);
+    append_random(f->s[0], r, a->prompt, V);
     for (int i = 1; i < FORKS; i++) {
         struct kk_session *parent = f->s[i < 5 ? 0 : kk_test_below(r, (uint32_t)i)];
         KK_ASSERT_OK(kk_session_fork(parent, &f->s[i], &err), &err);
-        if (i % 4) append_random(f->s[i], r, 1 + (int)kk_test_below(r, 30));
-        if (i == 6) append_random(f->s[i], r, 200); /* over blocks and rings */
+        if (i % 4) append_random(f->s[i], r, 1 + (int)kk_test_below(r, 30), V);
+        if (i == 6) append_random(f->s[i], r, 200, V); /* over blocks and rings */
     }
     for (int i = 0; i < FORKS; i++) {
         struct kk_session *alone = NULL;
         f->n[i] = f->s[i]->n;
         f->history[i] = kk_array(f->n[i], sizeof(uint32_t));
         memcpy(f->history[i], f->s[i]->history, f->n[i] * sizeof(uint32_t));
-        KK_ASSERT_OK(kk_session_open(f->e, &alone, &err), &err);
-        KK_ASSERT_OK(kk_session_append(alone, f->history[i], f->n[i], &err), &err);
-        go_on(alone, f->want[i]);
+        alone = open_session(f->e);
+        append_ids(alone, f->history[i], f->n[i]);
+        go_on(alone, NEW, f->want[i]);
         kk_session_close(alone);
     }
     f->device = device_bytes(f);
@@ -173,7 +148,7 @@ static void all_go_on(struct family *f)
 {
     uint32_t got[NEW];
     for (int i = 0; i < FORKS; i++) {
-        go_on(f->s[i], got);
+        go_on(f->s[i], NEW, got);
         assert_memory_equal(got, f->want[i], sizeof got);
     }
 }
@@ -223,7 +198,7 @@ static void they_come_and_go(void **state)
                 come_back(&f, i);
             } else if (!said[i] && kk_test_below(&r, 6) == 0) {
                 uint32_t got[NEW];
-                go_on(f.s[i], got);
+                go_on(f.s[i], NEW, got);
                 assert_memory_equal(got, f.want[i], sizeof got);
                 said[i] = 1;
                 f.n[i] = f.s[i]->n;
@@ -236,13 +211,12 @@ static void they_come_and_go(void **state)
         }
         for (int i = 0; i < FORKS; i++) {
             struct kk_session *alone = NULL;
-            struct kk_err err = {0};
             uint32_t got[NEW], want[NEW];
             if (!f.s[i]) come_back(&f, i);
-            KK_ASSERT_OK(kk_session_open(f.e, &alone, &err), &err);
-            KK_ASSERT_OK(kk_session_append(alone, f.history[i], f.n[i], &err), &err);
-            go_on(alone, want);
-            go_on(f.s[i], got);
+            alone = open_session(f.e);
+            append_ids(alone, f.history[i], f.n[i]);
+            go_on(alone, NEW, want);
+            go_on(f.s[i], NEW, got);
             assert_memory_equal(got, want, sizeof got);
             kk_session_close(alone);
         }
@@ -453,8 +427,8 @@ static void a_broken_block_is_found(void **state)
             kk_kept_remove(f.k, f.file[i]);
             f.file[i] = NULL;
             lost++;
-            KK_ASSERT_OK(kk_session_open(f.e, &f.s[i], &err), &err);
-            KK_ASSERT_OK(kk_session_append(f.s[i], f.history[i], f.n[i], &err), &err);
+            f.s[i] = open_session(f.e);
+            append_ids(f.s[i], f.history[i], f.n[i]);
         }
         for (int i = 0; i < FORKS; i++) { /* again, all of them, once more where a block is gone */
             kk_kept_remove(f.k, f.file[i]);
@@ -507,9 +481,8 @@ static void a_full_disk_in_the_middle(void **state)
             if (f.file[i])
                 KK_ASSERT_OK(read_file(&f, i, &err), &err);
             else
-                KK_ASSERT_OK(kk_session_open(f.e, &f.s[i], &err), &err);
-            if (!f.file[i])
-                KK_ASSERT_OK(kk_session_append(f.s[i], f.history[i], f.n[i], &err), &err);
+                f.s[i] = open_session(f.e);
+            if (!f.file[i]) append_ids(f.s[i], f.history[i], f.n[i]);
         }
         all_go_on(&f);
         for (int i = 0; i < FORKS; i++) kk_kept_remove(f.k, f.file[i]);
@@ -585,16 +558,16 @@ static void a_block_without_rows(void **state)
     for (int n = 100; n < 140; n += 3) {
         struct kk_session *s[3] = {NULL};
         uint32_t got[NEW], want[NEW];
-        KK_ASSERT_OK(kk_session_open(e, &s[0], &err), &err);
-        append_random(s[0], &r, n);
-        go_on(s[0], got);
+        s[0] = open_session(e);
+        append_random(s[0], &r, n, V);
+        go_on(s[0], NEW, got);
         KK_ASSERT_OK(kk_session_fork(s[0], &s[1], &err), &err);
-        for (int i = 0; i < 2; i++) append_random(s[i], &r, 40);
+        for (int i = 0; i < 2; i++) append_random(s[i], &r, 40, V);
         for (int i = 0; i < 2; i++) {
-            KK_ASSERT_OK(kk_session_open(e, &s[2], &err), &err);
-            KK_ASSERT_OK(kk_session_append(s[2], s[i]->history, s[i]->n, &err), &err);
-            go_on(s[2], want);
-            go_on(s[i], got);
+            s[2] = open_session(e);
+            append_ids(s[2], s[i]->history, s[i]->n);
+            go_on(s[2], NEW, want);
+            go_on(s[i], NEW, got);
             assert_memory_equal(got, want, sizeof got);
             kk_session_close(s[2]);
         }

@@ -4,8 +4,7 @@
 
 #include <stdlib.h>
 
-#include "base/mem.h"
-#include "engine/engine_int.h"
+#include "unit/engine/sessions.h"
 
 #define MINI "synth:tests/data/mini.json:5"
 enum { MINI_V = 160, B = 6, MOST = 200 };
@@ -99,9 +98,7 @@ static int next_turn(struct player *w, struct kk_test_rng *r, int *budget, struc
 
 static void make_player(struct player *w, struct kk_engine *e, struct kk_test_rng *r, int small)
 {
-    struct kk_err err = {0};
-    *w = (struct player){.p = kk_sampling_defaults()};
-    KK_ASSERT_OK(kk_session_open(e, &w->s, &err), &err);
+    *w = (struct player){.s = open_session(e), .p = kk_sampling_defaults()};
     w->p.ignore_eos = 1;
     if (kk_test_below(r, 2)) {
         w->p.temperature = 0.8f;
@@ -117,22 +114,13 @@ static void make_player(struct player *w, struct kk_engine *e, struct kk_test_rn
     put(w->s, w->read[0], w->n_read[0]);
 }
 
-static int keep(void *arg, uint32_t id)
-{
-    uint32_t **at = arg;
-    *(*at)++ = id;
-    return 0;
-}
-
 static void check_alone(struct kk_engine *e, const struct player *w)
 {
-    struct kk_session *s = NULL;
-    struct kk_err err = {0};
-    KK_ASSERT_OK(kk_session_open(e, &s, &err), &err);
+    struct kk_session *s = open_session(e);
     for (int k = 0; k < 2; k++) {
-        uint32_t got[MOST], *at = got;
-        KK_ASSERT_OK(kk_session_append(s, w->read[k], w->n_read[k], &err), &err);
-        KK_ASSERT_OK(kk_session_generate(s, &w->p, w->n_write[k], keep, &at, NULL, &err), &err);
+        uint32_t got[MOST];
+        append_ids(s, w->read[k], w->n_read[k]);
+        go_on_sampled(s, &w->p, w->n_write[k], got);
         assert_int_equal(w->n_wrote[k], w->n_write[k]);
         assert_memory_equal(got, w->wrote[k], (size_t)w->n_write[k] * sizeof *got);
     }

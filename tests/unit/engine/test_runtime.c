@@ -704,6 +704,50 @@ static void only_idle_sessions_make_way(void **state)
 
 /* Where nothing can be moved the third of two is refused, with the numbers; where host memory takes
  * the idle ones nobody is; and nobody is let in who could never read. */
+/* As many sessions as fit on the device and in host memory together, with no room besides: each of
+ * them can go on, in the place of another. */
+static void full_everywhere_they_change_places(void **state)
+{
+    enum { N = 3, TURNS = 12 };
+    (void)state;
+    struct kk_runtime_options o = kk_runtime_defaults();
+    struct kk_engine *e = open_engine(1, "none");
+    struct kk_test_rng rng = kk_test_rng("places");
+    struct kk_runtime *rt = NULL;
+    struct kk_runtime_stats st;
+    char id[N][KK_SESSION_ID_MAX];
+    uint32_t ids[N][60 + 2 * TURNS], want[2];
+    size_t n[N] = {60, 60, 60};
+    struct answer a;
+    o.kv_bytes = (N - 1) * kk_kv_bytes_at(e->pool, 100);
+    for (int i = 0; i < N; i++) random_ids(&rng, ids[i], 60);
+    for (int known = 0; known < 2; known++) { /* how much one takes in host memory */
+        kk_runtime_close(rt);
+        rt = open_runtime(o, 4, "none");
+        for (int i = 0; i < N; i++) {
+            create(rt, id[i]);
+            append(rt, id[i], ids[i], 60);
+        }
+        create(rt, a.id); /* counters are of the turn before */
+        kk_runtime_stats(rt, &st);
+        assert_int_equal(st.sessions_host, 1);
+        o.kv_host = st.kv_host_bytes * 3 / 2;
+    }
+    for (int t = 0; t < TURNS; t++) {
+        const int i = t % N;
+        alone(e, ids[i], n[i], 2, 0, want);
+        fine(ask(rt, generation(id[i], 2, 0), &a), &a);
+        assert_memory_equal(a.ids, want, sizeof want);
+        memcpy(ids[i] + n[i], want, sizeof want);
+        n[i] += 2;
+    }
+    create(rt, a.id);
+    kk_runtime_stats(rt, &st);
+    assert_true(st.resumed >= TURNS && st.kv_host_bytes > 0 && st.kv_host_bytes <= o.kv_host);
+    kk_runtime_close(rt);
+    kk_engine_close(e);
+}
+
 static void admission_is_by_bytes(void **state)
 {
     (void)state;
@@ -969,6 +1013,7 @@ int main(void)
         cmocka_unit_test(idle_sessions_expire),
         cmocka_unit_test(a_restart_loses_nothing),
         cmocka_unit_test(only_idle_sessions_make_way),
+        cmocka_unit_test(full_everywhere_they_change_places),
         cmocka_unit_test(admission_is_by_bytes),
         cmocka_unit_test(sessions_that_say_nothing_take_nothing),
         cmocka_unit_test(a_full_disk_costs_time),

@@ -5,8 +5,7 @@
 #include <stdlib.h>
 
 #include "base/fs.h"
-#include "base/mem.h"
-#include "engine/engine_int.h"
+#include "unit/engine/sessions.h"
 
 #define MINI "synth:tests/data/mini.json:5"
 enum { NEW = 24, MINI_V = 160 };
@@ -49,50 +48,14 @@ static struct kk_engine *open_arm(const struct arm *a)
     return e;
 }
 
-static struct kk_session *session(struct kk_engine *e)
-{
-    struct kk_session *s = NULL;
-    struct kk_err err = {0};
-    KK_ASSERT_OK(kk_session_open(e, &s, &err), &err);
-    return s;
-}
-
-static int keep(void *arg, uint32_t id)
-{
-    uint32_t **at = arg;
-    *(*at)++ = id;
-    return 0;
-}
-
-/* The next NEW tokens. */
-static void go_on(struct kk_session *s, uint32_t *out)
-{
-    struct kk_sampling p = kk_sampling_defaults();
-    struct kk_generated g;
-    struct kk_err err = {0};
-    p.ignore_eos = 1;
-    KK_ASSERT_OK(kk_session_generate(s, &p, NEW, keep, &out, &g, &err), &err);
-    assert_int_equal(g.tokens, NEW);
-    KK_ASSERT_OK(kk_session_check(s, &err), &err);
-}
-
-static void append_random(struct kk_session *s, struct kk_test_rng *r, int n)
-{
-    uint32_t ids[512];
-    struct kk_err err = {0};
-    for (int i = 0; i < n; i++) ids[i] = kk_test_below(r, MINI_V);
-    KK_ASSERT_OK(kk_session_append(s, ids, (size_t)n, &err), &err);
-}
-
 /* What a session that reads the history anew goes on with. */
 static void expected(struct kk_session *s, uint32_t *out)
 {
     size_t n;
-    struct kk_err err = {0};
     const uint32_t *ids = kk_session_history(s, &n);
-    struct kk_session *fresh = session(s->e);
-    KK_ASSERT_OK(kk_session_append(fresh, ids, n, &err), &err);
-    go_on(fresh, out);
+    struct kk_session *fresh = open_session(s->e);
+    append_ids(fresh, ids, n);
+    go_on(fresh, NEW, out);
     kk_session_close(fresh);
 }
 
@@ -114,24 +77,24 @@ static void a_loaded_session_goes_on(void **state)
         static const int lengths[] = {1, 2, 30, 128, 129, 300};
         const int small = arms[a].model == arms[0].model; /* the other takes its time */
         for (size_t k = 0; k < sizeof lengths / sizeof *lengths; k += small ? 1 : 4) {
-            struct kk_session *s = session(e), *t = NULL;
+            struct kk_session *s = open_session(e), *t = NULL;
             uint32_t want[NEW], got[NEW];
             struct kk_session_info before, after;
-            append_random(s, &r, lengths[k]);
+            append_random(s, &r, lengths[k], MINI_V);
             KK_ASSERT_OK(kk_session_save(s, path, &err), &err);
             kk_session_describe(s, &before);
-            go_on(s, want);
+            go_on(s, NEW, want);
             KK_ASSERT_OK(kk_session_load(other, path, &t, &err), &err);
             kk_session_describe(t, &after);
             assert_int_equal(before.rows, after.rows);
             assert_int_equal(before.resident_rows, after.resident_rows);
             assert_int_equal(before.kv_device_bytes, after.kv_device_bytes);
             assert_int_equal(before.kv_host_bytes, after.kv_host_bytes);
-            go_on(t, got);
+            go_on(t, NEW, got);
             same(want, got);
-            append_random(t, &r, 20); /* and further, over block ends and ring ends */
+            append_random(t, &r, 20, MINI_V); /* and further, over block ends and ring ends */
             expected(t, want);
-            go_on(t, got);
+            go_on(t, NEW, got);
             same(want, got);
             kk_session_close(s);
             kk_session_close(t);
@@ -145,7 +108,7 @@ static void an_empty_session_is_saved_too(void **state)
 {
     (void)state;
     struct kk_engine *e = open_arm(&arms[0]);
-    struct kk_session *s = session(e), *t = NULL;
+    struct kk_session *s = open_session(e), *t = NULL;
     struct kk_err err = {0};
     size_t n = 1;
     KK_ASSERT_OK(kk_session_save(s, kk_test_path("empty"), &err), &err);
@@ -163,14 +126,14 @@ static void other_engines(void **state)
     (void)state;
     struct kk_test_rng r = kk_test_rng("other");
     struct kk_engine *native = open_arm(&arms[0]), *s5 = open_arm(&arms[2]), *tiny;
-    struct kk_session *s = session(native), *t = NULL;
+    struct kk_session *s = open_session(native), *t = NULL;
     struct kk_err err = {0};
     uint32_t want[NEW], got[NEW];
-    append_random(s, &r, 200);
+    append_random(s, &r, 200, MINI_V);
     KK_ASSERT_OK(kk_session_save(s, kk_test_path("native"), &err), &err);
     KK_ASSERT_OK(kk_session_load(s5, kk_test_path("native"), &t, &err), &err);
     expected(t, want);
-    go_on(t, got);
+    go_on(t, NEW, got);
     same(want, got);
     kk_session_close(t);
     tiny = open_arm(&arms[6]);
@@ -189,14 +152,14 @@ static void damage_is_found(void **state)
     (void)state;
     struct kk_test_rng r = kk_test_rng("damage");
     struct kk_engine *e = open_arm(&arms[2]);
-    struct kk_session *s = session(e), *t = NULL;
+    struct kk_session *s = open_session(e), *t = NULL;
     struct kk_err err = {0};
     struct kk_buf file;
     uint32_t want[NEW], got[NEW];
     int refused = 0, read_again = 0;
-    append_random(s, &r, 90);
+    append_random(s, &r, 90, MINI_V);
     KK_ASSERT_OK(kk_session_save(s, kk_test_path("whole"), &err), &err);
-    go_on(s, want);
+    go_on(s, NEW, want);
     kk_buf_init(&file, 1 << 24);
     KK_ASSERT_OK(kk_fs_read(kk_test_path("whole"), &file, &err), &err);
     for (int i = 0; i < 250; i++) {
@@ -215,7 +178,7 @@ static void damage_is_found(void **state)
         }
         read_again++;
         if (i % 8 == 0) {
-            go_on(t, got);
+            go_on(t, NEW, got);
             same(want, got);
         }
         kk_session_close(t);
@@ -236,21 +199,22 @@ static void forks_are_independent(void **state)
     for (int a = 0; a < N_ARMS; a++) {
         struct kk_engine *e = open_arm(&arms[a]);
         for (int round = 0; round < (arms[a].model == arms[0].model ? 3 : 2); round++) {
-            struct kk_session *s[FORKS] = {session(e)};
+            struct kk_session *s[FORKS] = {open_session(e)};
             uint32_t want[NEW], got[NEW];
             struct kk_err err = {0};
-            append_random(s[0], &r, 1 + (int)kk_test_below(&r, 300));
+            append_random(s[0], &r, 1 + (int)kk_test_below(&r, 300), MINI_V);
             for (int i = 1; i < FORKS; i++) { /* of any before, some of which have gone on */
                 struct kk_session *parent = s[kk_test_below(&r, (uint32_t)i)];
-                if (kk_test_below(&r, 2)) append_random(parent, &r, 1 + (int)kk_test_below(&r, 9));
+                if (kk_test_below(&r, 2))
+                    append_random(parent, &r, 1 + (int)kk_test_below(&r, 9), MINI_V);
                 KK_ASSERT_OK(kk_session_fork(parent, &s[i], &err), &err);
                 KK_ASSERT_OK(kk_session_check(s[i], &err), &err);
             }
             if (round == 1) kk_session_close(s[0]);
             for (int i = round == 1; i < FORKS; i++) {
-                if (i % 2) append_random(s[i], &r, 3);
+                if (i % 2) append_random(s[i], &r, 3, MINI_V);
                 expected(s[i], want);
-                go_on(s[i], got);
+                go_on(s[i], NEW, got);
                 same(want, got);
             }
             for (int i = round == 1; i < FORKS; i++) kk_session_close(s[i]);
@@ -266,10 +230,10 @@ static void forks_share_their_rows(void **state)
     (void)state;
     struct kk_test_rng r = kk_test_rng("share");
     struct kk_engine *e = open_arm(&arms[0]);
-    struct kk_session *s = session(e), *f[50];
+    struct kk_session *s = open_session(e), *f[50];
     struct kk_session_info one, info;
     struct kk_err err = {0};
-    append_random(s, &r, 300);
+    append_random(s, &r, 300, MINI_V);
     kk_session_describe(s, &one);
     for (int i = 0; i < 50; i++) {
         KK_ASSERT_OK(kk_session_fork(s, &f[i], &err), &err);
@@ -278,11 +242,11 @@ static void forks_share_their_rows(void **state)
         assert_int_equal(info.kv_shared_bytes, one.kv_device_bytes);
     }
     assert_int_equal(kk_kv_shared_bytes(e->pool), one.kv_device_bytes);
-    append_random(f[7], &r, 1); /* its rings and the end of its full layers are now its own */
+    append_random(f[7], &r, 1, MINI_V); /* its rings and the ends of its full layers: its own now */
     kk_session_describe(f[7], &info);
     assert_true(info.kv_device_bytes > 0 && info.kv_device_bytes < one.kv_device_bytes);
     for (int i = 0; i < 50; i++) kk_session_close(f[i]);
-    append_random(s, &r, 1);
+    append_random(s, &r, 1, MINI_V);
     kk_session_describe(s, &info); /* what was written to is its own again; full blocks follow */
     assert_int_equal(info.kv_device_bytes + info.kv_shared_bytes, one.kv_device_bytes);
     kk_session_close(s);
@@ -298,11 +262,11 @@ static void survives_every_failed_allocation(void **state)
     static const int which[] = {0, 5, 6};
     for (int a = 0; a < 3; a++) {
         struct kk_engine *e = open_arm(&arms[which[a]]);
-        struct kk_session *s = session(e);
+        struct kk_session *s = open_session(e);
         struct kk_err err = {0};
         uint32_t want[NEW], got[NEW];
         const char *path = kk_test_path("memory");
-        append_random(s, &r, a == 2 ? 40 : 150);
+        append_random(s, &r, a == 2 ? 40 : 150, MINI_V);
         KK_ASSERT_OK(kk_session_save(s, path, &err), &err);
         expected(s, want);
         for (int64_t k = 1, hit = 1; hit; k++) {
@@ -317,7 +281,7 @@ static void survives_every_failed_allocation(void **state)
             kk_session_close(t);
             KK_ASSERT_OK(kk_session_check(s, &err), &err);
         }
-        go_on(s, got);
+        go_on(s, NEW, got);
         same(want, got);
         kk_session_close(s);
         kk_engine_close(e);
