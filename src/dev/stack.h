@@ -36,8 +36,8 @@ struct kk_stack_kv { /* of a layer: struct kk_kv_view */
 struct kk_stack_host {
     int n, slots, slot0, block_rows;
     size_t slot_bytes;
-    char *ring;                          /* device [slots, slot_bytes] */
-    const void *const *from;             /* device [n]: memory of host_alloc */
+    char *ring;                         /* device [slots, slot_bytes] */
+    const void *const *from;            /* device [n]: memory of host_alloc */
     const int32_t *first[2], *count[2]; /* host [B] */
 };
 
