@@ -3,6 +3,8 @@
  *
  *   cuda_step [layers=30] [first=0] [ctx=3238] [rows=1] [seqs=1] [vocab=262144] [check=0] [reps=40]
  *             [same=0: the rows are one token]
+ *             [slots=0: full layers' blocks but the first and the last are in host memory, and come
+ *             through a ring of so many slots]
  * first: kind of layer 0 is that of layer `first` (5: full attention). */
 #include <math.h>
 #include <stdio.h>
@@ -417,7 +419,7 @@ struct layer {
     struct kk_weight wq, wk, wv, wo, gate, up, down, router, gate_up, expert_down;
 };
 struct options {
-    int layers, first, ctx, rows, seqs, vocab, check, reps, same;
+    int layers, first, ctx, rows, seqs, vocab, check, reps, same, slots;
 };
 struct model {
     struct options o;
@@ -431,7 +433,9 @@ struct model {
     float *rope[2];
     int32_t *ids, *pos, *seq;
     std::vector<int32_t> pos0, n;
-    double bytes;
+    struct kk_stack_host host; /* slots */
+    std::vector<void *> pages;
+    std::vector<int32_t> first_page[2], n_pages[2];
 };
 
 static void make_layer(struct model *m, int l)
@@ -458,6 +462,31 @@ static void make_layer(struct model *m, int l)
     y.scalar = 0.9f;
 }
 
+/* Blocks of sequence b go to host memory; its table, the kernel's, says where they will be. */
+static void page_out(struct model *m, int b, size_t block, std::vector<void *> &table)
+{
+    char *host;
+    const int n = std::max(m->pos0[b] / 128 - 1, 0);
+    m->first_page[0][b] = 1, m->n_pages[0][b] = n;
+    CK(cudaDeviceSynchronize());
+    CK(cudaHostAlloc(&host, block * (size_t)(n + 1), cudaHostAllocMapped));
+    for (int i = 1; i <= n; i++, host += block) {
+        CK(cudaMemcpy(host, table[i], block, cudaMemcpyDeviceToHost));
+        table[i] = m->host.ring + block * (m->pages.size() % (size_t)m->o.slots);
+        m->pages.push_back(host);
+    }
+}
+
+static void make_host(struct model *m)
+{
+    const void **from;
+    CK(cudaMalloc(&from, sizeof *from * (m->pages.size() + 1)));
+    CK(cudaMemcpy(from, m->pages.data(), sizeof *from * m->pages.size(), cudaMemcpyHostToDevice));
+    m->host.n = (int)m->pages.size(), m->host.from = from;
+    for (int k = 0; k < 2; k++)
+        m->host.first[k] = m->first_page[k].data(), m->host.count[k] = m->n_pages[k].data();
+}
+
 static void make_kv(struct model *m, int l)
 {
     const struct kk_stack_layer &y = m->y[l];
@@ -478,9 +507,10 @@ static void make_kv(struct model *m, int l)
         CK(cudaMalloc(&mem, block * nb));
         fill_bf16<<<512, 256>>>((bf16 *)mem, block * nb / 2, 1.5f, seed++);
         for (int i = 0; i < nb; i++) table[i] = mem + block * (nb - 1 - i);
-        CK(cudaMalloc(&dtable, sizeof(void *) * nb));
-        CK(cudaMemcpy(dtable, table.data(), sizeof(void *) * nb, cudaMemcpyHostToDevice));
-        for (int k = 0; k < 2; k++) {
+        for (int k = 1; k >= 0; k--) { /* 0: the kernel's */
+            if (!k && !y.sliding && m->o.slots) page_out(m, b, block, table);
+            CK(cudaMalloc(&dtable, sizeof(void *) * nb));
+            CK(cudaMemcpy(dtable, table.data(), sizeof(void *) * nb, cudaMemcpyHostToDevice));
             struct kk_kv_seq q = {};
             q.blocks = dtable, q.step = step[k] + (size_t)t * rb;
             q.committed = m->pos0[b], q.n_step = m->n[b], q.block_rows = 128;
@@ -517,7 +547,11 @@ static void make_model(struct model *m)
     CK(cudaMemcpy(m->pos, pos.data(), T * 4, cudaMemcpyHostToDevice));
     CK(cudaMemcpy(m->seq, seq.data(), T * 4, cudaMemcpyHostToDevice));
     m->embed = mat(1, m->o.vocab, KS_C);
+    for (int k = 0; k < 2; k++) m->first_page[k].resize(m->o.seqs), m->n_pages[k].resize(m->o.seqs);
+    m->host.slots = m->o.slots, m->host.block_rows = 128, m->host.slot_bytes = 128 * 2048;
+    CK(cudaMalloc(&m->host.ring, m->host.slot_bytes * (size_t)(m->o.slots + 1)));
     for (int l = 0; l < N; l++) make_layer(m, l), make_kv(m, l);
+    make_host(m);
     for (int k = 0; k < 2; k++) {
         const int P = m->o.ctx + 16, R = k ? 128 : 64, D = k ? 256 : 512;
         CK(cudaMalloc(&m->rope[k], (size_t)P * R * 8));
@@ -714,9 +748,10 @@ static void check(struct model *m, const float *logits, const int32_t *choice, c
     same("choice", c, cw);
     double n = 0;
     for (float f : lw) n += (double)f * f;
-    printf("check layers %d first %d ctx %d rows %d seqs %d: %s (logits rms %.3f, choice %d)\n", N,
-           m->o.first, m->o.ctx, T, m->o.seqs, wrong ? "WRONG" : "equal bits", sqrt(n / lw.size()),
-           c[0]);
+    printf("check layers %d first %d ctx %d rows %d seqs %d slots %d: %s (logits rms %.3f, "
+           "choice %d)\n",
+           N, m->o.first, m->o.ctx, T, m->o.seqs, m->o.slots, wrong ? "WRONG" : "equal bits",
+           sqrt(n / lw.size()), c[0]);
     fflush(stdout);
 }
 
@@ -790,7 +825,7 @@ int main(int argc, char **argv)
     m.o.ctx = option(argc, argv, "ctx", 3238), m.o.rows = option(argc, argv, "rows", 1);
     m.o.seqs = option(argc, argv, "seqs", 1), m.o.vocab = option(argc, argv, "vocab", 262144);
     m.o.check = option(argc, argv, "check", 0), m.o.reps = option(argc, argv, "reps", 40);
-    m.o.same = option(argc, argv, "same", 0);
+    m.o.same = option(argc, argv, "same", 0), m.o.slots = option(argc, argv, "slots", 0);
     cudaDeviceProp prop;
     CK(cudaGetDeviceProperties(&prop, 0));
     ops.alloc = dev_alloc, ops.free = dev_free, ops.upload = dev_upload;
@@ -819,6 +854,7 @@ int main(int argc, char **argv)
     st.mask[1] = {1024, KK_NO_BOUND, 0, 0, 0, 0};
     st.rope[0] = m.rope[0], st.rope[1] = m.rope[1];
     st.kv = m.kv.data();
+    st.host = m.o.slots ? &m.host : NULL;
     st.n_logits = T, st.logit_rows = lrows.data();
     st.choice = choice;
     st.logits = logits;
@@ -857,9 +893,9 @@ int main(int argc, char **argv)
 #endif
     const double med = ms[ms.size() / 2], bytes = step_bytes(&m, 8.0 * m.o.layers);
     printf("{\"bench\":\"cuda_step\",\"card\":\"%s\",\"layers\":%d,\"ctx\":%d,\"rows\":%d,"
-           "\"seqs\":%d,\"same\":%d,\"ms\":%.4f,\"min_ms\":%.4f,\"steps_s\":%.1f,"
+           "\"seqs\":%d,\"same\":%d,\"slots\":%d,\"ms\":%.4f,\"min_ms\":%.4f,\"steps_s\":%.1f,"
            "\"gb_8_experts\":%.3f,\"gb_s\":%.0f}\n",
-           prop.name, m.o.layers, m.o.ctx, T, m.o.seqs, m.o.same, med, ms[0], 1e3 / med,
+           prop.name, m.o.layers, m.o.ctx, T, m.o.seqs, m.o.same, m.o.slots, med, ms[0], 1e3 / med,
            bytes / 1e9, bytes / med / 1e6);
     return wrong != 0;
 }

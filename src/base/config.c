@@ -70,7 +70,7 @@ static const struct kk_option table[KK_OPT_COUNT] = {
     [KK_OPT_KV_HOST] = {"kv-host", 0, KK_OPT_SIZE, 0, SIZES, 0, 0, "0", "BYTES", CACHE,
         "most host memory of paged rows, all sessions together; 0: no cap"},
     [KK_OPT_KV_STAGING] = {"kv-staging", 0, KK_OPT_INT, 0, SIZES, 0, 65536, "0", "N", CACHE,
-        "blocks of the ring that paged rows come back through; 0: 4, on a GPU 64"},
+        "blocks of the ring that paged rows come back through; 0: 4, on a GPU 256"},
     [KK_OPT_F_THETA] = {"f-theta", 0, KK_OPT_STRING, 0, SIZES, 0, 0, NULL, "DIR", CACHE,
         "the learned map of --kv restored; exact: exact rows in its place (a check)"},
     [KK_OPT_CTX] = {"ctx", 0, KK_OPT_INT, 0, SIZES & ~(KK_CMD_DECODE | KK_CMD_PPL), 0, BIG, "0",

@@ -277,49 +277,6 @@ struct kk_convert_args {
     void *dst;
 };
 
-/* A whole step, embedding to logits, as one op (optional): the bits of the ops above, one by one
- * (model/forward.c). Pointers are borrowed for the stack's life. */
-struct kk_stack_layer {
-    int sliding, value_only, D, G, R;
-    const struct kk_weight *wq, *wk, *wv, *wo, *gate, *up, *down; /* wv NULL: value_only */
-    const struct kk_weight *router, *gate_up, *expert_down;
-    const float *input_norm, *post_attn_norm, *pre_ff_norm, *pre_ff_norm_2, *router_scale;
-    const float *post_ff_norm_1, *post_ff_norm_2, *post_ff_norm, *q_norm, *k_norm;
-    const float *expert_scale;
-    float scalar;
-};
-
-struct kk_stack {
-    int n_layers, C, H, E, A, F, expert_F, V;
-    enum kk_activation act;
-    float eps, attn_scale, embed_scale, softcap;
-    const struct kk_weight *embed, *head;
-    const float *final_norm;
-    const struct kk_stack_layer *layer; /* [n_layers] */
-};
-
-struct kk_stack_kv { /* of a layer: struct kk_kv_view */
-    const struct kk_kv_seq *seqs;
-    void *rows;
-};
-
-/* A step: B sequences of rows[b] rows from pos[b], the first uncommitted position, on. By kind: [0]
- * full layers, [1] sliding ones. The arrays are the host's, but for ids[T], logits[n_logits, V] and
- * choice[n_logits] (argmax; either NULL: not wanted), tap_dst[T, n_taps, C]. */
-struct kk_stack_step {
-    int T, B, n_logits;
-    enum kk_dtype kv_dtype;
-    const int32_t *ids, *pos, *rows, *logit_rows;
-    struct kk_mask mask[2];
-    const float *rope[2];
-    const struct kk_stack_kv *kv;
-    float *logits;
-    int32_t *choice;
-    int n_taps[2];
-    const int *tap_layers[2];
-    float *tap_dst[2];
-};
-
 /* Upper bounds of what ops will be called with: sizes the device's scratch, once. */
 struct kk_limits {
     int max_rows, max_model_width, max_head_dim;   /* T, C, D */
@@ -383,15 +340,7 @@ struct kk_ops {
     void (*winner)(struct kk_dev *, const struct kk_winner_args *); /* NULL: see kk_dev_winner */
 };
 
-/* bytes: what open will allocate; 0: no such stack for this geometry, and open leaves *out NULL.
- * step: 1 when it must be done by struct kk_ops (many rows, a long history, pieces). */
-struct kk_stack_ops {
-    size_t (*bytes)(const struct kk_dev *, const struct kk_stack *);
-    int (*open)(struct kk_dev *, const struct kk_stack *, struct kk_account *, void **out,
-                struct kk_err *err);
-    int (*step)(struct kk_dev *, void *stack, const struct kk_stack_step *);
-    void (*close)(struct kk_dev *, void *stack); /* NULL is fine */
-};
+struct kk_stack_ops; /* dev/stack.h */
 
 /* How a product with weights of a block type reads its f32 input: rounded to 8 bits with a scale
  * for every 32 numbers of a row, or as it is (several times slower; for parity with f32). */

@@ -29,14 +29,18 @@ static size_t scratch_size(int n_layers, const struct kk_kv_rule *rule,
     return base;
 }
 
-/* Entries of the device's block tables: those of the longest sessions, as many as a step holds. */
+/* Entries of the device's block tables: those of the longest sessions, as many as a step holds; and
+ * where one such session's host blocks come from. */
 static size_t table_entries(int n_layers, const struct kk_kv_rule *rule,
-                            const struct kk_kv_limits *lim)
+                            const struct kk_kv_limits *lim, int64_t device_cap)
 {
-    size_t n = 0, blocks = (size_t)((lim->ctx + lim->max_hold_rows) / KK_KV_BLOCK_ROWS) + 1;
-    for (int l = 0; l < n_layers; l++)
+    size_t n = 0, paged = 0;
+    const size_t blocks = (size_t)((lim->ctx + lim->max_hold_rows) / KK_KV_BLOCK_ROWS) + 1;
+    for (int l = 0; l < n_layers; l++) {
         n += rule[l].ring ? (size_t)kk__ring_pieces(rule[l].sinks + rule[l].ring) : blocks;
-    return lim->ctx ? n * (size_t)lim->max_seqs : 0;
+        if (device_cap && !rule[l].ring) paged += blocks;
+    }
+    return lim->ctx ? n * (size_t)lim->max_seqs + paged : 0;
 }
 
 /* Bytes of the tables that go to the device at the start of a step, but for the block tables, which
@@ -56,7 +60,7 @@ size_t kk_kv_plan_staging(const struct kk_kv_layout *layout, const struct kk_kv_
     size_t scratch;
     scratch_size(layout->n_layers, rule, limits, &scratch);
     return scratch + fixed_tables((size_t)layout->n_layers, limits) + ring +
-           table_entries(layout->n_layers, rule, limits) * sizeof(void *);
+           table_entries(layout->n_layers, rule, limits, opt->device_cap) * sizeof(void *);
 }
 
 static int alloc_host(struct kk_kv_pool *p, struct kk_err *err)
@@ -123,7 +127,7 @@ int kk_kv_pool_open(struct kk_dev *dev, const struct kk_kv_layout *layout,
             p->hold_offset[l] = offset;
             offset += p->rule[l].row_bytes * (size_t)limits->max_hold_rows;
         }
-        p->n_entries = table_entries(layout->n_layers, p->rule, limits);
+        p->n_entries = table_entries(layout->n_layers, p->rule, limits, opt->device_cap);
         p->hold_base = scratch_size(layout->n_layers, p->rule, limits, &p->scratch_bytes);
         rc = alloc_device(p, err);
     }
@@ -307,7 +311,6 @@ static void describe(const struct kk_kv *kv, int l, struct kk_kv_seq *s)
                             .committed = (int32_t)kv->rows,
                             .block_rows = KK_KV_BLOCK_ROWS,
                             .row_bytes = (int32_t)r->row_bytes};
-    if (kk__kv_is_paged(kv->pool, l)) s->row_bytes = 0; /* stored by kk__tier_store */
     if (kk__tier_inline(kv->pool) && kk__kv_is_paged(kv->pool, l)) s->host = kv->layer[l].host;
     if (r->ring) kk__ring_describe(&kv->layer[l].ring, &ring, s);
 }
@@ -412,20 +415,19 @@ static char *held_rows(const struct kk_kv_pool *p, int l)
 }
 
 /* Append the block table of s, layer l of step sequence b, to the tables that go to the device. */
-static void pack_table(struct kk_kv_pool *p, int b, int l, struct kk_kv_seq *s, size_t *used,
-                       int64_t *staged)
+static void pack_table(struct kk_kv_pool *p, int b, int l, struct kk_kv_seq *s, int64_t *staged)
 {
     const struct layer_rows *y = &p->step_kv[b]->layer[l];
     const struct ring_shape ring = kk__ring_of(&p->rule[l]);
     const int paged = kk__kv_is_paged(p, l);
     const int32_t n = p->rule[l].ring ? kk__ring_entries(&y->ring, &ring) : y->n_blocks;
     void *const *from = s->blocks;
-    void **table = p->h.blocks + *used;
-    KK_BUG_ON(*used + (size_t)n > p->n_entries);
-    s->blocks = p->tables.blocks + *used;
+    void **table = p->h.blocks + p->used;
+    KK_BUG_ON(p->used + (size_t)n > p->n_entries);
+    s->blocks = p->tables.blocks + p->used;
     s->host = NULL;
     for (int32_t i = 0; i < n; i++) table[i] = paged && !from[i] ? y->host[i] : from[i];
-    *used += (size_t)n;
+    p->used += (size_t)n;
     if (paged) kk__tier_slots(p, l, b, table, staged);
 }
 
@@ -436,11 +438,18 @@ static int32_t stored_early(const struct kk_kv_pool *p, int b)
     return held ? 0 : p->step_n[b];
 }
 
-/* Returns the entries of block tables. */
-static size_t fill_tables(struct kk_kv_pool *p)
+/* A step's rows, all held, go to a block of the device that they do not fill: kv_store finds it in
+ * the tables. Else kk__tier_store puts them where they belong. */
+static int stays_in_block(const struct kk_kv_pool *p, int b)
 {
-    size_t used = 0;
+    return p->n_entries && p->kind == KK_STEP_HOLD &&
+           p->step_kv[b]->rows % KK_KV_BLOCK_ROWS + p->step_n[b] < KK_KV_BLOCK_ROWS;
+}
+
+static void fill_tables(struct kk_kv_pool *p)
+{
     int64_t staged = 0;
+    p->used = 0;
     int t = 0;
     for (int b = 0; b < p->B; b++) p->h.keep[b] = stored_early(p, b);
     for (int b = 0; b < p->B; b++)
@@ -453,13 +462,16 @@ static size_t fill_tables(struct kk_kv_pool *p)
         for (int b = 0; b < p->B; b++) {
             struct kk_kv_seq *s = &p->h.seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b];
             describe(p->step_kv[b], l, s);
-            if (p->n_entries) pack_table(p, b, l, s, &used, &staged);
+            if (kk__kv_is_paged(p, l) && !stays_in_block(p, b)) s->row_bytes = 0;
+            if (p->n_entries) pack_table(p, b, l, s, &staged);
             s->step = rows;
             s->n_step = p->step_n[b];
             rows += (size_t)p->step_n[b] * p->rule[l].row_bytes;
         }
     }
-    return used;
+    p->n_listed = -1;
+    if (p->kind == KK_STEP_HOLD)
+        p->n_listed = kk__tier_list(p, p->h.blocks + p->used, p->n_entries - p->used);
 }
 
 static int begin(struct kk_kv_pool *p, enum kk_step_kind kind, int B, struct kk_kv *const *kv,
@@ -483,9 +495,10 @@ static int begin(struct kk_kv_pool *p, enum kk_step_kind kind, int B, struct kk_
     p->B = B;
     memcpy(p->step_kv, kv, (size_t)B * sizeof(struct kk_kv *));
     memcpy(p->step_n, n, (size_t)B * sizeof *n);
-    const size_t used = fill_tables(p);
+    fill_tables(p);
+    const size_t listed = p->n_listed > 0 ? (size_t)p->n_listed : 0;
     p->dev->ops->upload(p->dev, p->tables.base, p->h.base,
-                        (size_t)((char *)(p->h.blocks + used) - p->h.base));
+                        (size_t)((char *)(p->h.blocks + p->used + listed) - p->h.base));
     p->active = 1;
     kk__tier_begin(p);
     return 0;
@@ -578,16 +591,18 @@ static void store_layers(struct kk_kv_pool *p, int first, int n)
         .seqs = p->tables.seqs + (size_t)first * (size_t)p->limits.max_seqs,
         .keep = p->h.keep,
     };
-    int paged = 0;
+    int by_op = 0;
     for (int b = 0; b < p->B; b++)
         if (p->h.keep[b] > a.most) a.most = p->h.keep[b];
-    for (int l = first; l < first + n; l++) {
-        for (int b = 0; kk__kv_is_paged(p, l) && b < p->B; b++)
-            kk__tier_store(p, l, b, p->h.keep[b]);
-        paged += kk__kv_is_paged(p, l);
-        for (int b = 0; b < p->B; b++) p->step_kv[b]->layer[l].stored += p->h.keep[b];
-    }
-    if (paged < n && a.most) p->dev->ops->kv_store(p->dev, &a);
+    for (int l = first; l < first + n; l++)
+        for (int b = 0; b < p->B; b++) {
+            if (p->h.seqs[(size_t)l * (size_t)p->limits.max_seqs + (size_t)b].row_bytes)
+                by_op = 1;
+            else
+                kk__tier_store(p, l, b, p->h.keep[b]);
+            p->step_kv[b]->layer[l].stored += p->h.keep[b];
+        }
+    if (by_op && a.most) p->dev->ops->kv_store(p->dev, &a);
 }
 
 /* Move the held rows of layer l of a mixed step out of the way of the next layer. */

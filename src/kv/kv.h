@@ -201,6 +201,20 @@ void kk_kv_prefetch(struct kk_kv_pool *pool);
 struct kk_kv_piece kk_kv_first_piece(struct kk_kv_pool *pool, int layer);
 struct kk_kv_piece kk_kv_next_piece(struct kk_kv_pool *pool, int layer);
 
+/* What a step that brings host blocks in by itself is told, in place of the pieces above: all host
+ * blocks that attention reads, by layer, then sequence, then block, ascending; number i is where
+ * the views' tables say, in slot (slot0 + i) % slots of the ring. Slots are the step's from its
+ * beginning to its end. n 0: there are none; -1: it cannot (see pieces). */
+struct kk_kv_host_blocks {
+    int32_t n, slots, slot0;
+    size_t slot_bytes;
+    char *ring;              /* device [slots, slot_bytes] */
+    const void *const *from; /* device [n]: memory of host_alloc */
+};
+struct kk_kv_host_blocks kk_kv_host_blocks(const struct kk_kv_pool *pool);
+/* Of layer l and step sequence b: the first of them, and how many. */
+int32_t kk_kv_host_blocks_of(const struct kk_kv_pool *pool, int l, int b, int32_t *first);
+
 void kk_kv_layer_done(struct kk_kv_pool *pool, int layer);
 
 /* Keep the first keep[b] rows of every session (NULL: all; KK_STEP_CHUNK: all by promise) and end

@@ -109,10 +109,12 @@ struct kk_kv_pool {
         char *base;
         struct kk_kv_seq *seqs;    /* [n_layers, max_seqs] */
         int32_t *keep, *pos, *seq; /* [max_seqs] (of use to the host alone), [T], [T] */
-        void **blocks; /* [n_entries]: block tables, where the device cannot read the host's */
+        void **blocks; /* [n_entries]: block tables of a device that cannot read the host's, list */
     } tables, h;       /* the device's, and their host twins, filled by begin */
-    size_t n_entries;
+    size_t n_entries, used; /* used by block tables of the running step */
     /* the running step */
+    int32_t
+        n_listed; /* host blocks, whose list is behind them (kk__tier_list); -1: there is none */
     enum kk_step_kind kind;
     int mixed; /* kind is KK_STEP_CHUNK, and some sequences are held */
     int active, T, B;
@@ -230,13 +232,12 @@ int kk__tier_tables(struct kk_kv *kv, int l, int64_t total, struct kk_err *err);
 int kk__tier_own_block(struct kk_kv *kv, int l, int32_t i, struct kk_err *err);
 void kk__tier_join(struct kk_kv *kv, int l, int32_t i, struct shared_block *s);
 void *kk__tier_host_alloc(struct kk_kv_pool *p, size_t bytes, struct kk_err *err);
-/* Store the first `keep` rows of sequence b of the step into layer l, paging out blocks that fill.
- */
+/* Store the first `keep` rows of step sequence b into layer l, paging out blocks that fill. */
 void kk__tier_store(struct kk_kv_pool *p, int l, int b, int32_t keep);
-/* Where the blocks of the step that are in host memory will be when attention reads them: sets
- * those entries of table (of sequence b, layer l) that are. *at counts over a step's calls, layers
- * outermost, from 0. */
+/* Where the step's host blocks will be: their entries of table; *at counts over a step's calls,
+ * layers outermost. list: where they come from, to list [room]; how many, -1: there is no room. */
 void kk__tier_slots(const struct kk_kv_pool *p, int l, int b, void **table, int64_t *at);
+int32_t kk__tier_list(const struct kk_kv_pool *p, void **list, size_t room);
 /* Before the first layer of a step; after the last. */
 void kk__tier_begin(struct kk_kv_pool *p);
 void kk__tier_drain(struct kk_kv_pool *p);

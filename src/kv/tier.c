@@ -30,7 +30,7 @@ static size_t widest_block(const struct kk_kv_layout *layout, const struct kk_kv
 int kk_kv_staging_blocks(const struct kk_dev *dev, int asked)
 {
     int copying = dev->n_threads < kk_cores() ? 0 : dev->n_threads;
-    if (!asked) asked = dev->unified ? 4 : 64; /* a GPU: a layer's rows come while others run */
+    if (!asked) asked = dev->unified ? 4 : 256; /* a GPU: a layer's rows come while others run */
     return asked < 2 || asked > copying ? asked : copying;
 }
 
@@ -382,6 +382,42 @@ void kk__tier_slots(const struct kk_kv_pool *p, int l, int b, void **table, int6
         table[i] = s->memory + (size_t)((s->asked + (*at)++) % s->n_slots) * s->slot_bytes;
 }
 
+int32_t kk__tier_list(const struct kk_kv_pool *p, void **list, size_t room)
+{
+    struct walk w = {0};
+    int32_t n = 0;
+    if (!p->resident) return 0;
+    if (!p->stage.engine) return -1;
+    for (; settle_walk(p, &w); w.block++) {
+        if ((size_t)n == room) return -1;
+        list[n++] = p->step_kv[w.b]->layer[w.l].host[w.block];
+    }
+    return n;
+}
+
+struct kk_kv_host_blocks kk_kv_host_blocks(const struct kk_kv_pool *p)
+{
+    const struct stage *s = &p->stage;
+    if (p->n_listed <= 0) return (struct kk_kv_host_blocks){.n = p->n_listed};
+    return (struct kk_kv_host_blocks){
+        .n = p->n_listed,
+        .slots = s->n_slots,
+        .slot0 = (int32_t)(s->asked % s->n_slots),
+        .slot_bytes = s->slot_bytes,
+        .ring = s->memory,
+        .from = (const void *const *)(p->tables.blocks + p->used),
+    };
+}
+
+int32_t kk_kv_host_blocks_of(const struct kk_kv_pool *p, int l, int b, int32_t *first)
+{
+    int32_t end;
+    *first = 0;
+    if (!kk__kv_is_paged(p, l)) return 0;
+    host_blocks(p, l, b, first, &end);
+    return end - *first;
+}
+
 /* The requests made since `first` go to the device's copy engine as one batch. */
 static void send_batch(struct kk_kv_pool *p, int64_t first)
 {
@@ -458,7 +494,7 @@ void kk__tier_begin(struct kk_kv_pool *p)
 void kk__tier_drain(struct kk_kv_pool *p)
 {
     if (kk__tier_inline(p)) return;
-    if (!p->stage.engine) wait_done(p, p->stage.asked);
+    if (p->stage.asked > p->stage.released) await(p, p->stage.asked);
     release(p, p->stage.asked - p->stage.released);
 }
 

@@ -114,26 +114,48 @@ void kk__stack_close(struct kk_model *m)
     m->stack = NULL;
 }
 
+/* Which blocks of the step are in host memory. */
+struct host_blocks {
+    struct kk_stack_host host;
+    int32_t first[2][MOST_SEQS], count[2][MOST_SEQS];
+};
+
 /* Each layer's rows, and the masks of both kinds; 0 where the step is not of this form. */
-static int views(struct kk_model *m, const struct kk_kv_pool *pool, struct kk_stack_step *s)
+static int views(struct kk_model *m, const struct kk_kv_pool *pool, struct kk_stack_step *s,
+                 struct host_blocks *h)
 {
     int seen[2] = {0, 0};
     for (int l = 0; l < m->config.info.n_layers; l++) {
         const int kind = m->config.layer[l].sliding;
         const struct kk_kv_view v = kk_kv_layer(pool, l);
-        if (v.staging || v.mask.exact_near) return 0;
+        if (v.mask.exact_near) return 0;
         if (seen[kind] && memcmp(&v.mask, &s->mask[kind], sizeof v.mask)) return 0;
+        for (int b = 0; !seen[kind] && b < s->B; b++)
+            h->count[kind][b] = kk_kv_host_blocks_of(pool, l, b, &h->first[kind][b]);
         seen[kind] = 1;
         s->mask[kind] = v.mask;
         m->stack->kv[l] = (struct kk_stack_kv){v.seqs, v.rows};
     }
     s->kv = m->stack->kv;
+    const struct kk_kv_host_blocks b = kk_kv_host_blocks(pool);
+    if (b.n <= 0) return !b.n;
+    h->host = (struct kk_stack_host){.n = b.n,
+                                     .slots = b.slots,
+                                     .slot0 = b.slot0,
+                                     .block_rows = KK_KV_BLOCK_ROWS,
+                                     .slot_bytes = b.slot_bytes,
+                                     .ring = b.ring,
+                                     .from = b.from,
+                                     .first = {h->first[0], h->first[1]},
+                                     .count = {h->count[0], h->count[1]}};
+    s->host = &h->host;
     return 1;
 }
 
 int kk__stack_step(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_forward *fwd)
 {
     int32_t pos[MOST_SEQS], rows[MOST_SEQS];
+    struct host_blocks host = {0};
     const int B = kk_kv_step_B(pool), T = kk_kv_step_T(pool);
     if (!m->stack || !m->stack->handle || B > MOST_SEQS || !kk_kv_step_holds(pool)) return 0;
     for (int b = 0, t = 0; b < B; t += rows[b++]) {
@@ -156,5 +178,5 @@ int kk__stack_step(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_
         s.tap_layers[k] = fwd->taps[k].layers;
         s.tap_dst[k] = fwd->taps[k].dst;
     }
-    return views(m, pool, &s) && !m->dev->stack->step(m->dev, m->stack->handle, &s);
+    return views(m, pool, &s, &host) && !m->dev->stack->step(m->dev, m->stack->handle, &s);
 }

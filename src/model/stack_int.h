@@ -2,6 +2,7 @@
 #ifndef KK_MODEL_STACK_INT_H
 #define KK_MODEL_STACK_INT_H
 
+#include "dev/stack.h"
 #include "model/model_int.h"
 
 /* Made for an architecture that a device may have a stack for. */

@@ -22,7 +22,7 @@ extern "C" { /* C headers */
 #include "base/pool.h"
 #include "base/quant.h"
 #include "base/rng.h"
-#include "dev/dev.h"
+#include "dev/stack.h"
 }
 
 #include "dev/cuda/numbers_int.h"

@@ -9,7 +9,8 @@
  *                        activations as A in registers. They also do what stands between products:
  *                        residual and norms, and splits of attention, whose rows they bring.
  *   reducers  (2 warps)  add chains in order, apply what follows, publish; merge splits.
- *   finder    (1 warp)   says where KV rows are, and chooses the experts.
+ *   finder    (1 warp)   says where KV rows are, chooses the experts, and while it waits brings
+ *                        rows from host memory (step_pages_int.h).
  * There is no barrier between SMs. What one SM computes for others are words of 8 bytes, {payload,
  * tag}: a reader polls until the tag is that of the layer and step. */
 #include "dev/cuda/step_attend_int.h"
@@ -59,13 +60,30 @@ template <int D> __device__ inline uint32_t hand_out(uint32_t n)
     return n;
 }
 
+/* What an item reads of a page */
+struct reading {
+    int page, g; /* -1: none */
+};
+
+/* That item's sums are made: its page is left. */
+__device__ inline void item_done(struct pager &pages, int item, struct reading r)
+{
+    struct smem &s = block();
+    if (item < 0) return;
+    while (pages.busy() && !bar_test(&s.done[item & 1], item >> 1 & 1)) pages.go_on(true);
+    bar_wait(&s.done[item & 1], item >> 1 & 1, 33, (uint32_t)item);
+    if (r.page >= 0 && threadIdx.x % 32 == 0) leave_page(s.args, r.page, r.g);
+    __syncwarp();
+}
+
 /* Where the stored rows of the layer's items are: two loads, one after another. There is room for
  * two items. */
-template <int D> __device__ __noinline__ void find_rows()
+template <int D> __device__ inline void find_rows(struct pager &pages)
 {
     const struct context c = who(0);
     const struct ks_args &a = *c.a;
     struct walk &w = here();
+    struct reading before = {-1, 0}, last = {-1, 0}; /* of the two items before */
     int item = w.items;
     for (struct items<D> i; i.next(); item++) {
         const struct item &it = i.it;
@@ -73,8 +91,8 @@ template <int D> __device__ __noinline__ void find_rows()
         const unsigned long long *blocks = (const unsigned long long *)q->blocks;
         const int block_rows = q->block_rows, sinks = q->sinks, ring = q->ring;
         const int from = it.base + it.lo * 16, stored = stored_rows(a, it);
-        if (item >= 2) bar_wait(&c.s->done[item & 1], (item >> 1 & 1) ^ 1, 33, (uint32_t)item);
-        __syncwarp();
+        item_done(pages, item - 2, before);
+        before = last, last = {D == 512 ? page_of(a, it, w.layer) : -1, it.g};
 #pragma unroll 1
         for (int r = c.lane; r < stored; r += 32) {
             const int j = from + r, at = !ring || j < sinks ? j : sinks + (j - sinks) % ring;
@@ -84,6 +102,10 @@ template <int D> __device__ __noinline__ void find_rows()
         }
         __syncwarp();
         if (c.lane == 0) bar_arrive(&c.s->found[item & 1]);
+    }
+    if (D == 512 && a.pages.n) {
+        item_done(pages, item - 2, before);
+        item_done(pages, item - 1, last);
     }
     w.items = item;
     __syncwarp();
@@ -130,12 +152,15 @@ __device__ inline void choose(const struct context &c, int t, const float *scale
 }
 
 /* All rows' choices as distinct experts in ascending order. */
-__device__ inline void route(const float *scale, uint32_t tag)
+__device__ inline void route(struct pager &pages, const float *scale, uint32_t tag)
 {
     const struct context c = who(KS_CONSUMERS + KS_REDUCERS + 1);
     struct smem &s = *c.s;
     const int T = c.a->T, n = T * KS_A;
     uint32_t bits[4] = {0, 0, 0, 0};
+    /* not when the logits are next: all SMs would wait for this one's choice */
+    while (pages.busy() && !have_words(c.a->router + c.lane * 4, tag))
+        pages.go_on(s.doing < number_of(here().layer, ROUTER));
 #pragma unroll 1
     for (int t = 0; t < T; t++) choose(c, t, scale, tag);
 #pragma unroll 1
@@ -177,15 +202,16 @@ __device__ inline void route(const float *scale, uint32_t tag)
 __device__ __noinline__ void finder()
 {
     const struct ks_args &a = block().args;
+    struct pager pages;
     for (bool more = true; more; more = go_on()) {
         const int l = here().layer;
         const struct ks_layer *y = a.layers + (size_t)blockIdx.x * (a.n_layers + 1) + l;
         const float *scale = (const float *)__ldg((const unsigned long long *)&y->expert_scale);
         if (__ldg(&y->full))
-            find_rows<512>();
+            find_rows<512>(pages);
         else
-            find_rows<256>();
-        route(scale, now_tag());
+            find_rows<256>(pages);
+        route(pages, scale, now_tag());
     }
 }
 

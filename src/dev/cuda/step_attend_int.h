@@ -2,7 +2,7 @@
 #ifndef KK_DEV_CUDA_STEP_ATTEND_INT_H
 #define KK_DEV_CUDA_STEP_ATTEND_INT_H
 
-#include "dev/cuda/step_split_int.h"
+#include "dev/cuda/step_pages_int.h"
 
 namespace
 {
@@ -296,6 +296,8 @@ template <int D> struct split_work {
     {
         const bool values = !Z::derived && c.warp >= 8;
         const int kg = c.warp - (values ? 8 : 0), i0 = (kg - it.lo) * 16;
+        const int page = Z::derived && kg < 8 ? page_of(*c.a, it, layer) : -1;
+        if (page >= 0) await_rows(c, page, kg); /* of all of it, before it is left */
         if (kg < it.lo || kg >= it.hi) return;
         const int end = min(stored_rows(*c.a, it) - i0, 16), part = values ? Z::G * D * 2 : 0;
         const uint32_t ring = smem_at(c.s->ring) + c.lane * 16;

@@ -18,7 +18,7 @@ enum {
     KS_COLS = 8,     /* rows that there is room for */
     KS_ROWS = 6,     /* most rows of a step: with 8 the ops are as fast */
     KS_UNION = 64,   /* most distinct experts of a layer: KS_COLS * KS_A */
-    KS_LAYERS = 64,  /* most layers */
+    KS_LAYERS = 40,  /* more than there are of layers */
     KS_QKV = 9216,   /* most outputs of q, k and v together */
     KS_SLOT = 11264, /* bytes of a ring slot: 44 tiles */
     KS_SLOTS = 15,   /* of the ring */
@@ -27,13 +27,17 @@ enum {
     KS_QUADS = 4,  /* of consumer warps */
     KS_CONSUMERS = 16,
     KS_REDUCERS = 2,
-    KS_THREADS = (KS_CONSUMERS + KS_REDUCERS + 2) * 32, /* and the producer, and who routes */
+    KS_THREADS = (KS_CONSUMERS + KS_REDUCERS + 2) * 32, /* and the producer, and the finder */
     KS_SETS = 4,  /* sets whose partial sums there is room for */
     KS_CARRY = 8, /* units of an SM whose sums are carried from set to set, at most */
     KS_XSTRIPES = KS_XF / KK_TILE_ROWS,
     KS_STRIPE = KS_QUADS * KS_SLOT,            /* bytes of a stripe of the model's width */
     KS_XGATE_UP = 2 * KS_XSTRIPES * KS_STRIPE, /* of gate and up of an expert */
     KS_XDOWN = KS_C / KK_TILE_ROWS * KS_SLOT,  /* of its down */
+    KS_PAGE_SLOTS = 1024,                      /* of the ring of pages, at most */
+    KS_PAGE_UNIT = 4096,                       /* bytes of a page that a warp brings at once */
+    KS_PAGE_UNITS = 64,                        /* of a page */
+    KS_PAGE_HEADS = 2,                         /* KV heads that read it */
 };
 
 /* What an SM does in a layer: 64 words, two read by each lane of a warp. Units are first | count
@@ -57,6 +61,23 @@ struct ks_splits {
 struct ks_seq {
     int t0, n, pos0;
     struct ks_splits kind[2]; /* full, sliding */
+    /* splits of it that are pages: n from `first` on; `before` of a layer's are other sequences' */
+    struct {
+        int first, n, before;
+    } pages;
+};
+
+/* Pages: blocks of full layers in host memory, which come through a ring of slots. Numbers of pages
+ * go on from step to step; a step's page i has number + i. */
+struct ks_pages {
+    const char *const *from; /* [of the step] */
+    char *ring;
+    uint64_t slot_bytes;
+    int slots, slot0, n; /* 0: there are none; page i's slot is (slot0 + i) % slots; of a layer */
+    uint32_t number;
+    uint64_t full;   /* which layers */
+    uint32_t *there; /* [slots, KS_PAGE_UNITS]: page whose unit has come last */
+    uint32_t *left;  /* [slots, KS_PAGE_HEADS]: page that was read last */
 };
 
 struct ks_mask {
@@ -84,6 +105,7 @@ struct ks_args {
     const int32_t *ids;
     struct kk_fault *fault; /* NULL: not told */
     struct ks_kv kv[KS_LAYERS];
+    struct ks_pages pages;
     /* words: {payload, tag} in 8 bytes, valid when the tag is the layer's */
     uint64_t *qkv, *part_o, *part_ml, *attn, *o, *router, *f, *fx, *down, *xdown, *x[4], *best;
     float *logits;   /* [n_logits, vocab], or NULL */

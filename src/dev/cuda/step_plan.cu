@@ -13,12 +13,12 @@ enum {
 
 struct ks_stack {
     struct ks_args args; /* all but what changes from step to step */
-    int sms, n_layers, sliding[KS_LAYERS];
+    int sms, n_layers;
     struct kk_account *account;
     char *memory;
     size_t bytes;
-    uint32_t step;
-    int *diag; /* host memory: see stuck() in step.cu */
+    uint32_t step, pages; /* so far */
+    int *diag;            /* host memory: see stuck() in step.cu */
 };
 
 /* ---- geometry ---- */
@@ -167,6 +167,8 @@ static size_t place_words(struct ks_args *a, char *base, int sms)
         {&a->x[2], (size_t)KS_COLS * KS_C / 2},
         {&a->x[3], (size_t)KS_COLS * KS_C / 2},
         {&a->best, (size_t)sms * KS_REDUCERS * KS_COLS * 2},
+        {(uint64_t **)&a->pages.there, (size_t)KS_PAGE_SLOTS * KS_PAGE_UNITS / 2},
+        {(uint64_t **)&a->pages.left, (size_t)KS_PAGE_SLOTS * KS_PAGE_HEADS / 2},
     };
     for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
         if (base) *part[i].p = (uint64_t *)base + n;
@@ -206,6 +208,8 @@ static int place_stack(struct kk_dev *dev, struct ks_stack *s, const struct prog
     a->table = (const char *)k->embed->data, a->embed_scale = k->embed_scale;
     a->first_norm = k->layer[0].input_norm;
     a->vocab = (int)k->V;
+    for (int l = 0; l < k->n_layers; l++)
+        if (!k->layer[l].sliding) a->pages.full |= (uint64_t)1 << l;
     s->sms = p->sms;
     s->diag = a->diag = (int *)dev->ops->host_alloc(dev, DIAG_BYTES);
     if (!s->diag) return kk_fail(err, KK_ENOMEM, "out of host memory for a decode step");
@@ -229,6 +233,7 @@ int kk__cuda_stack_open(struct kk_dev *dev, const struct kk_stack *k, struct kk_
     if (!rc) {
         plan(&p, k);
         s->account = account;
+        s->pages = 1; /* 0 is what was never there */
         rc = place_stack(dev, s, &p, k, err);
     }
     kk_free(p.layer);
@@ -285,6 +290,24 @@ static bool step_rows(struct ks_args *a, const struct kk_stack_step *st)
     return t == st->T && pairs[0] <= PAIRS && pairs[1] <= PAIRS;
 }
 
+/* Pages of the step, each a split of a full layer; false: others are not taken. */
+static bool step_pages(struct ks_args *a, const struct kk_stack_step *st)
+{
+    const struct kk_stack_host *h = st->host;
+    struct ks_pages *p = &a->pages;
+    p->slots = p->n = 0;
+    for (int b = 0; b < st->B; p->n += a->seq[b++].pages.n)
+        a->seq[b].pages = {h ? h->first[0][b] : 0, h ? h->count[0][b] : 0, p->n};
+    if (!h) return true;
+    for (int b = 0; b < st->B; b++)
+        if (h->count[1][b]) return false;
+    if (h->slots > KS_PAGE_SLOTS || h->block_rows != KK_CUDA_SPLIT) return false;
+    p->from = (const char *const *)h->from;
+    p->ring = h->ring, p->slot_bytes = h->slot_bytes;
+    p->slots = h->slots, p->slot0 = h->slot0;
+    return true;
+}
+
 static void step_taps(struct ks_args *a, const struct kk_stack_step *st)
 {
     memset(a->tap, -1, sizeof a->tap);
@@ -307,7 +330,9 @@ int kk__cuda_stack_step(struct kk_dev *dev, void *stack, const struct kk_stack_s
         a->mask[k].window = m->window, a->mask[k].near = m->near, a->mask[k].sinks = m->sinks;
         a->rope[k] = st->rope[k];
     }
-    if (!step_rows(a, st)) return 1;
+    if (!step_rows(a, st) || !step_pages(a, st)) return 1;
+    a->pages.number = s->pages;
+    s->pages += st->host ? (uint32_t)st->host->n : 0;
     a->T = st->T, a->B = st->B;
     a->ids = st->ids;
     a->fault = c->fault_dev;
@@ -319,11 +344,12 @@ int kk__cuda_stack_step(struct kk_dev *dev, void *stack, const struct kk_stack_s
     memset(a->logit_of, -1, sizeof a->logit_of);
     for (int i = 0; i < st->n_logits; i++) a->logit_of[st->logit_rows[i]] = (int8_t)i;
     step_taps(a, st);
-    if (++s->step == UINT32_MAX / KS_LAYERS) { /* tags begin again: none of old may be left */
+    /* tags, or numbers of pages, begin again: none of old may be left */
+    if (++s->step == UINT32_MAX / KS_LAYERS || s->pages > UINT32_MAX / 2) {
         kk__cuda_latch(
             c, cudaMemsetAsync(s->memory, 0, (size_t)((char *)a->layers - s->memory), c->stream),
             "stack_step");
-        s->step = 1;
+        s->step = 1, s->pages = 1;
     }
     a->epoch = s->step * KS_LAYERS;
     kk__cuda_latch(c, (cudaError_t)ks__launch(a, s->sms, c->stream), "stack_step");

@@ -107,6 +107,18 @@ __device__ inline void bar_wait(uint64_t *b, int phase, int what, uint32_t extra
     }
 }
 
+/* The same for once, and without waiting: has it come? */
+__device__ inline bool bar_test(uint64_t *b, int phase)
+{
+    uint32_t ok;
+    asm volatile("{.reg .pred p; mbarrier.test_wait.parity.shared::cta.b64 p,[%1],%2; "
+                 "selp.u32 %0,1,0,p;}"
+                 : "=r"(ok)
+                 : "r"(smem_at(b)), "r"(phase)
+                 : "memory");
+    return __all_sync(FULL_MASK, ok);
+}
+
 __device__ inline void bar_arrive(uint64_t *b)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _,[%0];" ::"r"(smem_at(b)) : "memory");

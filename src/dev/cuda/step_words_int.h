@@ -48,6 +48,13 @@ __device__ inline void await_words(const uint64_t *p, uint32_t tag, int what)
     }
 }
 
+/* Have the warp's pairs come? */
+__device__ inline bool have_words(const uint64_t *p, uint32_t tag)
+{
+    const struct two_words v = load_words(p);
+    return __all_sync(FULL_MASK, v.tag0 == tag && v.tag1 == tag);
+}
+
 /* N pairs of words, `step` words apart, into v; returns when all have come. */
 template <int N>
 __device__ inline void take_words(uint32_t (&v)[2 * N], const uint64_t *p, int step, int n,

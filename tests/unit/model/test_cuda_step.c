@@ -1,7 +1,8 @@
 /* The whole decode step of a GPU (kk_dev.stack) against the ops one by one: the same rows, read
  * in chunks by the ops and step by step by the stack, give the same logits, bit for bit: of any
  * number of rows, of sessions with contexts of their own, after rejected rows and forks, under
- * each policy. Three layers of the geometry that the stack is for: the second does not slide. */
+ * each policy, with blocks in host memory too. Three layers of the geometry that the stack is for;
+ * the second slides. */
 #include "../dev/cuda_test.h"
 
 #include "kv/kv.h"
@@ -19,18 +20,40 @@ struct run {
     size_t V;
 };
 
-static void open_run(struct run *r, const char *policy, int32_t sinks, int32_t window)
+/* resident: blocks of a session's paged layers that stay on the device, 0: nothing is paged; slots:
+ * of the ring that the others come through */
+struct setup {
+    const char *policy;
+    int32_t sinks, window;
+    int resident, slots;
+};
+
+/* The device cap that leaves room for so many blocks of each layer that pages */
+static int64_t cap_of(const struct kk_kv_layout *layout, const struct setup *s)
+{
+    const struct kk_kv_options o = {.policy = s->policy, .sinks = s->sinks, .window = s->window};
+    struct kk_kv_rule rule[8];
+    struct kk_err err = {0};
+    KK_ASSERT_OK(kk_kv_rules(layout, &o, rule, &err), &err);
+    return s->resident ? (int64_t)kk_kv_plan_bytes(layout, &o, rule,
+                                                   (int64_t)s->resident * KK_KV_BLOCK_ROWS)
+                       : 0;
+}
+
+static void open_run(struct run *r, const struct setup *s)
 {
     struct kk_model_file *mf = NULL;
     struct kk_err err = {0};
     struct kk_kv_layout layout;
-    const struct kk_kv_options o = {.policy = policy, .sinks = sinks, .window = window};
+    struct kk_kv_options o = {
+        .policy = s->policy, .sinks = s->sinks, .window = s->window, .staging_blocks = s->slots};
     const struct kk_kv_limits kl = {SESSIONS, CHUNK, 16, TOKENS + 64};
     const struct kk_model_limits lim = {.max_rows = CHUNK, .max_logit_rows = CHUNK};
     *r = (struct run){0};
     KK_ASSERT_OK(kk_model_file_open("synth:tests/data/step.json:5", &mf, &err), &err);
     KK_ASSERT_OK(kk_model_open(mf, gpu, &lim, NULL, &r->m, &err), &err);
     KK_ASSERT_OK(kk_model_kv_layout(mf, KK_BF16, &layout, &err), &err);
+    o.device_cap = cap_of(&layout, s);
     r->V = (size_t)kk_model_info(r->m)->V;
     kk_model_file_close(mf);
     KK_ASSERT_OK(kk_kv_pool_open(gpu, &layout, &o, &kl, &r->pool, &err), &err);
@@ -140,18 +163,19 @@ static void random_step(struct run *r, struct kk_test_rng *rng, int T, int B, co
         assert_rows(r, out, all, who[b], at[b], n[b]);
 }
 
-static void test_policy(const char *policy, int32_t sinks, int32_t window)
+static void test_setup(const struct setup *s)
 {
+    const struct setup whole = {s->policy, s->sinks, s->window, 0, 0};
     struct run a, b;
-    struct kk_test_rng rng = kk_test_rng(policy);
+    struct kk_test_rng rng = kk_test_rng(s->policy);
     if (!gpu->stack) skip();
-    open_run(&a, policy, sinks, window);
+    open_run(&a, &whole);
     float *all = kk_calloc((size_t)SESSIONS * TOKENS * a.V, sizeof *all);
     float *out = kk_calloc(CHUNK * a.V, sizeof *out);
     for (int i = 0; i < SESSIONS; i++)
         read_on(&a, i, prefix[i] + 8 * STEPS < TOKENS ? prefix[i] + 8 * STEPS : TOKENS, all, NULL);
     close_run(&a);
-    open_run(&b, policy, sinks, window);
+    open_run(&b, s);
     for (int i = 0; i < SESSIONS; i++) read_on(&b, i, prefix[i], NULL, out);
     for (int k = 0; k < STEPS; k++) {
         const int T = 1 + k % MOST, B = k < MOST ? T : 1 + (int)kk_test_below(&rng, (uint32_t)T);
@@ -167,37 +191,50 @@ static void test_native(void **state)
 {
     (void)state;
     NEED_GPU();
-    test_policy("native", 0, 0);
+    test_setup(&(struct setup){"native", 0, 0, 0, 0});
 }
 
 static void test_full(void **state)
 {
     (void)state;
     NEED_GPU();
-    test_policy("full", 0, 0);
+    test_setup(&(struct setup){"full", 0, 0, 0, 0});
 }
 
 static void test_s5(void **state)
 {
     (void)state;
     NEED_GPU();
-    test_policy("s5", 4, 300);
+    test_setup(&(struct setup){"s5", 4, 300, 0, 0});
 }
 
 static void test_sinkwin(void **state)
 {
     (void)state;
     NEED_GPU();
-    test_policy("sinkwin", 20, 200);
+    test_setup(&(struct setup){"sinkwin", 20, 200, 0, 0});
+}
+
+static void test_pages(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    test_setup(&(struct setup){"native", 0, 0, 2, 64});
+}
+
+static void test_few_slots(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    test_setup(&(struct setup){"s5", 4, 64, 1, 2});
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_native),
-        cmocka_unit_test(test_full),
-        cmocka_unit_test(test_s5),
-        cmocka_unit_test(test_sinkwin),
+        cmocka_unit_test(test_native), cmocka_unit_test(test_full),
+        cmocka_unit_test(test_s5),     cmocka_unit_test(test_sinkwin),
+        cmocka_unit_test(test_pages),  cmocka_unit_test(test_few_slots),
     };
     return cmocka_run_group_tests(tests, open_gpu, close_gpu);
 }
