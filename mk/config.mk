@@ -70,6 +70,11 @@ CUDA_ARCH ?= 90a
 CUDA_HOME  = $(patsubst %/bin/,%,$(dir $(realpath $(NVCC))))
 NVFLAGS    = -O3 -lineinfo -std=c++17 -gencode arch=compute_$(CUDA_ARCH),code=sm_$(CUDA_ARCH) \
              -fmad=false -Isrc -Iinclude -Xcompiler -Wall,-Wextra,-Wno-format-truncation -Werror all-warnings
+# CUDA_STEP_PAGES=1: the one-kernel decode step takes sessions with rows in host memory (docs/adr/0031)
+ifneq ($(CUDA_STEP_PAGES),)
+KKFLAGS += -DKK_CUDA_STEP_PAGES
+NVFLAGS += -DKK_CUDA_STEP_PAGES
+endif
 ifneq ($(CUDA),)
 LIBS += -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt -lstdc++
 endif

@@ -290,6 +290,13 @@ static bool step_rows(struct ks_args *a, const struct kk_stack_step *st)
     return t == st->T && pairs[0] <= PAIRS && pairs[1] <= PAIRS;
 }
 
+/* docs/adr/0031: off until its last changes have run on a GPU */
+#ifdef KK_CUDA_STEP_PAGES
+static const bool takes_pages = true;
+#else
+static const bool takes_pages = false;
+#endif
+
 /* Pages of the step, each a split of a full layer; false: others are not taken. */
 static bool step_pages(struct ks_args *a, const struct kk_stack_step *st)
 {
@@ -299,6 +306,7 @@ static bool step_pages(struct ks_args *a, const struct kk_stack_step *st)
     for (int b = 0; b < st->B; p->n += a->seq[b++].pages.n)
         a->seq[b].pages = {h ? h->first[0][b] : 0, h ? h->count[0][b] : 0, p->n};
     if (!h) return true;
+    if (!takes_pages) return false;
     for (int b = 0; b < st->B; b++)
         if (h->count[1][b]) return false;
     if (h->slots > KS_PAGE_SLOTS || h->block_rows != KK_CUDA_SPLIT) return false;

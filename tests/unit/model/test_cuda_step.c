@@ -215,10 +215,17 @@ static void test_sinkwin(void **state)
     test_setup(&(struct setup){"sinkwin", 20, 200, 0, 0});
 }
 
+#ifdef KK_CUDA_STEP_PAGES
+#define NEED_PAGES() (void)0
+#else
+#define NEED_PAGES() skip() /* built without CUDA_STEP_PAGES=1 */
+#endif
+
 static void test_pages(void **state)
 {
     (void)state;
     NEED_GPU();
+    NEED_PAGES();
     test_setup(&(struct setup){"native", 0, 0, 2, 64});
 }
 
@@ -226,6 +233,7 @@ static void test_few_slots(void **state)
 {
     (void)state;
     NEED_GPU();
+    NEED_PAGES();
     test_setup(&(struct setup){"s5", 4, 64, 1, 2});
 }
 
