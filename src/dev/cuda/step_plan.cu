@@ -291,11 +291,14 @@ static bool step_rows(struct ks_args *a, const struct kk_stack_step *st)
 }
 
 /* docs/adr/0031: off until its last changes have run on a GPU */
+static bool takes_pages()
+{
 #ifdef KK_CUDA_STEP_PAGES
-static const bool takes_pages = true;
+    return true;
 #else
-static const bool takes_pages = false;
+    return false;
 #endif
+}
 
 /* Pages of the step, each a split of a full layer; false: others are not taken. */
 static bool step_pages(struct ks_args *a, const struct kk_stack_step *st)
@@ -306,7 +309,7 @@ static bool step_pages(struct ks_args *a, const struct kk_stack_step *st)
     for (int b = 0; b < st->B; p->n += a->seq[b++].pages.n)
         a->seq[b].pages = {h ? h->first[0][b] : 0, h ? h->count[0][b] : 0, p->n};
     if (!h) return true;
-    if (!takes_pages) return false;
+    if (!takes_pages()) return false;
     for (int b = 0; b < st->B; b++)
         if (h->count[1][b]) return false;
     if (h->slots > KS_PAGE_SLOTS || h->block_rows != KK_CUDA_SPLIT) return false;
