@@ -24,6 +24,7 @@ enum {
     TIMEOUT_S = 10, /* of silence */
     LIFE_S = 60,    /* of a connection in all */
     CONNECTIONS_MAX = 128,
+    BACKLOG = 1024, /* who waits for one of them; beyond it the kernel drops what comes */
     HEADERS_MAX = 8192,
     PAGE_MAX = 4 << 20
 };
@@ -158,8 +159,8 @@ static int bind_to(struct kk_metrics_http *m, const char *address, struct kk_err
     int rc = getaddrinfo(host, colon + 1, &hints, &found);
     if (rc) return kk_fail(err, KK_EINVAL, "'%s': %s", address, gai_strerror(rc));
     m->listener = evconnlistener_new_bind(
-        m->base, NULL, NULL, LEV_OPT_CLOSE_ON_FREE | LEV_OPT_REUSEABLE | LEV_OPT_CLOSE_ON_EXEC, 64,
-        found->ai_addr, (int)found->ai_addrlen);
+        m->base, NULL, NULL, LEV_OPT_CLOSE_ON_FREE | LEV_OPT_REUSEABLE | LEV_OPT_CLOSE_ON_EXEC,
+        BACKLOG, found->ai_addr, (int)found->ai_addrlen);
     freeaddrinfo(found);
     if (!m->listener) return kk_fail(err, KK_EIO, "cannot listen on %s: %m", address);
     if (!evhttp_bind_listener(m->http, m->listener)) {
