@@ -69,7 +69,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     FUZZ_CHECK(plan.weight_bytes > 0 && plan.scratch_bytes > 0 && plan.kv_staging_bytes >= 0);
     FUZZ_CHECK(plan.total_bytes == plan.weight_bytes + plan.scratch_bytes + plan.logits_bytes +
-                                       plan.kv_staging_bytes + 2 * plan.session_kv_bytes);
+                                       plan.kv_staging_bytes + plan.restorer_bytes +
+                                       2 * plan.session_kv_bytes);
     if (plan.total_bytes < MOST_BYTES && plan.weight_bytes < MOST_PARAMS) run(&o, &plan);
     return 0;
 }

@@ -119,9 +119,9 @@ static int32_t split_at(const struct group *g, int i)
     return i < sinks ? g->sink0 + i : g->win0 + i - sinks;
 }
 
-/* Addresses of rows [j, j + n), plus off: runs of one block at a time */
+/* Addresses of rows [j, j + n), plus off bytes: runs of one block at a time */
 static void row_pointers(const struct kk_kv_seq *s, int32_t j, int32_t n, size_t row_bytes,
-                         size_t off, const void **out)
+                         ptrdiff_t off, const void **out)
 {
     while (n > 0) {
         const char *p = (const char *)kk_kv_row(s, j, row_bytes) + off;
@@ -240,7 +240,8 @@ static void look_ahead(const struct attn_job *job, const struct group *g, const 
     s->next = w->rows;
     if (!to->nq || job->a->mask.exact_near || in_host_memory(to->seq, next->index * S)) return;
     spans_of(job, to, next->index, span);
-    const size_t off = (size_t)(to->g0 - g->g0) * kk_dtype_size(job->a->kv_dtype, job->a->D);
+    const ptrdiff_t head = (ptrdiff_t)kk_dtype_size(job->a->kv_dtype, job->a->D);
+    const ptrdiff_t off = (to->g0 - g->g0) * head;
     for (int i = 0; i < 2; i++) {
         const int32_t len = span[i].hi - span[i].lo;
         row_pointers(to->seq, span[i].lo, len, rb, off, w->next + s->n_next);
