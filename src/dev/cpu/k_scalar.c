@@ -175,7 +175,7 @@ static void derived(enum kk_dtype t, int nq, int nk, int D, int R, const float *
                     float scale, float *s, int64_t lds)
 {
     for (int j = 0; j < nk; j++) {
-        float k[KK_DERIVED_D];
+        float k[KK_DERIVED_D] = {0};
         const void *key = k;
         derive(t, 1, D, R, rows + j, off, k_norm, cs + (int64_t)j * 2 * R, k);
         scores(KK_F32, nq, 1, D, q, ldq, &key, 0, scale, s + j, lds);

@@ -108,11 +108,11 @@ static struct kk_cpu_x gather(const struct moe_job *j, int p, int n, float *buf)
                                : (size_t)j->C * sizeof(float);
     for (i = 0; i < n; i++) {
         const struct kk_cpu_x row = kk__x_row(&j->x, order[p + i] / A);
-        memcpy((char *)buf + (size_t)i * bytes,
-               x.q   ? row.q
-               : x.h ? (const void *)row.h
-                     : (const void *)row.f,
-               bytes);
+        const void *from = row.q   ? (const void *)row.q
+                           : row.h ? (const void *)row.h
+                                   : (const void *)row.f;
+        KK_BUG_ON(!from);
+        memcpy((char *)buf + (size_t)i * bytes, from, bytes);
     }
     if (x.q)
         x.q = (const char *)buf;
