@@ -702,8 +702,6 @@ static void only_idle_sessions_make_way(void **state)
     kk_runtime_close(rt);
 }
 
-/* Where nothing can be moved the third of two is refused, with the numbers; where host memory takes
- * the idle ones nobody is; and nobody is let in who could never read. */
 /* As many sessions as fit on the device and in host memory together, with no room besides: each of
  * them can go on, in the place of another. */
 static void full_everywhere_they_change_places(void **state)
@@ -748,6 +746,8 @@ static void full_everywhere_they_change_places(void **state)
     kk_engine_close(e);
 }
 
+/* Where nothing can be moved the third of two is refused, with the numbers; where host memory takes
+ * the idle ones nobody is; and nobody is let in who could never read. */
 static void admission_is_by_bytes(void **state)
 {
     (void)state;
