@@ -157,7 +157,8 @@ int kk__stack_step(struct kk_model *m, struct kk_kv_pool *pool, const struct kk_
     int32_t pos[MOST_SEQS], rows[MOST_SEQS];
     struct host_blocks host = {0};
     const int B = kk_kv_step_B(pool), T = kk_kv_step_T(pool);
-    if (!m->stack || !m->stack->handle || B > MOST_SEQS || !kk_kv_step_holds(pool)) return 0;
+    if (!m->stack || !m->stack->handle || fwd->one_shot || B > MOST_SEQS || !kk_kv_step_holds(pool))
+        return 0;
     for (int b = 0, t = 0; b < B; t += rows[b++]) {
         pos[b] = kk_kv_step_pos_host(pool)[t];
         rows[b] = kk_kv_step_rows(pool, b);
